@@ -1,0 +1,20 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def align(
+    start: dsl.Input[dsl.Model],
+    preferences: dsl.Input[dsl.Dataset],
+    recipe: str,
+    model: dsl.Output[dsl.Model],
+    control: dsl.Output[dsl.Model],
+    section: str = "align",
+):
+    """Align by DPO on preference pairs, beside a control that is fine-tuned on the preferred answers alone."""
+    from pathlib import Path
+
+    from components.align.alignment import align as run
+
+    run(Path(start.path), Path(preferences.path), Path(model.path), Path(control.path), recipe, section)

@@ -1,0 +1,135 @@
+"""Boxes: one type in pixels, and a codec for each way that models write a place as text.
+
+A dataset says a place in its own words, `<box>12,5,40,33</box>`, absolute xyxy pixels of its picture. A
+model learns and answers in the convention that its processor declares; the codec goes between the two.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+CANONICAL = re.compile(r"<box>([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)</box>")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a picture: corners in pixels, and the picture's size in pixels."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    width: int
+    height: int
+
+    @property
+    def area(self) -> float:
+        return max(0.0, self.x1 - self.x0) * max(0.0, self.y1 - self.y0)
+
+    def resized(self, width: int, height: int) -> "Box":
+        """The same place in the picture resized to `width` × `height`."""
+        x, y = width / self.width, height / self.height
+        return Box(self.x0 * x, self.y0 * y, self.x1 * x, self.y1 * y, width, height)
+
+    def iou(self, other: "Box") -> float:
+        """Intersection over union; 0 where both are empty."""
+        inner = Box(
+            max(self.x0, other.x0),
+            max(self.y0, other.y0),
+            min(self.x1, other.x1),
+            min(self.y1, other.y1),
+            self.width,
+            self.height,
+        ).area
+        union = self.area + other.area - inner
+        return inner / union if union > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a family of models writes a box.
+
+    `write(box) -> text`; `read(text, width, height) -> Box`, or None where the text holds no box: a parse
+    failure is its own outcome, never a box at zero. `error` bounds a corner's round trip, as a share of
+    the picture's side.
+    """
+
+    write: Callable[[Box], str]
+    read: Callable[[str, int, int], Box | None]
+    error: float
+
+
+def _grid(pattern: str, form: str, cells: int, *, centre: bool, order: str = "xyxy") -> Codec:
+    """A codec of four integers on a grid of `cells` a side; read at a cell's centre, or at its number."""
+    finder, shift = re.compile(pattern), 0.5 if centre else 0.0
+
+    def write(box: Box) -> str:
+        scaled = (box.x0 / box.width, box.y0 / box.height, box.x1 / box.width, box.y1 / box.height)
+        values = [min(cells - 1, max(0, int(v * cells) if centre else round(v * cells))) for v in scaled]
+        if order == "yxyx":
+            values = [values[1], values[0], values[3], values[2]]
+        return form.format(*values)
+
+    def read(text: str, width: int, height: int) -> Box | None:
+        match = finder.search(text)
+        if match is None:
+            return None
+        a, b, c, d = ((int(v) + shift) / cells for v in match.groups())
+        if order == "yxyx":
+            a, b, c, d = b, a, d, c
+        return Box(a * width, b * height, c * width, d * height, width, height)
+
+    return Codec(write, read, (0.5 if centre else 1.0) / cells)
+
+
+def _kosmos() -> Codec:
+    """Two patch tokens on a 32×32 grid: the corners' cells, read at their centres."""
+    finder = re.compile(r"<object><patch_index_(\d{4})><patch_index_(\d{4})></object>")
+
+    def cell(x: float, y: float) -> int:
+        return min(31, max(0, int(y * 32))) * 32 + min(31, max(0, int(x * 32)))
+
+    def write(box: Box) -> str:
+        first = cell(box.x0 / box.width, box.y0 / box.height)
+        last = cell(box.x1 / box.width, box.y1 / box.height)
+        return f"<object><patch_index_{first:04d}><patch_index_{last:04d}></object>"
+
+    def read(text: str, width: int, height: int) -> Box | None:
+        match = finder.search(text)
+        if match is None:
+            return None
+        (y0, x0), (y1, x1) = (divmod(int(v), 32) for v in match.groups())
+        x0, y0, x1, y1 = ((v + 0.5) / 32 for v in (x0, y0, x1, y1))
+        return Box(x0 * width, y0 * height, x1 * width, y1 * height, width, height)
+
+    return Codec(write, read, 0.5 / 32)
+
+
+def _pixels() -> Codec:
+    def read(text: str, width: int, height: int) -> Box | None:
+        match = CANONICAL.search(text)
+        return Box(*map(float, match.groups()), width, height) if match else None
+
+    return Codec(canonical, read, 0.005)
+
+
+def canonical(box: Box) -> str:
+    """A box as a dataset writes it; corners to a hundredth of a pixel."""
+    return "<box>{:g},{:g},{:g},{:g}</box>".format(*(round(v, 2) for v in (box.x0, box.y0, box.x1, box.y1)))
+
+
+_L = r"<loc(\d{2})>"
+_P = r"<loc(\d{4})>"
+CODECS: dict[str, Codec] = {
+    "pixels": _pixels(),
+    "sketch": _grid(_L * 4, "<loc{:02d}><loc{:02d}><loc{:02d}><loc{:02d}>", 64, centre=True),
+    "qwen-vl": _grid(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", "<box>({},{}),({},{})</box>", 1000, centre=False),
+    "paligemma": _grid(_P * 4, "<loc{:04d}><loc{:04d}><loc{:04d}><loc{:04d}>", 1024, centre=True, order="yxyx"),
+    "kosmos-2": _kosmos(),
+}
+
+
+def transcode(text: str, convention: str, width: int, height: int) -> str:
+    """Rewrite every `<box>` of a dataset's text, in a picture of `width` × `height`, as `convention` has it."""
+    write = CODECS[convention].write
+    return CANONICAL.sub(lambda match: write(Box(*map(float, match.groups()), width, height)), text)

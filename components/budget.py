@@ -1,0 +1,30 @@
+"""The budget of a training stage, as a recipe states it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A budget in optimizer steps, so that the same recipe gives the same weights on a slow machine.
+
+    `trainer` holds further arguments of the library's trainer by their own names.
+    """
+
+    max_steps: int = 100
+    batch_size: int = 32  # over all processes
+    learning_rate: float = 1e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    weight_decay: float = 0.01
+    warmup_steps: int = 20
+    processes: int = 1
+    trainer: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.batch_size < 1 or self.processes < 1:
+            raise ValueError("max_steps, batch_size and processes must be at least 1")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")

@@ -1,0 +1,32 @@
+"""Curation as a pipeline step."""
+
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def curate(
+    raw: dsl.Input[dsl.Dataset],
+    recipe: str,
+    curated: dsl.Output[dsl.Dataset],
+    ledger: dsl.Output[dsl.Artifact],
+    funnel: dsl.Output[dsl.HTML],
+    scorer: dsl.Output[dsl.Model],
+    section: str = "curate",
+):
+    """Keep the pairs worth learning from, and write a verdict for every one."""
+    from pathlib import Path
+
+    from components.curate.curation import Curation
+    from components.curate.curation import curate as run
+    from components.recipe import load
+
+    run(
+        Path(raw.path),
+        Path(curated.path),
+        Path(ledger.path),
+        Path(funnel.path),
+        Path(scorer.path),
+        load(Curation, recipe, section),
+    )

@@ -1,0 +1,135 @@
+"""Pictures: one decode of each gives everything that the rules ask of it."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+SIDE = 64  # of the thumbnail, px
+CELLS = 16  # cells a side of the signature: 4 x 4 thumbnail pixels each
+FLAT = 2.0  # grey levels; a smaller step between neighbours is compression noise, not an edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One decoded picture, small; where `reason` is set it could not be decoded, and the rest is empty."""
+
+    reason: str = ""
+    width: int = 0  # px, upright, in full
+    height: int = 0
+    thumbnail: np.ndarray | None = None  # (64, 64, 3) uint8 Y, Cb, Cr; squeezed to the square
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the rules compare, for N thumbnails."""
+
+    contrast: np.ndarray  # (N,) standard deviation of brightness, in grey levels
+    correlation: np.ndarray  # (N,) of neighbouring pixels, larger of the two directions: about 0 for white noise
+    hashes: np.ndarray  # (N,) uint64 dHash
+    cells: np.ndarray  # (N, 3, 16, 16) uint8 mean Y, Cb, Cr
+
+
+def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
+    """The picture as people see it: upright by its EXIF orientation, transparency on white, first frame, RGB.
+
+    Args:
+        data: the encoded file.
+        at_least: decode a larger JPEG at a smaller scale, neither side below this many pixels; None: in full.
+
+    Raises:
+        ValueError: there is no data.
+        Exception: whatever Pillow raises on a damaged file (OSError, SyntaxError, struct.error, ...).
+    """
+    if not data:
+        raise ValueError("no image bytes")
+    with Image.open(io.BytesIO(data)) as picture:
+        if at_least is not None:
+            picture.draft(None, (at_least, at_least))  # only JPEG has it; the mode stays the file's own
+        return _rgb(ImageOps.exif_transpose(picture))
+
+
+def look(data: bytes | None) -> Picture:
+    """Decode one picture; a file that cannot be decoded is a finding, with its reason, not an error."""
+    try:
+        if not data:
+            raise ValueError("no image bytes")
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
+            picture.draft(None, (2 * SIDE, 2 * SIDE))
+            upright = ImageOps.exif_transpose(picture)
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):  # a quarter turn
+                width, height = height, width
+            rgb = _rgb(upright)
+        # Bilinear, not box: Pillow's box counts whole pixels only, and copies of other sizes come out different.
+        small = rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
+        return Picture(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return Picture(width=width, height=height, thumbnail=np.asarray(small))
+
+
+def statistics(pictures: list[Picture]) -> Statistics:
+    """Measure pictures, all at once; one that could not be decoded counts as black."""
+    black = np.zeros((SIDE, SIDE, 3), np.uint8)
+    thumbnails = np.stack([black if picture.thumbnail is None else picture.thumbnail for picture in pictures])
+    planes = thumbnails.transpose(0, 3, 1, 2).astype(np.float32)  # (N, 3, 64, 64)
+    luma = planes[:, 0]
+    contrast = luma.std(axis=(1, 2))
+    cells = _averaging(CELLS) @ planes @ _averaging(CELLS).T  # products are ten times faster than means over short axes
+    return Statistics(
+        contrast=contrast,
+        correlation=_correlation(luma, contrast),
+        hashes=_dhash(luma),
+        cells=np.rint(cells).astype(np.uint8),
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pillow warns of odd metadata and large pictures; the rules judge the pixels, so its warnings say nothing here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
+        scaled = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _correlation(luma: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each pixel with its right, and with its lower, neighbour; the larger magnitude."""
+    centred = luma - luma.mean(axis=(1, 2), keepdims=True)
+    across = np.abs((centred[:, :, 1:] * centred[:, :, :-1]).mean(axis=(1, 2)))
+    down = np.abs((centred[:, 1:] * centred[:, :-1]).mean(axis=(1, 2)))
+    variance = contrast**2
+    return np.divide(np.maximum(across, down), variance, out=np.ones_like(variance), where=contrast > 1e-3)
+
+
+def _dhash(luma: np.ndarray) -> np.ndarray:
+    """64-bit dHash: is each cell of a 9 x 8 grid brighter than its left neighbour, by more than noise?
+
+    Source: Krawetz 2013, "Kind of Like That"; the margin keeps flat areas from flipping bits in a recompressed copy.
+    """
+    grid = _averaging(8) @ luma @ _averaging(9).T  # (N, 8, 9)
+    bits = grid[:, :, 1:] - grid[:, :, :-1] > FLAT
+    return np.packbits(bits.reshape(len(luma), 64), axis=1).view(">u8")[:, 0].astype(np.uint64)
+
+
+def _averaging(parts: int) -> np.ndarray:
+    """(parts, 64) weights that average a line of the thumbnail over `parts` equal stretches, pixels cut exactly."""
+    edges = np.linspace(0, SIDE, parts + 1)[:, None]
+    covered = np.clip(edges - np.arange(SIDE), 0, 1)  # how much of each pixel lies before each edge
+    return ((covered[1:] - covered[:-1]) * parts / SIDE).astype(np.float32)

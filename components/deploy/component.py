@@ -1,0 +1,31 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def deploy(
+    model: dsl.Input[dsl.Model],
+    version: dsl.Input[dsl.Artifact],
+    pairs: dsl.Input[dsl.Dataset],
+    recipe: str,
+    manifest: dsl.Output[dsl.Artifact],
+    transcript: dsl.Output[dsl.Artifact],
+    section: str = "deploy",
+):
+    """Write the KServe InferenceService of the version, and try its predictor with a real picture."""
+    from pathlib import Path
+
+    from components.deploy.deployment import Deployment, deploy
+    from components.recipe import load
+    from components.step import IMAGE
+
+    deploy(
+        Path(model.path),
+        Path(version.path),
+        Path(pairs.path),
+        Path(manifest.path),
+        Path(transcript.path),
+        IMAGE,
+        load(Deployment, recipe, section),
+    )

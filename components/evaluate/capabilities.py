@@ -1,0 +1,160 @@
+"""What a model can do, one function a capability: a score for each example, on any set of pictures.
+
+Every function takes the pictures apart from the questions, so that the same code measures the controls:
+blank pictures, and every question with another question's picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jiwer
+import numpy as np
+from PIL import Image
+from torchmetrics.functional.text import chrf_score
+
+from components.boxes import CANONICAL, CODECS, Box
+from components.inference import Loaded, chat, classify, embed_images, embed_texts, score
+from components.tasks import objects
+
+Pictures = Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One held-out question: its example's uid, the picture's size, the prompt and the true answer."""
+
+    uid: str
+    size: tuple[int, int]
+    prompt: str
+    answer: str
+
+
+@dataclass
+class Result:
+    """Scores of a capability.
+
+    The reported value is sum(score) / sum(weight), so that a corpus error rate is as easy as a mean. `gain`
+    holds the same scores turned so that more is better, for pairing two models.
+    """
+
+    metric: str
+    score: np.ndarray
+    weight: np.ndarray
+    higher_is_better: bool = True
+    extras: dict[str, float] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+
+    @property
+    def gain(self) -> np.ndarray:
+        ratio = self.score / np.maximum(self.weight, 1e-9)
+        return ratio if self.higher_is_better else -ratio
+
+
+def _mean(metric: str, score: Any, **more: Any) -> Result:
+    score = np.asarray(score, float)
+    return Result(metric, score, np.ones_like(score), **more)
+
+
+def retrieval(loaded: Loaded, pictures: Pictures, captions: Sequence[str]) -> Result:
+    """Recall@1 from picture to caption; a tie is a miss, and an equal caption elsewhere is a hit."""
+    similarity = embed_images(loaded, pictures) @ embed_texts(loaded, captions).T
+    same = np.array(captions)[:, None] == np.array(captions)[None, :]
+    ranks = _ranks(similarity, same)
+    back = _ranks(similarity.T, same)
+    extras = {f"R@{k} {way}": float((r < k).mean()) for way, r in (("i2t", ranks), ("t2i", back)) for k in (1, 5, 10)}
+    return _mean(f"R@1 of {len(captions)}, image to text", ranks < 1, extras=extras)
+
+
+def _ranks(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Place of the best right answer among the wrong ones, 0 for first; ties count against it."""
+    right = np.where(same, similarity, -np.inf).max(1, keepdims=True)
+    return ((similarity >= right - 1e-7) & ~same).sum(1)
+
+
+def zero_shot(loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> Result:
+    """Top-1 accuracy among the labels that the set holds."""
+    classes = sorted(set(labels))
+    guesses = classify(loaded, pictures, classes).argmax(1)
+    return _mean(f"top-1 of {len(classes)} classes", [classes[g] == label for g, label in zip(guesses, labels, strict=True)])
+
+
+def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+    """chrF of a caption against the reference (torchmetrics), 0 to 1."""
+    answers = _ask(loaded, pictures, questions)
+    _, each = chrf_score(answers, [[q.answer] for q in questions], return_sentence_level_score=True)  # type: ignore[misc]
+    return _mean("chrF", each.numpy(), answers=answers)
+
+
+def name_objects(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], vocabulary: Sequence[str]) -> dict[str, Result]:
+    """Exact match of the list of objects, and CHAIR: captions that name an object that is not there.
+
+    Source: Rohrbach et al. 2018 (CHAIR-s as the value, CHAIR-i beside it).
+    """
+    answers = _ask(loaded, pictures, questions)
+    said = [objects.parse(answer, vocabulary) for answer in answers]
+    true = [objects.parse(q.answer, vocabulary) for q in questions]
+    invented = [sum(1 for category in s if category not in t) for s, t in zip(said, true, strict=True)]
+    mentioned = sum(len(s) for s in said)
+    chair_i = {"CHAIR-i": sum(invented) / mentioned if mentioned else 0.0, "objects mentioned": mentioned}
+    exact = [a == q.answer for a, q in zip(answers, questions, strict=True)]
+    return {
+        "objects": _mean("exact match", exact, answers=answers),
+        "hallucination": _mean(
+            "CHAIR-s", [i > 0 for i in invented], higher_is_better=False, extras=chair_i, answers=answers
+        ),
+    }
+
+
+def ground(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+    """Acc@0.5 of the box for a referring expression; an answer that is no box is a miss and counted apart."""
+    codec = CODECS[loaded.box_convention]
+    answers = _ask(loaded, pictures, questions)
+    overlaps, failures = [], 0
+    for answer, question in zip(answers, questions, strict=True):
+        found = codec.read(answer, *question.size)
+        failures += found is None
+        overlaps.append(0.0 if found is None else found.iou(true_box(question)))
+    extras = {"mean IoU": float(np.mean(overlaps)), "parse failures": failures / len(questions)}
+    return _mean("Acc@0.5", [o >= 0.5 for o in overlaps], extras=extras, answers=answers)
+
+
+def true_box(question: Question) -> Box:
+    """The box of a grounding question's answer."""
+    match = CANONICAL.search(question.answer)
+    assert match is not None, f"{question.uid}: a grounding answer without a box"
+    return Box(*map(float, match.groups()), *question.size)
+
+
+def read(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> dict[str, Result]:
+    """Exact match of a line, and its character error rate (jiwer; micro: errors over characters, text as it is)."""
+    answers = _ask(loaded, pictures, questions)
+    counts = [jiwer.process_characters(q.answer, a) for a, q in zip(answers, questions, strict=True)]
+    errors = np.array([c.substitutions + c.deletions + c.insertions for c in counts], float)
+    lengths = np.array([max(1, len(q.answer)) for q in questions], float)
+    exact = [a == q.answer for a, q in zip(answers, questions, strict=True)]
+    return {
+        "reading": _mean("exact match", exact, answers=answers),
+        "reading errors": Result("CER", errors, lengths, higher_is_better=False, answers=answers),
+    }
+
+
+def yes_no(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+    """Accuracy of yes-or-no polling; the yes-ratio is of predictions (POPE, Li et al. 2023)."""
+    answers = [a.lower().strip(" .") for a in _ask(loaded, pictures, questions, max_new_tokens=4)]
+    extras = {"yes ratio": float(np.mean([a == "yes" for a in answers]))}
+    hits = [a == q.answer for a, q in zip(answers, questions, strict=True)]
+    return _mean("accuracy", hits, extras=extras, answers=answers)
+
+
+def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Question, str]]) -> Result:
+    """Share of pairs where the truth is likelier than the hallucinated answer, strictly."""
+    prompts = [question.prompt for question, _ in pairs]
+    chosen = score(loaded, pictures, prompts, [question.answer for question, _ in pairs])
+    rejected = score(loaded, pictures, prompts, [wrong for _, wrong in pairs])
+    return _mean("truth preferred", chosen > rejected)
+
+
+def _ask(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
+    return chat(loaded, pictures, [q.prompt for q in questions], max_new_tokens=max_new_tokens, batch_size=128)
+

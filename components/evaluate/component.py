@@ -1,0 +1,30 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def evaluate(
+    model: dsl.Input[dsl.Model],
+    pairs: dsl.Input[dsl.Dataset],
+    conversations: dsl.Input[dsl.Dataset],
+    stage: str,
+    recipe: str,
+    scores: dsl.Output[dsl.Artifact],
+    section: str = "evaluate",
+):
+    """Measure every capability on held-out data, with intervals and with blank and shuffled pictures."""
+    from pathlib import Path
+
+    from components.evaluate.evaluation import evaluate as run
+    from components.evaluate.section import Evaluation
+    from components.recipe import load
+
+    run(
+        model=Path(model.path),
+        pairs=Path(pairs.path),
+        conversations=Path(conversations.path),
+        out=Path(scores.path),
+        stage=stage,
+        section=load(Evaluation, recipe, section),
+    )

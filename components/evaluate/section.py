@@ -1,0 +1,22 @@
+"""What a recipe says of evaluation."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How many held-out examples a capability is measured on, and how many its controls."""
+
+    limit: int = 500
+    questions: int = 300
+    control_questions: int = 100
+    resamples: int = 1000
+    confidence: float = 0.95
+    samples: int = 6
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.limit, self.questions, self.control_questions) < 2:
+            raise ValueError("limit, questions and control_questions must be at least 2: an interval needs two examples")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence {self.confidence} must be between 0 and 1")

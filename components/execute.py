@@ -1,0 +1,228 @@
+"""Run one step: what a container of a pipeline starts, and what the laptop starts in a process.
+
+    python -m components.execute kfp.dsl.executor_main --module components.curate.component \\
+        --function curate --executor_input '{...}'
+
+KFP's executor calls the function with its artifacts. Around it stand four things that every step needs: a
+step that has nothing new to do is skipped (VLMFLOW_RUN set: a run on this machine); outputs are written
+beside and renamed when the step has ended; a user's mistake is one line and exit code 2; and the step's
+record (seconds, peak memory, what went in and out) lies in the run's folder.
+"""
+
+import argparse
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from components import recipe as recipes
+from components.errors import EXIT_CODE, SpaceError, VlmflowError
+from components.memo import Memo, content_hash, key
+from components.sources import code_hash
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m components.execute", allow_abbrev=False)
+    parser.add_argument("executor", choices=["kfp.dsl.executor_main"])
+    parser.add_argument("--module", required=True)
+    parser.add_argument("--function", required=True)
+    parser.add_argument("--executor_input", required=True)
+    given = parser.parse_args(arguments)
+    configure_logging()
+    task = Task(given.module, given.function, json.loads(given.executor_input))
+    try:
+        task.run()
+    except VlmflowError as error:
+        task.record(status="failed", error=str(error), users=True)
+        print(f"error: {given.function}: {error}", file=sys.stderr)  # noqa: T201  the one line that the user reads
+        return EXIT_CODE
+    except BaseException as error:
+        task.record(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+def configure_logging() -> None:
+    """One line a message, with the time; chatter of libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    for name in ("components", "pipelines", "models"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+class Task:
+    """One step with its inputs and outputs, as KFP's executor input gives them."""
+
+    def __init__(self, module: str, function: str, executor_input: dict[str, Any]):
+        self.module, self.function, self.input = module, function, executor_input
+        inputs, outputs = executor_input.get("inputs", {}), executor_input["outputs"]
+        self.parameters: dict[str, Any] = inputs.get("parameterValues", {})
+        self.inputs = {name: _path(a["artifacts"][0]["uri"]) for name, a in inputs.get("artifacts", {}).items()}
+        self.outputs = {name: _path(a["artifacts"][0]["uri"]) for name, a in outputs.get("artifacts", {}).items()}
+        self.output_file = Path(outputs["outputFile"])
+        self.folder = self.output_file.parent
+        self.name = self.folder.name
+        run = os.environ.get("VLMFLOW_RUN")
+        self.run_folder = Path(run) if run else None
+        self.started = time.monotonic()
+        self.facts: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Run the step, or take what it made before from the memo."""
+        if self.run_folder is None:
+            self._execute(self.input)
+            return
+        memo = Memo(self.run_folder.parent / ".memo")
+        name, parts = self._key()
+        self.facts = {"inputs": parts["inputs"], "section": parts["section"], "code": parts["code"]}
+        note = memo.recall(name, self.outputs)
+        if note is not None:
+            self.output_file.write_text(note["executor_output"].replace("{folder}", str(self.folder)), encoding="utf-8")
+            self.record(status="done", cached=True, outputs=note["outputs"], peak_mb=note["peak_mb"], took=note["seconds"])
+            return
+        staging = self.folder.with_name(f"{self.folder.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        meter = Meter()
+        text = json.dumps(self.input["outputs"]).replace(str(self.folder), str(staging))
+        self._execute({**self.input, "outputs": json.loads(text)})
+        written = staging / self.output_file.name
+        executor_output = written.read_text(encoding="utf-8") if written.exists() else "{}"
+        executor_output = executor_output.replace(str(staging), "{folder}")
+        written.write_text(executor_output.replace("{folder}", str(self.folder)), encoding="utf-8")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        staging.rename(self.folder)
+        seconds, peak = time.monotonic() - self.started, meter.stop()
+        facts = {"executor_output": executor_output, "seconds": round(seconds, 2), "peak_mb": peak}
+        note = memo.remember(name, self.outputs, **facts)
+        self.record(status="done", cached=False, outputs=note["outputs"], peak_mb=peak, took=note["seconds"])
+
+    def record(self, status: str, **facts: Any) -> None:
+        """Write the step's record into the run's folder."""
+        if self.run_folder is None:
+            return
+        folder = self.run_folder / "steps"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "task": self.name,
+            "label": self.label,
+            "step": self.function,
+            "status": status,
+            "seconds": round(time.monotonic() - self.started, 2),
+            "input_paths": {name: str(path) for name, path in self.inputs.items()},
+            **self.facts,
+            **facts,
+        }
+        beside = folder / f".{self.name}.partial"
+        beside.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+        beside.replace(folder / f"{self.label}.json")
+        if status == "done":
+            link = self.run_folder / self.label
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(self.folder, self.run_folder))
+
+    @property
+    def label(self) -> str:
+        """What people call the task: the step, and the stage or section that sets it apart."""
+        part = self.parameters.get("stage") or self.parameters.get("section", self.function)
+        part = part.removeprefix(self.function).strip("_")
+        return f"{self.function}-{part}" if part else self.function
+
+    def _key(self) -> tuple[str, dict[str, Any]]:
+        """The memo's key: the step, its parameters, the sections of the recipe that it reads, inputs and code."""
+        parameters = dict(self.parameters)
+        section: Any = None
+        if "recipe" in parameters:
+            sections = recipes.parse(parameters.pop("recipe"))
+            names = [parameters.get("section", self.function), *EXTRA_SECTIONS.get(self.function, ())]
+            section = {name: sections.get(name) for name in names} | {"seed": sections.get("seed", 0)}
+        inputs = {name: content_hash(path) for name, path in self.inputs.items()}
+        parts = {"inputs": inputs, "section": section, "code": code_hash(self.module), "parameters": parameters}
+        return key(function=self.function, outside=outside(self.function, self.inputs, section or {}), **parts), parts
+
+    def _execute(self, executor_input: dict[str, Any]) -> None:
+        from importlib import import_module
+
+        from kfp.dsl.executor import Executor
+
+        try:
+            component = getattr(import_module(self.module), self.function)
+            Executor(executor_input=executor_input, function_to_execute=component).execute()
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                place = error.filename or self.folder
+                raise SpaceError(f"{place}: cannot be written: {error.strerror}; make room, or run elsewhere") from error
+            raise
+
+
+# Steps that read more of the recipe than their own section.
+EXTRA_SECTIONS = {"gate": ("evaluate", "register"), "report": ("ingest", "curate", "gate"), "register": ("gate",)}
+
+
+def outside(function: str, inputs: dict[str, Path], section: dict[str, Any]) -> Any:
+    """What a step depends on that is no input of it: the registry, for the two steps that go by it.
+
+    A champion that is one of the contenders themselves is no rival: the gate decides as it did before.
+    """
+    if function not in ("gate", "register"):
+        return None
+    from components.checkpoint import Checkpoint
+    from components.register.registry import by_hash, champion
+
+    name = (section.get("register") or {}).get("name", "vlm")
+    if function == "register":
+        known = by_hash(name, Checkpoint(inputs["model"]).hash)
+        return [known.version, known.aliases] if known else None
+    rival = champion(name)
+    own = {Checkpoint(inputs[contender]).hash for contender in ("candidate", "fallback")}
+    return None if rival is None or rival.model_hash in own else rival.version
+
+
+class Meter:
+    """Peak resident memory of this process and its children, sampled twice a second."""
+
+    def __init__(self) -> None:
+        self.peak, self.done = 0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        import psutil
+
+        this = psutil.Process()
+        while True:
+            total = 0
+            for process in (this, *this.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue  # it ended while we looked
+            self.peak = max(self.peak, total)
+            if self.done.wait(0.5):
+                return
+
+    def stop(self) -> int:
+        """Stop and return the peak in MB."""
+        self.done.set()
+        self.thread.join()
+        return self.peak // 2**20
+
+
+def _path(uri: str) -> Path:
+    if "://" not in uri:
+        return Path(uri)
+    from kfp import dsl
+
+    return Path(dsl.Artifact(uri=uri).path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def gate(
+    candidate: dsl.Input[dsl.Model],
+    candidate_scores: dsl.Input[dsl.Artifact],
+    fallback: dsl.Input[dsl.Model],
+    fallback_scores: dsl.Input[dsl.Artifact],
+    pairs: dsl.Input[dsl.Dataset],
+    conversations: dsl.Input[dsl.Dataset],
+    recipe: str,
+    chosen: dsl.Output[dsl.Model],
+    scores: dsl.Output[dsl.Artifact],
+    verdict: dsl.Output[dsl.Artifact],
+    section: str = "gate",
+):
+    """Keep the aligned model unless it lost a protected capability, and say whether it may become the champion."""
+    from functools import partial
+    from pathlib import Path
+
+    from components.evaluate.evaluation import evaluate
+    from components.evaluate.section import Evaluation
+    from components.gate.promotion import Contender, Gate, gate
+    from components.recipe import load
+    from components.register.registration import Registration
+
+    data = {"pairs": Path(pairs.path), "conversations": Path(conversations.path)}
+    out = {"chosen": Path(chosen.path), "scores": Path(scores.path), "verdict": Path(verdict.path)}
+    gate(
+        Contender(Path(candidate.path), Path(candidate_scores.path)),
+        Contender(Path(fallback.path), Path(fallback_scores.path)),
+        registry=load(Registration, recipe, "register").name,
+        evaluate=partial(evaluate, **data, stage="champion", section=load(Evaluation, recipe, "evaluate")),
+        **out,
+        section=load(Gate, recipe, section),
+    )

@@ -1,0 +1,25 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def ground(
+    start: dsl.Input[dsl.Model],
+    conversations: dsl.Input[dsl.Dataset],
+    recipe: str,
+    model: dsl.Output[dsl.Model],
+    section: str = "ground",
+):
+    """Fine-tune to answer where a phrase is with a box, and replay what was learned before."""
+    from pathlib import Path
+
+    from components.tuning import stage
+
+    stage(
+        model_in=Path(start.path),
+        conversations=Path(conversations.path),
+        out=Path(model.path),
+        recipe=recipe,
+        section=section,
+    )

@@ -1,0 +1,205 @@
+"""A checkpoint at work: embed, classify, answer and score, for evaluation and serving alike."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+import models.sketch  # noqa: F401  registers the family with the Auto classes
+from components.checkpoint import Checkpoint
+from components.errors import ModelError
+from models.zoo import EMBEDS, SPEAKS, ZOO
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, its processor, its card and what it can do."""
+
+    model: Any
+    processor: Any
+    card: dict[str, Any]
+    abilities: frozenset[str]
+
+    @property
+    def box_convention(self) -> str:
+        """How the model says a place: its processor's declaration, or plain pixels."""
+        return getattr(self.processor, "box_convention", "pixels")
+
+
+def load(path: str | Path) -> Loaded:
+    """Load a model folder for inference on the device at hand.
+
+    Raises:
+        ModelError: no model there, or one that transformers cannot load.
+    """
+    checkpoint = Checkpoint(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        family = checkpoint.card.get("family")
+        speaks = family in ZOO and ZOO[family].abilities & SPEAKS
+        if family is None:
+            speaks = any("Generation" in name for name in config.architectures or [])
+        auto = AutoModelForImageTextToText if speaks else AutoModel
+        model = auto.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
+    abilities = ZOO[family].abilities if family in ZOO else (SPEAKS if speaks else EMBEDS)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Loaded(model.eval().to(device), processor, checkpoint.card, abilities)
+
+
+@torch.inference_mode()
+def embed_images(loaded: Loaded, images: Sequence[Image.Image | np.ndarray], batch_size: int = 128) -> np.ndarray:
+    """Unit vectors (N, D) of pictures (PIL, or (H, W, 3) uint8 arrays)."""
+    rows = []
+    for part in _parts(images, batch_size):
+        batch = loaded.processor.image_processor([_picture(p) for p in part], return_tensors="pt")
+        features = _features(loaded.model.get_image_features(**batch.to(loaded.model.device)))
+        rows.append(F.normalize(features, dim=-1).float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+@torch.inference_mode()
+def embed_texts(loaded: Loaded, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+    """Unit vectors (N, D) of captions."""
+    rows = []
+    for part in _parts(texts, batch_size):
+        batch = tokenize_captions(loaded.processor.tokenizer, loaded.model.config, list(part))
+        features = _features(loaded.model.get_text_features(**batch.to(loaded.model.device)))
+        rows.append(F.normalize(features, dim=-1).float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def tokenize_captions(tokenizer: Any, config: Any, texts: list[str]) -> Any:
+    """Captions to a batch, cut to the text tower's length; SigLIP wants every caption padded to it."""
+    text_config = config.get_text_config()
+    limit = min(64, text_config.max_position_embeddings)
+    padding = "max_length" if config.model_type == "siglip" else True
+    batch = tokenizer(
+        texts,
+        padding=padding,
+        truncation=True,
+        max_length=limit,
+        padding_side="right",
+        return_token_type_ids=False,
+        return_tensors="pt",
+    )
+    if config.model_type == "siglip":
+        batch.pop("attention_mask")
+    return batch
+
+
+def classify(loaded: Loaded, images: Sequence[Image.Image | np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Probabilities (N, C) of zero-shot classes, each class the mean over a few prompts.
+
+    Source: Radford et al. 2021, section 3.1.4 (prompt ensembling in embedding space).
+    """
+    prompts = ("a {}", "there is a {}", "a photo with a {}")
+    texts = [prompt.format(label) for label in labels for prompt in prompts]
+    classes = embed_texts(loaded, texts).reshape(len(labels), len(prompts), -1).mean(1)
+    classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+    logits = 100 * embed_images(loaded, images) @ classes.T
+    exponent = np.exp(logits - logits.max(1, keepdims=True))
+    return exponent / exponent.sum(1, keepdims=True)
+
+
+def chat_prompt(processor: Any, prompt: str, pictures: int = 1) -> str:
+    """The chat template's text for one question about `pictures` pictures, up to where the answer starts."""
+    content = [{"type": "image"} for _ in range(pictures)] + [{"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+@torch.inference_mode()
+def chat(
+    loaded: Loaded,
+    images: Sequence[Image.Image | np.ndarray],
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """Answer each prompt about its picture; greedy, or sampled at a temperature above 0 from `seed`."""
+    processor, answers = loaded.processor, []
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    torch.manual_seed(seed)
+    # Pad little: prompts of one length go together, and the answers go back to their places.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for part in _parts(order, batch_size):
+        batch = processor(
+            images=[[_picture(images[i])] for i in part],
+            text=[chat_prompt(processor, prompts[i]) for i in part],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(loaded.model.device)
+        out = loaded.model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            eos_token_id=processor.tokenizer.eos_token_id,
+            **sampling,
+        )
+        answers += _words(processor.tokenizer, out[:, batch["input_ids"].shape[1] :])
+    by_place = dict(zip(order, answers, strict=True))
+    return [by_place[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def score(
+    loaded: Loaded,
+    images: Sequence[Image.Image | np.ndarray],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Log-likelihood (N,) of each answer with its end token, summed over its tokens."""
+    processor, tokenizer, totals = loaded.processor, loaded.processor.tokenizer, []
+    for part in _parts(range(len(prompts)), batch_size):
+        heads = [chat_prompt(processor, prompts[i]) for i in part]
+        texts = [head + answers[i] + tokenizer.eos_token for head, i in zip(heads, part, strict=True)]
+        batch = processor(
+            images=[[_picture(images[i])] for i in part], text=texts, padding=True, padding_side="right", return_tensors="pt"
+        ).to(loaded.model.device)
+        tails = [len(tokenizer(answers[i] + tokenizer.eos_token, add_special_tokens=False)["input_ids"]) for i in part]
+        logits = loaded.model(**batch).logits[:, :-1].float().log_softmax(-1)
+        ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"]
+        each = logits.gather(-1, ids[..., None])[..., 0]
+        place = torch.arange(ids.shape[1], device=ids.device)[None]
+        ends = mask.sum(1)[:, None] - 1
+        tail = torch.tensor(tails, device=ids.device)[:, None]
+        totals.append((each * ((place >= ends - tail) & (place < ends))).sum(1).cpu().numpy())
+    return np.concatenate(totals)
+
+
+def _words(tokenizer: Any, ids: torch.Tensor) -> list[str]:
+    """Decode answers up to their end token; places (`<loc…>`) are part of an answer, padding is not."""
+    texts = []
+    for row in ids.tolist():
+        if tokenizer.eos_token_id in row:
+            row = row[: row.index(tokenizer.eos_token_id)]
+        row = [token for token in row if token != tokenizer.pad_token_id]
+        texts.append(tokenizer.decode(row, skip_special_tokens=False).strip())
+    return texts
+
+
+def _features(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def _picture(image: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

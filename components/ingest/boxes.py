@@ -1,0 +1,154 @@
+"""Boxes as data sets write them, read into absolute xyxy pixels of the picture as it is seen.
+
+One row's column may hold
+
+- a list of mappings: `[{"label": "ace", "box": [x0, y0, x1, y1]}]`, or with the corners by name;
+- a list of boxes: `[[x0, y0, x1, y1], …]`, or one box alone, whose words stand elsewhere in the row;
+- a mapping of lists, as detection sets on the Hugging Face hub do: `{"bbox": [[…]], "category": […]}`;
+- any of these as JSON text (in CSV).
+
+A box is 4 numbers, or the corners of a polygon (8 numbers or pairs), of which the bounds are taken.
+"""
+
+import json
+import math
+from typing import Any
+
+from components.ingest.columns import BoxFormat, text
+from components.ingest.quarantine import Unusable
+
+# The plurals are of mappings of lists.
+PHRASE_KEYS = ("phrase", "label", "category", "name", "text", "class", "phrases", "labels", "categories", "names")
+TEXT_KEYS = ("text", "transcription", "words", "word", "label", "value", "texts", "transcriptions")
+CATEGORY_KEYS = ("category", "label", "class", "name", "categories", "labels", "names")
+BOX_KEYS = ("box", "bbox", "xyxy", "quad", "polygon", "points", "boxes", "bboxes")
+CORNERS: tuple[tuple[tuple[str, str, str, str], BoxFormat], ...] = (
+    (("x0", "y0", "x1", "y1"), "xyxy"),
+    (("x1", "y1", "x2", "y2"), "xyxy"),
+    (("xmin", "ymin", "xmax", "ymax"), "xyxy"),
+    (("left", "top", "right", "bottom"), "xyxy"),
+    (("left", "top", "width", "height"), "xywh"),
+    (("x", "y", "w", "h"), "xywh"),
+    (("x", "y", "width", "height"), "xywh"),
+)
+OVERHANG_PIXELS, OVERHANG_SHARE = 2.0, 0.01  # annotators' slips that are cut off rather than refused
+MIN_SIDE = 1.0  # pixels
+
+
+def items(value: Any) -> list[Any]:
+    """Return the entries of one row's boxes or lines, each still as it was written.
+
+    Raises:
+        Unusable: `value` is in none of the forms above.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise Unusable("not a box", f"not JSON: {error}") from None
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return []
+    if isinstance(value, dict):
+        lists = {key: entries for key, entries in value.items() if isinstance(entries, list)}
+        boxes = _first(lists, BOX_KEYS)
+        if boxes is None or (boxes and not isinstance(boxes[0], list | dict)):
+            return [value]  # one mapping, not a mapping of lists
+        lists = {key: entries for key, entries in lists.items() if len(entries) == len(boxes)}
+        return [{key: entries[i] for key, entries in lists.items()} for i in range(len(boxes))]
+    if not isinstance(value, list):
+        raise Unusable("not a box", f"{value!r:.80}")
+    return [value] if value and all(_is_number(entry) for entry in value) else value
+
+
+def words(item: Any, keys: tuple[str, ...]) -> str:
+    """Return what `item` says of itself under the first of `keys` it has, or "".
+
+    Raises:
+        Unusable: that is no text.
+    """
+    return text(_first(item, keys)).strip() if isinstance(item, dict) else ""
+
+
+def place(item: Any, width: int, height: int, box_format: BoxFormat) -> tuple[dict[str, float], bool]:
+    """Return `item`'s box as {x0, y0, x1, y1} pixels, and whether an overhang was cut off.
+
+    A box may reach over the edge by 2 pixels or 1 % of the side, whichever is more; that much is cut off.
+
+    Raises:
+        Unusable: it is no box, reaches further outside of the picture, or is thinner than a pixel.
+    """
+    box = _xyxy(item, box_format)
+    x0, y0, x1, y1 = box
+    spare_x, spare_y = (max(OVERHANG_PIXELS, OVERHANG_SHARE * side) for side in (width, height))
+    if x0 < -spare_x or y0 < -spare_y or x1 > width + spare_x or y1 > height + spare_y:
+        raise Unusable("outside the picture", f"{_short(box)} in a picture of {width}×{height}")
+    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    if inside[2] - inside[0] < MIN_SIDE or inside[3] - inside[1] < MIN_SIDE:
+        raise Unusable("no area", f"{_short(box)} in a picture of {width}×{height}; boxes are in pixels, {box_format}")
+    return dict(zip(("x0", "y0", "x1", "y1"), inside, strict=True)), inside != box
+
+
+def reading_order(regions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort by rows from the top, each from left to right; a row is what stands beside its topmost box."""
+    ordered: list[dict[str, Any]] = []
+    rest = sorted(regions, key=lambda region: (region["y0"], region["x0"]))
+    while rest:
+        row = [region for region in rest if (region["y0"] + region["y1"]) / 2 <= rest[0]["y1"]]
+        ordered += sorted(row, key=lambda region: region["x0"])
+        rest = [region for region in rest if all(region is not placed for placed in row)]
+    return ordered
+
+
+def _xyxy(item: Any, box_format: BoxFormat) -> tuple[float, float, float, float]:
+    box = item
+    if isinstance(item, dict):
+        box = _first(item, BOX_KEYS)
+        if box is None or isinstance(box, dict):
+            box, box_format = _named_corners(box or item)
+    numbers = [_number(entry) for entry in _flat(box)]
+    if len(numbers) == 4 and not _is_pair(box):
+        x, y, a, b = numbers
+        return (x, y, x + a, y + b) if box_format == "xywh" else (x, y, a, b)
+    if len(numbers) < 4 or len(numbers) % 2:
+        raise Unusable("not a box", f"{len(numbers)} numbers in {box!r:.80}")
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _named_corners(mapping: dict[str, Any]) -> tuple[list[Any], BoxFormat]:
+    for keys, box_format in CORNERS:
+        if all(key in mapping for key in keys):
+            return [mapping[key] for key in keys], box_format
+    raise Unusable("not a box", f"no corners among {', '.join(map(str, mapping)) or 'no keys'}")
+
+
+def _first(mapping: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((mapping[key] for key in keys if mapping.get(key) is not None), None)
+
+
+def _flat(box: Any) -> list[Any]:
+    if not isinstance(box, list):
+        raise Unusable("not a box", f"{box!r:.80}")
+    return [number for entry in box for number in (entry if isinstance(entry, list) else [entry])]
+
+
+def _is_pair(box: Any) -> bool:
+    return bool(box) and isinstance(box[0], list)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise Unusable("not a box", f"{value!r:.80} is not a number")
+    return number
+
+
+def _short(box: tuple[float, float, float, float]) -> str:
+    return "[" + ", ".join(f"{number:g}" for number in box) + "]"

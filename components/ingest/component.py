@@ -1,0 +1,15 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def ingest(recipe: str, raw: dsl.Output[dsl.Dataset], section: str = "ingest"):
+    """Read pictures and texts from any source into pairs; what cannot be used goes to a quarantine with its reason."""
+    from pathlib import Path
+
+    from components.ingest.ingestion import Ingestion
+    from components.ingest.ingestion import ingest as run
+    from components.recipe import load
+
+    run(load(Ingestion, recipe, section), Path(raw.path))

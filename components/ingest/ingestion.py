@@ -1,0 +1,109 @@
+"""Ingest: any source of pictures and texts becomes rows of the schema `pairs`, and nothing is lost silently."""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from components import dataset
+from components.dataset import Dataset
+from components.errors import DataError
+from components.ingest.columns import Columns
+from components.ingest.folder import Folder
+from components.ingest.pairs import PairBuilder
+from components.ingest.parquet import Parquet
+from components.ingest.quarantine import Quarantine
+from components.ingest.scenes import Scenes, generate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingestion:
+    """Where the pairs come from.
+
+    `index` is a JSONL or CSV file in the folder `path`; "" takes the only one there. `holdout` is the share
+    of the pictures that becomes the test split, where no column says so. `limit` is the number of pairs,
+    counted from the start. `licence` stands on the rows whose own is not given.
+    """
+
+    source: Literal["scenes", "folder", "parquet"] = "scenes"
+    path: str = ""
+    index: str = ""
+    columns: Columns = field(default_factory=Columns)
+    limit: int | None = None
+    holdout: float = 0.1
+    licence: str = ""
+    scenes: Scenes = field(default_factory=Scenes)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.source != "scenes" and not self.path:
+            raise ValueError(f"source {self.source!r} needs a path")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is the share of test pictures, from 0 to below 1, got {self.holdout}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit counts pairs and must be at least 1, got {self.limit}")
+
+
+def ingest(section: Ingestion, out: Path) -> Dataset:
+    """Write the source's pairs as a dataset at `out`, and beside them `quarantine.jsonl` with what was left out.
+
+    The card's notes count what was read, left out by reason, clipped, and kept in each split.
+
+    Raises:
+        DataError: the source or a mapped column is not there, or no row of it can be used.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    notes: dict[str, Any] = {"source": section.source}  # filled while the rows stream through; the card comes last
+    if section.source == "scenes":
+        rows = itertools.islice(generate(section.scenes, section.seed), section.limit)
+    else:
+        rows = _pairs(section, out, notes)
+    written = dataset.write(out, "pairs", _counted(rows, notes), step="ingest", recipe=asdict(section), notes=notes)
+    logger.info("%d pairs from %s: %s", len(written), section.path or section.source, notes)
+    return written
+
+
+def _pairs(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    source = Folder(section.path, section.index) if section.source == "folder" else Parquet(section.path)
+    there = source.columns(set(section.columns.mapped.values()))
+    columns = section.columns.found_in(there, section.path) if there else section.columns  # no column: no row to read
+    notes["columns"] = columns.mapped
+    notes["captions"] = f"column {columns.caption}"
+    if not columns.caption:
+        notes["captions"] = "made from " + " or ".join(key for key in ("boxes", "lines") if key in columns.mapped)
+        if section.columns.caption:
+            logger.warning("%s: no column %r: captions %s", section.path, section.columns.caption, notes["captions"])
+    with Quarantine(out) as quarantine:
+        builder = PairBuilder(columns, quarantine, licence=section.licence, holdout=section.holdout, seed=section.seed)
+        rows = (row for record in source.records() for row in builder.rows(record))
+        first = next(rows, None)
+        if first is None:
+            read = builder.records
+            raise DataError(
+                f"{section.path}: none of its {read} rows can be used; the first: {quarantine.first}"
+                if read
+                else f"{section.path}: there are no rows in it"
+            )
+        yield from itertools.islice(itertools.chain([first], rows), section.limit)
+        notes["rows_read"] = builder.records
+        notes["clipped_boxes"] = builder.clipped
+        notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
+    if quarantine.first:
+        logger.warning("%s: left out, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
+
+
+def _counted(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    splits = Counter(train=0, test=0)
+    for row in rows:
+        splits[row["split"]] += 1
+        yield row
+    if not splits.total():
+        raise DataError("ingest: no row: every number of pictures in ingest.scenes is 0")
+    notes["splits"] = dict(splits)
+    if not splits["train"]:
+        logger.warning("no row is in the split train: %s", notes["splits"])

@@ -1,0 +1,148 @@
+"""From a record of a source to the pairs it makes."""
+
+from typing import Any
+
+from components import dataset
+from components.errors import DataError
+from components.ingest import boxes, picture
+from components.ingest.columns import Columns, text
+from components.ingest.folder import Record
+from components.ingest.quarantine import Quarantine, Unusable
+from components.ingest.split import SPLITS, drawn
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+class PairBuilder:
+    """Makes rows of the schema `pairs`; what cannot be used goes to the quarantine.
+
+    Args:
+        columns: the mapping, with columns that are there.
+        quarantine: takes the rows, regions and lines that are left out.
+        licence: of the rows whose own is not given.
+        holdout: share of the pictures that is drawn into the test split, where no column says it.
+        seed: of that draw.
+    """
+
+    def __init__(self, columns: Columns, quarantine: Quarantine, *, licence: str, holdout: float, seed: int):
+        self.columns, self.quarantine = columns, quarantine
+        self.licence, self.holdout, self.seed = licence, holdout, seed
+        self.records = 0
+        self.clipped = 0  # boxes whose overhang was cut off
+
+    def rows(self, record: Record) -> list[dict[str, Any]]:
+        """Return a pair for each caption of `record`; none if the record goes to the quarantine.
+
+        Raises:
+            DataError: the record's split is neither train nor test.
+        """
+        self.records += 1
+        name = _name(record.values.get(self.columns.image))
+        try:
+            if record.fault:
+                raise Unusable("damaged row", record.fault)
+            encoded = picture.read(record.values.get(self.columns.image), record.folders)
+            size = picture.size(encoded)
+            captions = self._captions(record)
+            row = {
+                "image": encoded,
+                "width": size[0],
+                "height": size[1],
+                "source": f"{record.source}/{name or record.place}",
+                "licence": text(self._value(record, "licence")) or self.licence,
+                "split": self._split(record, encoded),
+                "label": "" if isinstance(self._value(record, "label"), list) else text(self._value(record, "label")),
+            }
+        except Unusable as reason:
+            self.quarantine.add("rows", record.place, name, reason)
+            return []
+        refused: list[tuple[str, Unusable]] = []
+        row["regions"] = self._regions(record, size, [row["label"], *captions], refused)
+        row["lines"] = self._lines(record, size, refused)
+        if not self.columns.caption:
+            captions = [_caption_from(row["regions"], row["lines"])]
+        pairs = [{"uid": dataset.uid(encoded, caption), "caption": caption, **row} for caption in captions]
+        for what, reason in refused:
+            self.quarantine.add(what, record.place, name, reason, [pair["uid"] for pair in pairs])
+        return pairs
+
+    def _value(self, record: Record, key: str) -> Any:
+        column = getattr(self.columns, key)
+        return record.values.get(column) if column else None
+
+    def _captions(self, record: Record) -> list[str]:
+        value = self._value(record, "caption")
+        return [text(entry) for entry in value or [None]] if isinstance(value, list) else [text(value)]
+
+    def _split(self, record: Record, encoded: bytes) -> str:
+        if not self.columns.split:
+            return drawn(encoded, self.seed, self.holdout)
+        value = self._value(record, "split")
+        split = SPLITS.get(str(value).strip().lower())
+        if split is None:
+            raise DataError(
+                f"{record.place}: ingest.columns.split: {value!r} is no split; known: {', '.join(SPLITS)}; "
+                "map no split column to have the splits drawn"
+            )
+        return split
+
+    def _regions(
+        self, record: Record, size: Size, described: list[str], refused: list[tuple[str, Unusable]]
+    ) -> list[dict[str, Any]]:
+        """Read the record's boxes; one without words of its own takes them from the label, else the caption."""
+        items = _items(self._value(record, "boxes"), "regions", refused)
+        names = self._value(record, "label")
+        regions = []
+        for i, item in enumerate(items):
+            try:
+                phrase = boxes.words(item, boxes.PHRASE_KEYS)
+                if not phrase and isinstance(names, list) and len(names) == len(items):
+                    phrase = text(names[i]).strip()
+                phrase = phrase or next((words.strip() for words in described if words.strip()), "")
+                if not phrase:
+                    raise Unusable("no phrase", "the box, the label and the caption are silent")
+                place = self._place(item, size)
+                regions.append({"phrase": phrase, "category": boxes.words(item, boxes.CATEGORY_KEYS), **place})
+            except Unusable as reason:
+                refused.append(("regions", reason))
+        return regions
+
+    def _lines(self, record: Record, size: Size, refused: list[tuple[str, Unusable]]) -> list[dict[str, Any]]:
+        lines = []
+        for item in _items(self._value(record, "lines"), "lines", refused):
+            try:
+                words = boxes.words(item, boxes.TEXT_KEYS)
+                if not words:
+                    raise Unusable("no text", "the line has a box and no words")
+                lines.append({"text": words, **self._place(item, size)})
+            except Unusable as reason:
+                refused.append(("lines", reason))
+        return lines
+
+    def _place(self, item: Any, size: Size) -> dict[str, float]:
+        place, clipped = boxes.place(item, *size, self.columns.box_format)
+        self.clipped += clipped
+        return place
+
+
+def _items(value: Any, what: str, refused: list[tuple[str, Unusable]]) -> list[Any]:
+    try:
+        return boxes.items(value)
+    except Unusable as reason:
+        refused.append((what, reason))
+        return []
+
+
+def _name(image: Any) -> str:
+    """The picture's name as the source gives it, or "" where it is bytes alone."""
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if isinstance(image, dict):
+        image = image.get("path")
+    return image.encode("utf-8", "replace").decode() if isinstance(image, str) else ""
+
+
+def _caption_from(regions: list[dict[str, Any]], lines: list[dict[str, Any]]) -> str:
+    """The regions' phrases, each once, in order of reading; where there are none, the lines' texts."""
+    phrases = dict.fromkeys(region["phrase"] for region in boxes.reading_order(regions))
+    return ", ".join(phrases) or " ".join(line["text"] for line in lines)

@@ -1,0 +1,78 @@
+"""A picture as an index gives it: bytes, a mapping with bytes, or the name of a file."""
+
+import io
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from components.ingest.quarantine import Unusable
+
+# Raster formats with a signature only: others run a program (EPS), a system library (WMF), or accept any bytes (TGA).
+Image.init()
+RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO", "ICO")
+FORMATS = [name for name in RASTER if name in Image.OPEN]
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+def read(value: Any, folders: list[Path]) -> bytes:
+    """Return the encoded bytes of the picture that `value` stands for.
+
+    Args:
+        value: bytes, `{"bytes": …, "path": …}`, a file's name, or a list with one of these.
+        folders: where a relative name is looked for, in order.
+
+    Raises:
+        Unusable: there is none, or the file cannot be read.
+    """
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise Unusable("several pictures", f"{len(value)} in one row; a pair has one")
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise Unusable("no picture", "" if value in (None, "") else f"neither bytes nor a file's name: {value!r:.80}")
+    if "://" in value[:12]:
+        raise Unusable("no such file", f"{value[:200]} is an address: download the pictures first")
+    for folder in folders:
+        try:
+            if (folder / value).is_file():  # also keeps a pipe or a device from being read
+                return (folder / value).read_bytes()
+        except (OSError, ValueError) as error:
+            raise Unusable("unreadable file", f"{value[:200]!r}: {error}") from None
+    raise Unusable("no such file", value[:200])
+
+
+def size(encoded: bytes) -> tuple[int, int]:
+    """Return (width, height) in pixels from the header, as the picture is seen: EXIF orientation applied.
+
+    The pixels are not decoded, so a picture that is cut off after its header passes.
+
+    Raises:
+        Unusable: the bytes are no picture, its header is damaged, or it has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+                width, height = picture.size
+                turned = _orientation(picture, encoded) in TURNED
+    except UnidentifiedImageError:
+        raise Unusable("not a picture", f"{len(encoded)} bytes in no format known here") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise Unusable("too many pixels", str(error)) from None
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
+        raise Unusable("damaged header", f"{type(error).__name__}: {error}") from None
+    return (height, width) if turned else (width, height)
+
+
+def _orientation(picture: Image.Image, encoded: bytes) -> int:
+    # PNG's own getexif decodes all pixels when the header has no EXIF; that is only needed if a chunk follows them.
+    exif = picture.getexif() if b"eXIf" in encoded else Image.Image.getexif(picture)
+    return exif.get(ExifTags.Base.Orientation, 1)

@@ -1,0 +1,77 @@
+"""Pretraining: a dual encoder by contrast, then a language model that grows from its picture tower."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from components.dataset import Dataset
+from components.errors import RecipeError
+from components.launch import launch
+from components.budget import Training
+from models.zoo import ZOO
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What to pretrain, and for how long.
+
+    `model` holds sizes by the names of the family's config. `shuffle_pairs` trains the control: every
+    picture with another one's caption.
+    """
+
+    objective: Literal["contrastive", "caption"] = "contrastive"
+    family: str = "sketch-dual"
+    model: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
+    shuffle_pairs: bool = False
+    also: tuple[str, ...] = ("vqa",)
+
+    def __post_init__(self) -> None:
+        if self.family not in ZOO:
+            raise ValueError(f"family {self.family!r} is not in the zoo: {', '.join(ZOO)}")
+
+    def plain(self) -> dict[str, Any]:
+        """The section as JSON holds it."""
+        return asdict(self)
+
+
+def pretrain(
+    *, pairs: Path, conversations: Path | None, model_in: Path | None, out: Path, section: Pretraining
+) -> None:
+    """Train by the section's objective and write a checkpoint to `out`.
+
+    Args:
+        pairs: the dataset of schema `pairs`; its training split is learned from.
+        conversations: the task sets; the caption objective learns their caption turns.
+        model_in: the dual encoder that a language model grows from; None for the contrastive objective.
+
+    Raises:
+        DataError: too little data. RecipeError: the caption objective without what it stands on.
+    """
+    if section.objective == "contrastive":
+        from components.pretrain.contrastive import train
+
+        launch(train, section.training.processes, str(pairs), corpus(pairs, conversations), str(out), section)
+        return
+    if conversations is None:
+        raise RecipeError("pretrain: objective 'caption' learns from conversations; give the task sets")
+    from components.tuning import Tuning, tune
+
+    tuning = Tuning(task="caption", also=section.also, training=section.training, family=section.family, model=section.model)
+    tune(model_in=model_in, conversations=conversations, out=out, section=tuning, step="pretrain")
+
+
+def corpus(pairs: Path, conversations: Path | None) -> list[str]:
+    """The training split's texts, for a vocabulary: captions, phrases, questions and answers."""
+    texts: list[str] = []
+    for row in Dataset(pairs, "pairs").rows(["caption", "regions", "split"]):
+        if row["split"] == "train":
+            texts.append(row["caption"])
+            texts += [region["phrase"] for region in row["regions"] or []]
+    if conversations is not None:
+        for row in Dataset(conversations, "conversations").rows(["messages", "task", "split"]):
+            if row["split"] == "train":
+                # What is read is spelled: a line's words are no vocabulary.
+                role = "user" if row["task"] in ("read", "ground") else None
+                texts += [m["content"] for m in row["messages"] if role in (None, m["role"])]
+    return texts

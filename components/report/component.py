@@ -1,0 +1,38 @@
+"""The report as a pipeline step."""
+
+from kfp import dsl
+
+from components.step import step
+
+
+# fmt: off
+@step
+def report(
+    raw: dsl.Input[dsl.Dataset], curated: dsl.Input[dsl.Dataset], conversations: dsl.Input[dsl.Dataset],
+    preferences: dsl.Input[dsl.Dataset], ledger: dsl.Input[dsl.Artifact], funnel: dsl.Input[dsl.HTML],
+    contrastive: dsl.Input[dsl.Model], contrastive_scores: dsl.Input[dsl.Artifact],
+    caption: dsl.Input[dsl.Model], caption_scores: dsl.Input[dsl.Artifact],
+    ground: dsl.Input[dsl.Model], ground_scores: dsl.Input[dsl.Artifact],
+    read: dsl.Input[dsl.Model], read_scores: dsl.Input[dsl.Artifact],
+    aligned: dsl.Input[dsl.Model], aligned_scores: dsl.Input[dsl.Artifact],
+    control: dsl.Input[dsl.Model], control_scores: dsl.Input[dsl.Artifact],
+    verdict: dsl.Input[dsl.Artifact], version: dsl.Input[dsl.Artifact], transcript: dsl.Input[dsl.Artifact],
+    recipe: str, report: dsl.Output[dsl.HTML], section: str = "report",
+):
+    """Write one HTML page that shows the whole life: data, stages, answers, lineage and what fell short."""
+    from pathlib import Path
+
+    from components.recipe import load
+    from components.report.artifacts import Places
+    from components.report.page import Report, render
+
+    inputs = {
+        "raw": raw, "curated": curated, "conversations": conversations, "preferences": preferences,
+        "ledger": ledger, "funnel": funnel, "verdict": verdict, "version": version, "transcript": transcript,
+        "contrastive": contrastive, "contrastive_scores": contrastive_scores,
+        "caption": caption, "caption_scores": caption_scores, "ground": ground, "ground_scores": ground_scores,
+        "read": read, "read_scores": read_scores, "aligned": aligned, "aligned_scores": aligned_scores,
+        "control": control, "control_scores": control_scores,
+    }
+    places = Places(**{name: Path(artifact.path) for name, artifact in inputs.items()})
+    render(places, Path(report.path), recipe, load(Report, recipe, section))

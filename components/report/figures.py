@@ -1,0 +1,92 @@
+"""Plots as SVG that takes its colours from the page, so that one plot serves light and dark."""
+
+import io
+import re
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from components.report.artifacts import Capability
+from components.report.wording import label
+
+# Matplotlib knows no CSS variables: it draws in colours that nothing else has, and these are replaced afterwards.
+INK, MUTED, GRID, ACCENT, WARM = "#010203", "#010204", "#010205", "#010206", "#010207"
+_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", ACCENT: "--accent", WARM: "--warm"}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelcolor": MUTED,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+}
+
+
+def curve(points: list[dict[str, float]], name: str) -> str:
+    """The training loss over the steps."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(3.2, 1.9)
+        axes.plot([p["step"] for p in points], [p["loss"] for p in points], color=ACCENT, linewidth=1.6, solid_capstyle="round")
+        axes.grid(axis="y")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.set_xlim(left=0)
+        return _svg(figure, f"Training loss of {label(name)}", f"curve-{name}")
+
+
+def intervals(stages: dict[str, Capability], name: str) -> str:
+    """A capability stage by stage: value with its interval, and its blank and shuffled controls.
+
+    Args:
+        stages: the capability as each stage has it, the first stage on top.
+    """
+    with rc_context(_STYLE):
+        figure, axes = _figure(3.2, 0.75 + 0.23 * len(stages))
+        for row, capability in enumerate(stages.values()):
+            axes.plot([capability.low, capability.high], [row, row], color=ACCENT, linewidth=3.5, alpha=0.35, solid_capstyle="round")
+            axes.plot(capability.value, row, "o", color=ACCENT, markersize=4.5)
+            for kind, marker in (("blank", "x"), ("shuffled", "|")):
+                if kind in capability.controls:
+                    axes.plot(capability.controls[kind]["value"], row, marker, color=WARM, markersize=5, markeredgewidth=1.3)
+        ends = [end for c in stages.values() for end in (c.high, *(control["value"] for control in c.controls.values()))]
+        axes.set_xlim(-0.03, max(1.0, *ends) * 1.03)
+        axes.set_ylim(len(stages) - 0.5, -0.5)
+        axes.set_yticks(range(len(stages)), [label(stage) for stage in stages])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, f"{label(name)} after each stage, with intervals and controls", f"intervals-{name}")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, title: str, salt: str) -> str:
+    """The figure as an SVG element; `salt` keeps its inner ids apart from those of other figures."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # axes_1 and the like stand in every figure
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the page sets the size
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.replace("<svg", f'<svg class="plot" role="img" aria-label="{title}"', 1)

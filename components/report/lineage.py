@@ -1,0 +1,83 @@
+"""The way from the raw pairs to the registered version, as boxes and arrows."""
+
+from dataclasses import dataclass, field
+
+from components.report.artifacts import Life
+from components.report.wording import label
+
+WIDTH, HEIGHT, GAP_X, GAP_Y = 138, 54, 44, 26  # px
+
+
+@dataclass
+class Node:
+    """A dataset, a checkpoint or the version; `row` and `column` are places on the grid."""
+
+    hash: str
+    title: str
+    note: str
+    kind: str
+    column: int
+    parents: list[str] = field(default_factory=list)
+    row: int = 0
+
+    @property
+    def x(self) -> int:
+        """Left side, px."""
+        return self.column * (WIDTH + GAP_X) + 2
+
+    @property
+    def y(self) -> int:
+        """Top, px."""
+        return self.row * (HEIGHT + GAP_Y) + 2
+
+
+@dataclass
+class Graph:
+    """Nodes in drawing order, arrows as SVG paths, and the size of it all in px."""
+
+    nodes: list[Node]
+    arrows: list[str]
+    width: int
+    height: int
+
+
+def graph(life: Life) -> Graph:
+    """Draw every artifact under its parents; what was handed on unchanged is one artifact."""
+    nodes: dict[str, Node] = {}
+    for name, data in life.datasets.items():
+        if len(data):
+            nodes[data.hash] = Node(data.hash, label(name), f"{len(data):,} rows", "data", 0, data.card.parents)
+    for stage in life.trained:
+        parents = [*filter(None, [stage.card.get("parent")]), *(stage.card.get("datasets") or [])]
+        column = 2 if stage.name == "control" else 1
+        nodes.setdefault(stage.hash, Node(stage.hash, label(stage.name), stage.card.get("family", ""), "model", column, parents))
+    if life.version:
+        source = life.version.get("model_hash") or life.final.hash
+        title = f"{life.version.get('name', 'model')} version {life.version.get('version', '?')}"
+        column = nodes[source].column if source in nodes else 1
+        nodes["version"] = Node(source, title, life.version.get("alias", ""), "version", column, [source])
+    for node in nodes.values():
+        node.parents = [parent for parent in node.parents if parent in nodes]
+    for _ in nodes:  # longest way from a root; as many rounds as nodes are always enough
+        for node in nodes.values():
+            node.row = max([0, *(nodes[parent].row + 1 for parent in node.parents)])
+    arrows = [_arrow(nodes[parent], node) for node in nodes.values() for parent in node.parents]
+    width = max(node.x for node in nodes.values()) + WIDTH + 2
+    return Graph(list(nodes.values()), arrows, width, max(node.y for node in nodes.values()) + HEIGHT + 2)
+
+
+def _arrow(start: Node, end: Node) -> str:
+    """A curve from one node to the next: down, sideways, or over a neighbour and down on it."""
+    centre = WIDTH / 2
+    if start.column == end.column or abs(start.column - end.column) == 1 and start.kind == end.kind:
+        x0, y0, x1, y1 = start.x + centre, start.y + HEIGHT, end.x + centre, end.y - 5
+        middle = (y0 + y1) / 2
+        return f"M{x0},{y0} C{x0},{middle} {x1},{middle} {x1},{y1}"
+    right = end.column > start.column
+    x0, y0 = (start.x + WIDTH if right else start.x), start.y + HEIGHT / 2
+    if abs(start.column - end.column) > 1:
+        x1, y1 = end.x + centre, end.y - 5
+        return f"M{x0},{y0} C{x1 - centre},{y0} {x1},{y0} {x1},{y1}"
+    x1, y1 = (end.x - 5 if right else end.x + WIDTH + 5), end.y + HEIGHT / 2
+    middle = (x0 + x1) / 2
+    return f"M{x0},{y0} C{middle},{y0} {middle},{y1} {x1},{y1}"

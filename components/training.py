@@ -1,0 +1,133 @@
+"""What every trainer shares: its arguments, its optimizer and its progress."""
+
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from components.budget import Training
+
+logger = logging.getLogger(__name__)
+
+
+def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
+    """The keyword arguments of `TrainingArguments` (or TRL's configs) for this budget and this machine."""
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "max_steps": training.max_steps,
+        "per_device_train_batch_size": training.batch_size // training.processes,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": training.warmup_steps,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "save_strategy": "no",
+        "logging_steps": max(1, training.max_steps // 20),
+        "disable_tqdm": True,
+        "report_to": ["mlflow"] if os.environ.get("MLFLOW_RUN_ID") else [],
+        "remove_unused_columns": False,
+        "use_cpu": not cuda,
+        "bf16": cuda,
+        "ddp_backend": "nccl" if cuda else "gloo",
+        "dataloader_pin_memory": cuda,
+        **extra,
+        **training.trainer,
+    }
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices inside the blocks, AdamW for everything else, as one optimizer.
+
+    Embeddings, heads, norms, biases, positions and convolutions go to AdamW. The two share `param_groups`, so
+    that schedulers see one list. `torch.optim.Muon` orthogonalises one matrix at a time in bfloat16, which a
+    CPU without bfloat16 units does several times slower than the whole rest of a small step; here matrices of
+    one shape go together, in float32 on a CPU.
+
+    Source: Jordan et al. 2024; update scale matched to AdamW's as in Liu et al. 2025 (0.2 · √max(rows, columns)).
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float, momentum: float = 0.95):
+        matrices, rest = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                inner = parameter.ndim == 2 and not any(part in name for part in ("embed", "head", "positions", "tokens"))
+                (matrices if inner else rest).append(parameter)
+        self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
+        super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}], {})
+        self.param_groups += self.adamw.param_groups
+        self.adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of both."""
+        group, by_shape = self.param_groups[0], defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.shape].append(parameter)
+        for shape, parameters in by_shape.items():
+            updates = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                velocity = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                velocity.lerp_(parameter.grad, 1 - group["momentum"])
+                updates.append(parameter.grad.lerp(velocity, group["momentum"]))  # Nesterov
+            step = -group["lr"] * 0.2 * math.sqrt(max(shape))
+            for parameter, update in zip(parameters, orthogonal(torch.stack(updates)), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=step)
+        self.adamw.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both; a resumed run goes on as if it had not stopped."""
+        super().load_state_dict(state_dict)
+        self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]
+
+
+def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Nearest orthogonal matrices, roughly, by a quintic Newton–Schulz iteration; (B, rows, columns)."""
+    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def optimizers(model: nn.Module, training: Training) -> tuple[torch.optim.Optimizer | None, None]:
+    """The `optimizers` argument of a trainer: Muon, or None for the library's AdamW."""
+    if training.optimizer == "adamw":
+        return None, None
+    return Muon(model, training.learning_rate, training.weight_decay), None
+
+
+class Progress(TrainerCallback):
+    """A line on the log for a person who waits, and the curve for the report."""
+
+    def __init__(self) -> None:
+        self.curve: list[dict[str, float]] = []
+        self.started = time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Keep the step's numbers; raise on a loss that is no number, which no further step would mend."""
+        if not logs or "loss" not in logs:
+            return
+        numbers = {k: float(v) for k, v in logs.items() if isinstance(v, int | float)}
+        if not math.isfinite(numbers["loss"]):
+            raise FloatingPointError(f"the loss is {numbers['loss']} at step {state.global_step}")
+        self.curve.append({"step": state.global_step, **numbers})
+        if state.is_world_process_zero:
+            elapsed = time.monotonic() - self.started
+            left = elapsed / state.global_step * (state.max_steps - state.global_step)
+            logger.info("step %d of %d  loss %.3f  %.0f s left", state.global_step, state.max_steps, numbers["loss"], left)

@@ -1,0 +1,21 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def validate(
+    data: dsl.Input[dsl.Dataset],
+    recipe: str,
+    report: dsl.Output[dsl.HTML],
+    verdict: dsl.Output[dsl.Artifact],
+    section: str = "validate",
+):
+    """Judge a dataset by Great Expectations; a critical failure stops the pipeline, a warning is reported."""
+    from pathlib import Path
+
+    from components.recipe import load
+    from components.validate.section import Validation
+    from components.validate.validation import validate as run
+
+    run(Path(data.path), load(Validation, recipe, section), Path(report.path), Path(verdict.path))

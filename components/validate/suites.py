@@ -1,0 +1,97 @@
+"""The expectations for each schema, and how much each of them weighs."""
+# pyright: reportPrivateImportUsage=false
+# (great_expectations.expectations is the documented place of its classes, without being marked as such)
+
+from typing import Any
+
+import great_expectations.expectations as gxe
+from great_expectations.expectations.expectation import Expectation
+from great_expectations.expectations.metadata_types import FailureSeverity
+
+CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
+SPLITS = ["train", "test"]
+TASKS = ["caption", "ground", "read", "vqa"]
+JUDGES = ["human", "rule", "model"]
+
+
+def suite(schema: str, *, strict: bool, min_rows: int, max_text: int) -> list[Expectation]:
+    """Return the expectations on the table that `measured` makes for `schema`.
+
+    Args:
+        schema: pairs, conversations or preferences.
+        strict: whether what curation removes (unreadable pictures, repeated pairs, pairs that say nothing)
+            is critical; before curation it is a warning.
+        min_rows: the least number of rows, critical.
+        max_text: characters of a caption or of a whole conversation beyond which a warning is due.
+    """
+    weight = CRITICAL if strict else WARNING
+    rows = gxe.ExpectTableRowCountToBeBetween(
+        min_value=min_rows, severity=CRITICAL, description=_say(CRITICAL, f"There are {min_rows} rows or more")
+    )
+    splits = [_among("split", SPLITS, CRITICAL), _clean("split_fault", WARNING, "No picture is in both splits")]
+    own = {"pairs": _pairs, "conversations": _conversations, "preferences": _preferences}[schema]
+    return [rows, *splits, *own(weight, max_text)]
+
+
+def _pairs(weight: FailureSeverity, max_text: int) -> list[Expectation]:
+    return [
+        *_identified(weight, "Every pair is there once"),
+        _clean("image_fault", weight, "Every picture's header can be read"),
+        _clean("size_fault", CRITICAL, "Width and height are the picture's"),
+        _clean("region_fault", CRITICAL, "Every region has a phrase and lies in its picture"),
+        _clean("line_fault", CRITICAL, "Every line has a text and lies in its picture"),
+        _clean("silent_fault", weight, "Every pair says something of its picture"),
+        _length("caption_length", None, max_text, WARNING),
+    ]
+
+
+def _conversations(weight: FailureSeverity, max_text: int) -> list[Expectation]:
+    return [
+        *_identified(CRITICAL, "Every conversation is there once"),
+        _clean("image_fault", CRITICAL, "Every conversation has pictures whose headers can be read"),
+        _clean("messages_fault", CRITICAL, "User and assistant take turns, and the assistant ends"),
+        _length("text_length", 1, max_text, WARNING),
+        _among("task", TASKS, WARNING),
+    ]
+
+
+def _preferences(weight: FailureSeverity, max_text: int) -> list[Expectation]:
+    return [
+        *_identified(CRITICAL, "Every preference is there once"),
+        _clean("image_fault", CRITICAL, "Every preference has pictures whose headers can be read"),
+        _length("prompt_length", 1, None, CRITICAL),
+        _length("chosen_length", 1, None, CRITICAL),
+        _length("rejected_length", 1, None, CRITICAL),
+        _length("chosen_length", None, max_text, WARNING),
+        _length("rejected_length", None, max_text, WARNING),
+        _clean("choice_fault", CRITICAL, "The chosen answer is not the rejected one"),
+        _among("source", JUDGES, WARNING),
+    ]
+
+
+def _identified(weight: FailureSeverity, text: str) -> list[Expectation]:
+    present = _say(CRITICAL, "Every row has a uid")
+    return [
+        gxe.ExpectColumnValuesToNotBeNull(column="uid", severity=CRITICAL, description=present),
+        gxe.ExpectColumnValuesToBeUnique(column="uid", severity=weight, description=_say(weight, text)),
+    ]
+
+
+def _clean(column: str, weight: FailureSeverity, text: str) -> Expectation:
+    return gxe.ExpectColumnValuesToBeNull(column=column, severity=weight, description=_say(weight, text))
+
+
+def _among(column: str, values: list[str], weight: FailureSeverity) -> Expectation:
+    text = _say(weight, f"{column.capitalize()} is one of {', '.join(values)}")
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=values, severity=weight, description=text)
+
+
+def _length(column: str, least: int | None, most: int | None, weight: FailureSeverity) -> Expectation:
+    bounds = " and ".join(f"{word} {n}" for word, n in (("at least", least), ("at most", most)) if n is not None)
+    text = _say(weight, f"{column.removesuffix('_length').capitalize()} has {bounds} characters")
+    limits: dict[str, Any] = {"min_value": least, "max_value": most}
+    return gxe.ExpectColumnValuesToBeBetween(column=column, **limits, severity=weight, description=text)
+
+
+def _say(weight: FailureSeverity, text: str) -> str:
+    return f"{text} [{weight.value}]"

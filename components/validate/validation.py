@@ -1,0 +1,111 @@
+"""Validate: Great Expectations judges a dataset; severity decides whether the pipeline goes on."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import great_expectations as gx
+from great_expectations.core.expectation_validation_result import (
+    ExpectationSuiteValidationResult,
+    ExpectationValidationResult,
+)
+from great_expectations.expectations.metadata_types import FailureSeverity
+
+from components.dataset import Dataset
+from components.errors import GateError
+from components.validate.docs import page
+from components.validate.measures import measured
+from components.validate.section import Validation
+from components.validate.suites import suite
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 5  # rows that a failing expectation names
+
+
+def validate(data: Path, section: Validation, report: Path, verdict: Path) -> dict[str, Any]:
+    """Judge the dataset at `data`; write the Data Docs page to `report` and the findings to `verdict` (JSON).
+
+    Returns:
+        The verdict: schema, rows, success, and for each expectation name, column, severity, success,
+        unexpected, unexpected_percent and a sample of what failed.
+
+    Raises:
+        GateError: an expectation of severity critical fails; both files are written before.
+    """
+    dataset = Dataset(data)
+    result = _run(dataset, section)
+    findings = [_finding(one) for one in result.results]
+    failed = [one for one in findings if not one["success"]]
+    critical = [one for one in failed if one["severity"] == "critical"]
+    summary = {
+        "schema": dataset.card.schema,
+        "dataset": dataset.hash,
+        "rows": len(dataset),
+        "success": not critical,
+        "expectations": findings,
+    }
+    verdict.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    report.write_text(page(result, summary), encoding="utf-8")
+    for one in failed:
+        (logger.error if one in critical else logger.warning)("%s", _line(one))
+    if critical:
+        raise GateError(
+            f"{dataset.card.schema} of {len(dataset)} rows: {'; '.join(_line(one) for one in critical)}; "
+            "mend these rows at their source, or the section's limits if they are wrong"
+        )
+    logger.info("%d %s, %d expectations, %d warnings", len(dataset), dataset.card.schema, len(findings), len(failed))
+    return summary
+
+
+def _run(dataset: Dataset, section: Validation) -> ExpectationSuiteValidationResult:
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
+    schema = dataset.card.schema
+    rules = suite(schema, strict=section.strict, min_rows=section.min_rows, max_text=section.max_text)
+    asset = context.data_sources.add_pandas("vlmflow").add_dataframe_asset(schema)
+    definition = gx.ValidationDefinition(
+        name=schema,
+        data=asset.add_batch_definition_whole_dataframe("all"),
+        suite=context.suites.add(gx.ExpectationSuite(name=schema, expectations=rules)),
+    )
+    return context.validation_definitions.add(definition).run(
+        batch_parameters={"dataframe": measured(dataset)},
+        result_format={
+            "result_format": "SUMMARY",
+            "unexpected_index_column_names": ["uid"],
+            "partial_unexpected_count": SAMPLE,
+        },
+    )
+
+
+def _finding(one: ExpectationValidationResult) -> dict[str, Any]:
+    config, exception = one.expectation_config, one.exception_info or {}
+    if config is None or exception.get("raised_exception"):
+        raise RuntimeError(f"{config and config.type}: {exception.get('exception_traceback')}")
+    result: dict[str, Any] = one.to_json_dict()["result"]  # type: ignore[assignment]  # NumPy's numbers as Python's
+    indexes = result.get("partial_unexpected_index_list") or []
+    column = str(config.kwargs.get("column", ""))
+    sample = [{key: entry[key] for key in ("uid", column)} for entry in indexes]
+    return {
+        "name": config.type,
+        "column": column,
+        "meaning": (config.description or "").rpartition(" [")[0],
+        "severity": FailureSeverity(config.severity).value,
+        "success": bool(one.success),
+        "unexpected": int(result.get("unexpected_count", 0 if one.success else 1)),
+        "unexpected_percent": round(float(result.get("unexpected_percent") or 0.0), 4),
+        "observed": result.get("observed_value"),
+        "sample": sample,
+    }
+
+
+def _line(one: dict[str, Any]) -> str:
+    if not one["column"]:
+        return f"{one['name']}: observed {one['observed']}"
+    sample = [
+        " ".join([str(entry["uid"]), *(f"({v})" for k, v in entry.items() if k != "uid")])
+        for entry in one["sample"][:3]
+    ]
+    return f"{one['name']}({one['column']}): {one['unexpected']} rows, such as uid {', '.join(sample)}"

@@ -1,0 +1,3 @@
+"""Wiring, and the ways in. Every pipeline that ships, by name."""
+
+PIPELINES = {"life": "pipelines.life:life"}

@@ -1,0 +1,169 @@
+"""The command line: `vlmflow --help`."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from components import recipe as recipes
+from components.errors import EXIT_CODE, RecipeError, VlmflowError
+
+console = Console(highlight=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Recipe = Annotated[str, typer.Argument(help="A recipe: the path of a YAML file.")]
+Assignments = Annotated[
+    list[str], typer.Option("--set", help="Change a value: section.key=value; section=null leaves a step out.")
+]
+
+
+@app.command()
+def run(recipe: Recipe, assignments: Assignments = []) -> None:  # noqa: B006  typer copies it
+    """Run the whole life on this machine."""
+    from pipelines.sections import check
+
+    sections = recipes.override(recipes.parse(recipe), assignments)
+    check(sections)
+    from pipelines.life import life
+    from pipelines.run import run as start
+
+    _show(start(life, sections, console))
+
+
+def _show(folder: Path) -> None:
+    """The end of a run: what the served model can do, what was left out, and where to go on."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    results = summary["results"]
+    table = Table("capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left")
+    last = results["stages"].get("align", {})
+    for name, score in last.items():
+        arrow = "" if score["higher_is_better"] else " ↓"
+        controls = [f"{score['controls'][kind]['value']:.2f}" for kind in ("blank", "shuffled")]
+        table.add_row(f"{name} ({score['metric']}){arrow}", f"{score['value']:.3f}", f"{score['low']:.3f}–{score['high']:.3f}", *controls)
+    console.print(table)
+    for step, reason in results["skipped"].items():
+        console.print(f"[yellow]skipped[/] {step}: {reason}")
+    gate, version = results["gate"], results["version"]
+    if gate:
+        console.print(f"gate: kept the {gate.get('chosen')} model" + "".join(f"\n  {reason}" for reason in gate.get("reasons", [])))
+    if version:
+        console.print(f"registered: {version.get('uri')} ({version.get('alias')})")
+    console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Report: {folder / 'report.html'}")
+    console.print("Serve it: vlmflow serve models:/vlm@champion    MLflow: vlmflow ui")
+
+
+@app.command()
+def step(
+    name: Annotated[str, typer.Argument(help="A step: ingest, validate, curate, tasks, …")],
+    recipe: Annotated[str, typer.Option(help="The recipe's path.")],
+    inputs: Annotated[list[str], typer.Option("--in", help="An input artifact: name=path.")] = [],  # noqa: B006
+    outputs: Annotated[list[str], typer.Option("--out", help="An output artifact: name=path.")] = [],  # noqa: B006
+    parameters: Annotated[list[str], typer.Option("--param", help="A further parameter: name=value.")] = [],  # noqa: B006
+    assignments: Assignments = [],  # noqa: B006
+) -> None:
+    """Run one step on artifacts given by path: what `dvc repro` calls."""
+    from pipelines.sections import check
+    from pipelines.single import run_step
+
+    sections = recipes.override(recipes.parse(recipe), assignments)
+    check(sections)
+    run_step(name, recipes.dump(sections), _pairs(inputs), _pairs(outputs), _pairs(parameters))
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise RecipeError(f"{item}: write name=path")
+        found[name] = value
+    return found
+
+
+@app.command()
+def compile(out: Annotated[Path, typer.Option(help="The folder of the YAML files.")] = Path("compiled")) -> None:
+    """Write every pipeline as Kubeflow Pipelines IR."""
+    from kfp.compiler import Compiler
+
+    from pipelines import PIPELINES
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, place in PIPELINES.items():
+        module, function = place.split(":")
+        Compiler().compile(getattr(import_module(module), function), str(out / f"{name}.yaml"))
+        console.print(f"{out / name}.yaml")
+
+
+@app.command()
+def serve(
+    reference: Annotated[str, typer.Argument(help="A model folder, a run's folder, or models:/vlm@champion.")],
+    port: Annotated[int, typer.Option(help="The HTTP port.")] = 8080,
+    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "vlm",
+) -> None:
+    """Serve a model: KServe's V1 and V2, and OpenAI chat."""
+    from components.serve.server import serve as start
+
+    raise typer.Exit(start(reference, port, name))
+
+
+@app.command()
+def lineage(
+    reference: Annotated[str, typer.Argument(help="A model or dataset folder, models:/…, a run's folder, or a pair's uid.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
+) -> None:
+    """What something came from; for a uid, what was learned from it."""
+    from pipelines.lineage import lineage as trace
+
+    tree, content = trace(reference)
+    if as_json:
+        console.print_json(json.dumps(content))
+    else:
+        console.print(tree)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None:
+    """Open MLflow's pages on the runs' own store."""
+    from components import tracking
+    from components.serve.server import check_port
+
+    check_port(port)
+    tracking.client()
+    uri = tracking.store()
+    if uri.startswith("http"):
+        console.print(f"MLFLOW_TRACKING_URI is set; its pages are at {uri}")
+        return
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", str(tracking.home() / "mlartifacts")]
+    raise typer.Exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)
+
+
+@app.command()
+def zoo() -> None:
+    """List the families: what each is and what it can do."""
+    from models.zoo import ZOO
+
+    table = Table("family", "paradigm", "paper", "abilities")
+    for name, family in ZOO.items():
+        table.add_row(name, family.paradigm, family.paper, ", ".join(sorted(family.abilities)))
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    from components.execute import configure_logging
+
+    configure_logging()
+    try:
+        app()
+    except VlmflowError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        sys.exit(EXIT_CODE)
+

@@ -1,0 +1,209 @@
+"""Run a pipeline on this machine by kfp.local, with a story that a person can follow."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import queue
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from rich.console import Console
+
+from components import recipe as recipes
+from components import tracking
+from components.errors import SpaceError, VlmflowError
+from pipelines.summary import summarise
+
+LOGGED = ("seconds", "peak_mb")
+
+
+class StepFailed(VlmflowError):
+    """A step ended by its user's mistake; its own line says which."""
+
+
+def run(pipeline: Callable[..., Any], sections: dict[str, Any], console: Console) -> Path:
+    """Run `pipeline` with the recipe `sections`; returns the run's folder.
+
+    Raises:
+        StepFailed: a step refused its input. RuntimeError: a step broke; the run's log has the traceback.
+    """
+    folder = _folder(tracking.home())
+    recipe = recipes.dump(sections)
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+    total = len(pipeline.pipeline_spec.root.dag.tasks)  # type: ignore[attr-defined]
+    started = time.monotonic()
+    with _environment(folder), _tracked(folder, sections) as finished:
+        narrator = Narrator(folder, console, total, finished)
+        with (folder / "run.log").open("w", encoding="utf-8") as narrator.log, contextlib.redirect_stdout(narrator):
+            with contextlib.redirect_stderr(narrator):
+                try:
+                    pipeline(recipe=recipe)
+                except RuntimeError as error:
+                    raise _failure(folder, error) from error
+    summary = summarise(folder, seconds=time.monotonic() - started)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _folder(home: Path) -> Path:
+    """A new run's folder, `latest` pointing at it; half-written outputs of dead runs go."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for left in home.glob("*/*/*.partial"):
+            owner = left.parent.parent / "pid"
+            if not (owner.exists() and Path(f"/proc/{owner.read_text()}").exists()):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = home / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        folder.mkdir()
+        (folder / "pid").write_text(str(os.getpid()))
+        latest = home / "latest"
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.name)
+    except OSError as error:
+        raise SpaceError(f"{home}: cannot be written: {error.strerror}; make room, or set VLMFLOW_HOME") from None
+    return folder
+
+
+def _failure(folder: Path, error: RuntimeError) -> Exception:
+    for file in (folder / "steps").glob("*.json"):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["status"] == "failed" and record.get("users"):
+            return StepFailed(f"{record['label']}: {record['error']}")
+    return RuntimeError(f"{error}; the traceback is in {folder / 'run.log'}")
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Steps find this interpreter, this repository and the run's folder."""
+    root = str(Path(__file__).resolve().parent.parent)
+    given = {
+        "VLMFLOW_RUN": str(folder),
+        "VLMFLOW_HOME": str(folder.parent),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class Narrator(io.TextIOBase):
+    """Takes what kfp.local prints: all of it to the run's log, the story to the terminal."""
+
+    log: io.TextIOBase
+
+    def __init__(self, folder: Path, console: Console, total: int, finished: Callable[[dict[str, Any]], None]):
+        self.folder, self.console, self.total, self.finished = folder, console, total, finished
+        self.place, self.rest = 0, ""
+
+    def write(self, text: str) -> int:
+        """Log `text`, and tell each whole line of it."""
+        self.log.write(text)
+        self.log.flush()
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self._tell(re.sub(r"\x1b\[\d+m", "", line).strip())
+        return len(text)
+
+    def _tell(self, line: str) -> None:
+        if match := re.search(r"Executing task '([\w-]+)'", line):
+            self.place += 1
+            self.console.print(f"[bold cyan]{self.place:>2}/{self.total}[/] [bold]{match[1]}[/]")
+        elif match := re.search(r"Task '([\w-]+)' finished with status SUCCESS", line):
+            record = self._record(match[1])
+            took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
+            self.console.print(f"      [green]✓[/] {record['label']} ({took})")
+            self.finished(record)
+        elif match := re.match(r"\d\d:\d\d:\d\d (.*)", line):
+            self.console.print(f"      [dim]{match[1]}[/]", highlight=False, markup=True)
+
+    def _record(self, task: str) -> dict[str, Any]:
+        for file in (self.folder / "steps").glob("*.json"):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["task"] == task:
+                return record
+        raise FileNotFoundError(f"{self.folder}/steps: no record of task {task}")
+
+
+@contextlib.contextmanager
+def _tracked(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """The pipeline's MLflow run, and below it one for each step that ends; written beside the work."""
+    if not tracking.enabled():
+        yield lambda record: None
+        return
+    work: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    problems: list[BaseException] = []
+    tracking.client()  # a server that is gone is told before the first step, not after the last
+    tags = {"vlmflow.run": folder.name, "vlmflow.recipe": sections.get("title", "")}
+    with tracking.run(f"life {folder.name}", params=sections, tags=tags) as parent:
+        (folder / "mlflow_run_id").write_text(parent.id or "")
+
+        def log() -> None:
+            while (record := work.get()) is not None:
+                try:
+                    _log_step(folder, record, parent.id)
+                except BaseException as error:  # told at the end, in the thread that can be heard
+                    problems.append(error)
+                    return
+
+        thread = threading.Thread(target=log, daemon=True)
+        thread.start()
+        try:
+            yield work.put
+        finally:
+            work.put(None)
+            thread.join()
+        if problems:
+            raise problems[0]
+        report = folder / "report" / "report"
+        if report.exists():
+            page = shutil.copy2(report, folder / "report.html")
+            parent.log_artifact(page)
+
+
+def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:
+    """One nested run: what went in, how long it took, what came out, the curve and the scores."""
+    outputs = {f"output.{name}": output["hash"] for name, output in record["outputs"].items()}
+    inputs = {f"input.{name}": digest for name, digest in record.get("inputs", {}).items()}
+    tags = {"vlmflow.step": record["step"], "code": record.get("code"), "cached": record["cached"], **inputs, **outputs}
+    section = record.get("section") or {}
+    with tracking.run(record["label"], parent_id=parent, params=section, tags=tags) as here:
+        here.log_metrics({name: record[name] for name in LOGGED if name in record})
+        for output in record["outputs"].values():
+            path = Path(output["path"])
+            if (path / "scores.json").exists():
+                scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["capabilities"]
+                here.log_metrics({name.replace(" ", "_"): score["value"] for name, score in scores.items()})
+            if (path / "card.json").exists():
+                card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+                for point in card.get("curve", []) if not record["cached"] else []:
+                    here.log_metrics({"loss": point["loss"]}, step=int(point["step"]))
+                here.log_artifact(path / "card.json", path.name)
+    (folder / "steps" / f"{record['label']}.json").write_text(
+        json.dumps({**record, "mlflow_run_id": here.id}, indent=1), encoding="utf-8"
+    )
+
+
+logging.getLogger("kfp").setLevel(logging.WARNING)

@@ -1,0 +1,48 @@
+"""Which dataclass reads which section of a recipe; a recipe is checked whole before anything runs."""
+
+import difflib
+from importlib import import_module
+from typing import Any
+
+from components import recipe as recipes
+from components.errors import RecipeError
+
+SECTIONS = {
+    "ingest": "components.ingest.ingestion:Ingestion",
+    "validate_raw": "components.validate.section:Validation",
+    "curate": "components.curate.curation:Curation",
+    "tasks": "components.tasks.conversations:Tasks",
+    "validate_tasks": "components.validate.section:Validation",
+    "contrastive": "components.pretrain.pretraining:Pretraining",
+    "caption": "components.pretrain.pretraining:Pretraining",
+    "ground": "components.tuning:Tuning",
+    "read": "components.tuning:Tuning",
+    "prefer": "components.prefer.preferences:Preferring",
+    "validate_preferences": "components.validate.section:Validation",
+    "align": "components.align.alignment:Alignment",
+    "evaluate": "components.evaluate.section:Evaluation",
+    "gate": "components.gate.promotion:Gate",
+    "register": "components.register.registration:Registration",
+    "deploy": "components.deploy.deployment:Deployment",
+    "report": "components.report.section:Report",
+}
+PLAIN = ("seed", "title")
+
+
+def check(sections: dict[str, Any]) -> None:
+    """Read every section of a recipe strictly.
+
+    Raises:
+        RecipeError: an unknown section, key, type or value, by name.
+    """
+    for name, values in sections.items():
+        if name in PLAIN:
+            continue
+        if name not in SECTIONS:
+            near = difflib.get_close_matches(name, [*SECTIONS, *PLAIN], n=1, cutoff=0)[0]
+            raise RecipeError(f"{name}: no such section; the nearest is {near!r}, all: {', '.join([*PLAIN, *SECTIONS])}")
+        if values is not None:
+            module, cls = SECTIONS[name].split(":")
+            recipes.load(getattr(import_module(module), cls), sections, name)
+    if not isinstance(sections.get("seed", 0), int):
+        raise RecipeError(f"seed: expected int, got {sections['seed']!r}")

@@ -1,0 +1,51 @@
+"""What a run came to, in one JSON file: cost of each step, rows by verdict, capabilities by stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def summarise(folder: Path, seconds: float) -> dict[str, Any]:
+    """Gather `summary.json` from the records and artifacts of a finished run.
+
+    `seconds` and `steps` differ from run to run; everything under `results` is the same for the same seed.
+    """
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "steps").glob("*.json"))]
+    steps = {
+        r["label"]: {"seconds": r["seconds"], "took": r["took"], "peak_mb": r["peak_mb"], "cached": r["cached"]}
+        for r in records
+    }
+    return {
+        "run": folder.name,
+        "seconds": round(seconds, 1),
+        "peak_mb": max((r["peak_mb"] for r in records), default=0),
+        "steps": steps,
+        "results": {
+            "rows": _read(folder / "curate/ledger/summary.json"),
+            "stages": {
+                r["label"].removeprefix("evaluate-"): _read(folder / r["label"] / "scores/scores.json").get("capabilities", {})
+                for r in records
+                if r["step"] == "evaluate"
+            },
+            "skipped": _skipped(records),
+            "gate": _read(folder / "gate/verdict/verdict.json") or _read(folder / "gate/verdict"),
+            "version": _read(folder / "register/version/version.json") or _read(folder / "register/version"),
+        },
+    }
+
+
+def _skipped(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Steps that had nothing to do, and why, as their outputs' cards say."""
+    reasons = {}
+    for record in records:
+        # An evaluation of a model that was handed on is not itself a skipped step.
+        for output in record["outputs"].values() if record["step"] not in ("evaluate", "gate") else ():
+            card = _read(Path(output["path"]) / "card.json")
+            reason = card.get("skipped") or card.get("notes", {}).get("skipped")
+            if reason:
+                reasons[record["label"]] = reason
+    return reasons
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

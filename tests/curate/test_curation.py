@@ -1,0 +1,260 @@
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from components import dataset
+from components.curate.curation import Curation, curate
+from components.curate.ledger import RULES, Ledger
+from components.curate.score import Score
+from components.dataset import Dataset, uid
+from components.errors import DataError, RecipeError
+from components.recipe import load
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+REGION = {"phrase": "a dot", "x0": 1.0, "y0": 1.0, "x1": 5.0, "y1": 5.0}
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """Eight by eight random patches, smoothly enlarged: a picture unlike that of any other seed."""
+    patches = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def pair(image: bytes, caption: str, **values: Any) -> dict[str, Any]:
+    row = {"uid": uid(image, caption), "image": image, "caption": caption, "width": 64, "height": 64, "source": "test"}
+    return {**row, "licence": "", "split": "train", "label": "", "regions": [], "lines": [], **values}
+
+
+def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[Dataset, list[dict[str, Any]], dict[str, Any]]:
+    """Curate rows; return the kept set, the ledger and its summary."""
+    dataset.write(root / "raw", "pairs", rows)
+    places = [root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")]
+    curate(*places, load(Curation, {"curate": section}, "curate"))
+    ledger = pq.read_table(root / "ledger" / "ledger.parquet").to_pylist()
+    return Dataset(root / "curated"), ledger, json.loads((root / "ledger" / "summary.json").read_text(encoding="utf-8"))
+
+
+def noisy() -> list[dict[str, Any]]:
+    """Ten good pairs, and two that fail each rule that needs no model; `source` says which."""
+    rows = [pair(encoded(picture(i)), f"picture number {i} of ten", source="") for i in range(10)]
+    test = encoded(picture(100))
+    rows.append(pair(test, "a picture to test on", split="test", source=""))
+    white = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    for i in range(2):
+        whole = encoded(picture(20 + i))
+        rows += [
+            pair(whole[: len(whole) // 2], f"cut off {i}", source="undecodable"),
+            pair(encoded(picture(30 + i, (9, 40))), f"thin {i} of all", source="too_small"),
+            pair(encoded(picture(40 + i, (20, 200))), f"a strip {i}", source="aspect"),
+            pair(encoded(Image.new("RGB", (50, 50), (9, 99, 200 + i))), f"plain {i} blue", source="blank"),
+            pair(encoded(Image.fromarray(white[i])), f"snow {i} on the screen", source="noise"),
+            pair(encoded(picture(50 + i)), ("IMG_0042.jpg", "click here")[i], source="junk_text"),
+            pair(rows[i]["image"], rows[i]["caption"], source="exact_duplicate"),
+            pair(encoded(picture(100).resize((80 + i, 80))), f"seen again {i}", source="in_test_set"),
+        ]
+        copies = [encoded(picture(60 + i)), encoded(picture(60 + i), "JPEG", quality=60)]
+        first, second = sorted((pair(copy, f"twice {i}") for copy in copies), key=lambda row: row["uid"])
+        rows += [{**second, "source": "near_duplicate"}, {**first, "source": ""}]
+    return rows
+
+
+def test_each_rule_drops_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
+    rows = noisy()
+    curated, ledger, summary = run(tmp_path, rows)
+    assert [entry["rule"] for entry in ledger] == [row["source"] for row in rows]
+    assert [entry["row"] for entry in ledger] == list(range(len(rows)))
+    assert summary["rows_in"] == len(rows) == summary["kept"] + sum(summary["dropped"].values())
+    assert summary["dropped"] == {rule: 0 if rule == "clip_score" else 2 for rule in RULES}
+    good = [row for row in rows if not row["source"]]
+    assert [(row["uid"], row["image"]["bytes"]) for row in curated.rows()] == [(row["uid"], row["image"]) for row in good]
+    assert curated.card.parents == [Dataset(tmp_path / "raw").hash]
+    assert curated.card.notes["dropped"] == summary["dropped"]
+    assert json.loads((tmp_path / "scorer" / "card.json").read_text()) == {"family": "none"}
+
+
+def test_the_ledger_says_by_how_much_and_against_what(tmp_path: Path) -> None:
+    rows = noisy()
+    ledger = {entry["row"]: entry for entry in run(tmp_path, rows)[1]}
+    for number, row in enumerate(rows):
+        entry, rule = ledger[number], row["source"]
+        assert entry["verdict"] == ("dropped" if rule else "kept")
+        if rule in ("too_small", "blank", "noise", "junk_text"):
+            assert entry["value"] < entry["threshold"]
+        elif rule in ("aspect", "near_duplicate", "in_test_set"):
+            assert (entry["value"] > entry["threshold"]) == (rule == "aspect")
+        if rule == "undecodable":
+            assert "truncated" in entry["detail"]
+        if rule == "too_small":
+            assert (entry["value"], entry["threshold"]) == (9, 16)
+        if rule in ("exact_duplicate", "near_duplicate", "in_test_set"):
+            partner = next(r for r in rows if r["uid"] == entry["detail"] and not r["source"])
+            assert partner["split"] == ("test" if rule == "in_test_set" else "train")
+
+
+def test_the_verdicts_do_not_depend_on_the_rows_order(tmp_path: Path) -> None:
+    rows = noisy() + [pair(encoded(picture(60).resize((90 + i, 90))), f"thrice {i}") for i in range(5)]
+    kept = sorted(row["uid"] for row in run(tmp_path / "a", rows)[0].rows())
+    for seed in range(3):
+        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+        assert sorted(row["uid"] for row in run(tmp_path / str(seed), shuffled)[0].rows()) == kept
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        run(tmp_path / name, noisy())
+    for file in ("ledger/ledger.parquet", "ledger/summary.json", "funnel.html", "curated/card.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "notes", [{"regions": [REGION]}, {"lines": [{"text": "x", "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}]}, {"label": "dot"}]
+)
+@pytest.mark.parametrize("caption", ["", "IMG_1234.jpg"])
+def test_an_annotated_picture_stays_and_its_useless_caption_does_not(tmp_path: Path, notes: dict, caption: str) -> None:
+    rows = [pair(encoded(picture(1)), caption, **notes), pair(encoded(picture(2)), "a good caption", **notes)]
+    curated, ledger, summary = run(tmp_path, rows)
+    assert [row["caption"] for row in curated.rows()] == ["", "a good caption"]
+    assert [entry["verdict"] for entry in ledger] == ["kept", "kept"]
+    assert ("file name" in ledger[0]["detail"]) == bool(caption)
+    assert summary["captions_cleared"] == 1
+
+
+def test_other_annotations_of_a_picture_are_no_duplicates(tmp_path: Path) -> None:
+    image = encoded(picture(1))
+    rows = [pair(image, "", regions=[REGION]), pair(image, "", regions=[{**REGION, "x0": 2.0}]), pair(image, "two dots here")]
+    assert run(tmp_path, rows)[2]["kept"] == 3
+
+
+def test_one_per_picture(tmp_path: Path) -> None:
+    image = encoded(picture(1))
+    rows = [pair(image, "a cat"), pair(image, "a dog"), pair(encoded(picture(1), "JPEG"), "a cat")]
+    assert run(tmp_path / "one", rows)[2]["kept"] == 1
+    curated = run(tmp_path / "each", rows, one_per_picture=False)[0]
+    assert sorted(row["caption"] for row in curated.rows()) == ["a cat", "a dog"]
+    assert run(tmp_path / "exact", rows, near_levels=None)[2]["dropped"]["near_duplicate"] == 0
+
+
+def test_a_copy_of_a_leaked_picture_that_leaks_not_itself_stays(tmp_path: Path) -> None:
+    """Brightness 100, 112 and 124: each is a near copy of the next, the first and the last are none of each other."""
+    base = np.asarray(picture(1)) // 2
+    test, between, away = (encoded(Image.fromarray((base + shift).astype(np.uint8))) for shift in (0, 12, 24))
+    rows = [pair(test, "for tests", split="test"), pair(between, "brighter"), pair(away, "the brightest")]
+    assert [entry["rule"] for entry in run(tmp_path, rows)[1]] == ["", "in_test_set", ""]
+
+
+def test_a_training_pair_that_is_in_the_test_set_goes_and_the_test_pair_stays(tmp_path: Path) -> None:
+    image = encoded(picture(1))
+    rows = [pair(image, "a cat"), pair(image, "a cat", split="test"), pair(encoded(picture(2)), "a dog")]
+    curated, ledger, _ = run(tmp_path, rows)
+    assert [entry["rule"] for entry in ledger] == ["in_test_set", "", ""]
+    assert [row["split"] for row in curated.rows()] == ["test", "train"]
+
+
+def test_nothing_left_names_the_rule_that_took_the_most(tmp_path: Path) -> None:
+    rows = [pair(encoded(picture(i)), "click here") for i in range(3)] + [pair(b"no picture", "a cat")]
+    with pytest.raises(DataError, match=r"no pair of 4 is left; rule 'junk_text' dropped 3 \(first: boilerplate\)") as caught:
+        run(tmp_path, rows)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "curated").exists()
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no pairs"):
+        run(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"min_side": 0}, "min_side"),
+        ({"max_aspect": 0.5}, "max_aspect"),
+        ({"near_bits": 40}, "near_bits"),
+        ({"near_level": 3}, "nearest is 'near_levels'"),
+        ({"score": {"threshold": 3}}, "threshold"),
+        ({"score": {"threshold": "otzu"}}, "threshold"),
+        ({"score": {"fraction": 0}}, "fraction"),
+    ],
+)
+def test_impossible_values_are_refused(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load(Curation, {"curate": section}, "curate")
+
+
+def test_a_wrong_bootstrap_section_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"bootstrap\.objectiv"):
+        run(tmp_path, [pair(b"", "a cat")], score={"model": "bootstrap"}, bootstrap={"objectiv": "contrastive"})
+
+
+def test_a_ledger_that_does_not_add_up_is_not_written(tmp_path: Path) -> None:
+    ledger = Ledger(["a", "b"], ["train", "train"])
+    ledger.drop("blank", np.array([True, False]))
+    assert ledger.drop("noise", np.array([True, False])).size == 0  # the first rule has it
+    ledger.rule[1] = "some other rule"
+    with pytest.raises(AssertionError):
+        ledger.write(tmp_path / "ledger", {})
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_the_funnel_shows_the_counts_and_the_pictures_and_needs_no_network(tmp_path: Path) -> None:
+    rows = noisy() + [pair(encoded(picture(70)), "<script>alert(1)</script>")]
+    summary = run(tmp_path, rows)[2]
+    page = (tmp_path / "funnel.html").read_text(encoding="utf-8")
+    assert f"<b>{summary['kept']}</b> of {len(rows)} pairs" in page
+    assert all(f"<h2>{rule} <small>2 dropped" in page for rule in RULES if rule not in ("clip_score", "junk_text"))
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert "http://" not in page and "https://" not in page
+    assert page.count("data:image/webp;base64,") >= 2 * 9
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Score().model = "x"  # type: ignore[misc]
+
+
+def shared(name: str, limit: int) -> list[dict[str, Any]]:
+    folder = SHARED / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here")
+    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()[:limit]
+    found = [json.loads(line) for line in lines]
+    return [pair((folder / row["image"]).read_bytes(), row["caption"]) for row in found]
+
+
+def test_clean_emoji_stay(tmp_path: Path) -> None:
+    rows = shared("emoji", 700)
+    curated, ledger, _ = run(tmp_path, rows)
+    dropped = [entry for entry in ledger if entry["verdict"] == "dropped"]
+    assert {entry["rule"] for entry in dropped} <= {"near_duplicate"}
+    captions = {row["uid"]: row["caption"] for row in rows}
+    # "family" and "family: man, woman, boy" are drawn alike; hearts of two colours and clocks are not.
+    assert all(captions[entry["uid"]].startswith("family") for entry in dropped), [captions[e["uid"]] for e in dropped]
+    assert len(curated) >= len(rows) - 2
+
+
+def test_recompressed_emoji_and_photos_are_found(tmp_path: Path) -> None:
+    rows = shared("emoji", 300)[::5] + shared("textbooks", 60)
+    originals = run(tmp_path / "alone", rows)[2]["kept"]
+    copies = []
+    for row in rows:
+        image = Image.open(io.BytesIO(row["image"])).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.LANCZOS)
+        copies.append(pair(encoded(image, "JPEG", quality=80), row["caption"] + " again"))
+    _, ledger, summary = run(tmp_path / "both", rows + copies)
+    assert originals <= summary["kept"] <= originals + 0.03 * len(rows)
+    number = {row["uid"]: i % len(rows) for i, row in enumerate(rows + copies)}
+    pairs = [(number[e["uid"]], number[e["detail"]]) for e in ledger if e["rule"] == "near_duplicate"]
+    assert sum(one == other for one, other in pairs) >= 0.97 * len(rows)

@@ -1,0 +1,119 @@
+"""The trial on this machine: a real predictor process, asked, stopped."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from components import dataset
+from components.checkpoint import save
+from components.deploy.deployment import Deployment, deploy
+from components.deploy.trial import converse, endpoint
+from components.errors import DataError, ServiceError
+from models.sketch import build_dual_encoder, build_language_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = build_language_model(["a red circle"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1)
+    return save(tmp_path_factory.mktemp("models"), *built, family="sketch", step="align").path
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = build_dual_encoder(["a red circle"] * 20, vision_layers=1, text_layers=1)
+    return save(tmp_path_factory.mktemp("models"), *built, family="sketch-dual", step="pretrain").path
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> Path:
+    content = {"name": "vlm", "version": "1", "uri": "models:/vlm/1", "model_hash": "ab" * 32, "alias": "champion"}
+    (tmp_path / "version.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "green").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pairs(folder: Path, split: str) -> Path:
+    empty = {"regions": [], "lines": [], "label": "", "source": "test", "licence": "none"}
+    row = {"uid": dataset.uid(png(), "x"), "image": png(), "caption": "x", **empty}
+    return dataset.write(folder, "pairs", [{**row, "width": 64, "height": 48, "split": split}]).path
+
+
+def predictors() -> list[int]:
+    return [
+        p.pid for p in psutil.process_iter(["cmdline"]) if "components.serve.predictor" in (p.info["cmdline"] or [])
+    ]
+
+
+def test_both_protocols_answer_and_the_process_is_gone(model: Path, version: Path, tmp_path: Path) -> None:
+    before = predictors()
+    data = pairs(tmp_path / "pairs", "test")
+    section = Deployment(storage="pvc://models/vlm/1", prompt="a red circle")
+    deploy(model, version, data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
+    record = json.loads((tmp_path / "transcript/transcript.json").read_text())
+    listed, predicted, chatted = record["exchanges"]
+    assert [e["status"] for e in record["exchanges"]] == [200, 200, 200]
+    answer = predicted["response"]["predictions"][0]["answer"]
+    assert answer == chatted["response"]["choices"][0]["message"]["content"]
+    assert predicted["request"]["instances"][0] == {"image": {"b64": "…"}, "prompt": "a red circle"}
+    assert all(e["latency_ms"] > 0 for e in record["exchanges"])
+    assert record["picture"] == next(dataset.Dataset(data).rows(["uid"]))["uid"]
+    assert (tmp_path / "manifest/inferenceservice.yaml").is_file()
+    assert predictors() == before
+
+
+def test_a_predictor_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
+    ended = r"(?s)ended with code 2; its log ends:.*no checkpoint here"
+    with pytest.raises(ServiceError, match=ended), endpoint(tmp_path, "vlm", timeout=90):
+        pass
+
+
+def test_a_predictor_that_is_not_ready_in_time_is_stopped(model: Path) -> None:
+    before = predictors()
+    with pytest.raises(ServiceError, match=r"not ready in 0\.2 s \(deploy\.timeout\)"), endpoint(model, "vlm", 0.2):
+        pass
+    assert predictors() == before
+
+
+def test_the_predictor_does_not_outlive_a_killed_step(embedder: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from components.deploy.trial import converse, endpoint
+with endpoint(Path({str(embedder)!r}), "eye", 90) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+    before = set(predictors())
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as step:
+        assert step.stdout is not None
+        url = step.stdout.readline().decode().strip()
+        exchanges = converse(url, "eye", png(), "what is it")
+        (started,) = set(predictors()) - before
+        process = psutil.Process(started)
+        os.kill(step.pid, signal.SIGKILL)
+        psutil.wait_procs([process], timeout=20)
+    assert not process.is_running()
+    # This model does not chat, so that it was asked for an embedding instead.
+    assert exchanges[-1]["protocol"] == "V1 predict"
+    assert math.hypot(*exchanges[-1]["response"]["predictions"][0]["embedding"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_without_a_test_picture_nothing_is_started(model: Path, version: Path, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs", "train")
+    with pytest.raises(DataError, match="no row of the test split"):
+        deploy(model, version, data, tmp_path / "m", tmp_path / "t", "image:abc", Deployment(storage="pvc://a/b"))
+    assert not (tmp_path / "t").exists()

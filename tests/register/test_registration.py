@@ -1,0 +1,122 @@
+"""A real checkpoint in a real registry: found again, loaded without a pickle, whole or not at all."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from components import inference, tracking
+from components.checkpoint import Checkpoint, save
+from components.errors import ModelError, ServiceError
+from components.register.registration import Registration, register
+from components.register.registry import listing, versions
+from components.serve.reference import resolve
+from models.sketch import build_language_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("VLMFLOW_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, scores/ and verdict/ as the gate leaves them."""
+    folder = tmp_path_factory.mktemp("gate")
+    model, processor = build_language_model(
+        ["a red circle", "what is it"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1
+    )
+    checkpoint = save(folder / "model", model, processor, family="sketch", step="align", parent="p", datasets=["d"])
+    contents: dict[str, Any] = {
+        "scores/scores.json": {"model": checkpoint.hash, "data": ["d"], "capabilities": {}},
+        "verdict/verdict.json": {"promoted": True, "against": None, "reasons": ["the first"]},
+    }
+    for name, content in contents.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def enter(artifacts: Path, out: Path, name: str) -> dict[str, Any]:
+    model, scores, verdict = (artifacts / part for part in ("model", "scores", "verdict"))
+    return register(model, scores, verdict, out, "seed: 0\n", Registration(name=name), revision="abc")
+
+
+def test_a_version_is_found_by_alias_and_answers_as_its_checkpoint(artifacts: Path, tmp_path: Path) -> None:
+    written = enter(artifacts, tmp_path, "vlm")
+    assert json.loads((tmp_path / "version.json").read_text()) == written
+    folder = resolve("models:/vlm@champion")
+    assert Checkpoint(folder).hash == Checkpoint(artifacts / "model").hash == written["model_hash"]
+    assert resolve("models:/vlm/1").samefile(folder)
+    assert json.loads((folder.parent / "scores/scores.json").read_text())["data"] == ["d"]
+    tags = versions("vlm")[0].tags
+    assert (tags["parent"], tags["datasets"], tags["git_revision"]) == ("p", "d", "abc")
+
+    root = folder.parent.parent
+    assert not [path for path in root.rglob("*") if path.suffix in (".pkl", ".pickle", ".bin", ".pt")]
+    import mlflow
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "blue").save(buffer, "PNG")
+    frame = pd.DataFrame({"image": [buffer.getvalue()], "prompt": ["what is it"]})
+    direct = inference.chat(inference.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
+    assert mlflow.pyfunc.load_model("models:/vlm@champion").predict(frame) == direct
+
+
+@pytest.mark.parametrize("method", ["create_model_version", "set_registered_model_alias"])
+def test_a_failure_leaves_no_half_version(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MlflowException("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, method, fail)
+        with pytest.raises(ServiceError, match="disk is full"):
+            enter(artifacts, tmp_path, method)
+    assert versions(method) == [] and not (tmp_path / "version.json").exists()
+    assert enter(artifacts, tmp_path, method)["alias"] == "champion"
+
+
+def test_a_wrong_reference_lists_what_is_registered(artifacts: Path, tmp_path: Path) -> None:
+    enter(artifacts, tmp_path, "listed")
+    for reference in ("models:/listed@champoin", "models:/listed/99", "models:/unlisted/1", "models:/listed"):
+        with pytest.raises(ModelError) as caught:
+            resolve(reference)
+        assert reference in str(caught.value) and "models:/listed/1 (champion)" in str(caught.value)
+    assert "models:/listed/1 (champion)" in listing()
+
+
+def test_scores_of_another_model_are_refused(artifacts: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    (scores / "scores.json").write_text(json.dumps({"model": "f" * 64, "data": []}))
+    with pytest.raises(ModelError, match="these are the scores of model ffffffffffff"):
+        register(artifacts / "model", scores, artifacts / "verdict", tmp_path, "seed: 0\n", Registration(name="other"))
+    assert versions("other") == []
+
+
+def test_registration_leaves_the_steps_own_run_alone(artifacts: Path, tmp_path: Path) -> None:
+    with tracking.run("register") as step:
+        enter(artifacts, tmp_path, "nested")
+        step.log_metrics({"after": 1.0})
+    assert versions("nested")[0].tags["step_run"] == step.id
+    run = tracking.client().get_run(str(step.id))
+    assert run.info.status == "FINISHED" and run.data.metrics == {"after": 1.0}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "models:x", "a@b"])
+def test_impossible_names(name: str) -> None:
+    with pytest.raises(ValueError, match="name must be a word"):
+        Registration(name=name)

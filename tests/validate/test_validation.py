@@ -1,0 +1,209 @@
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from components import dataset
+from components.errors import DataError, GateError, RecipeError
+from components.recipe import load
+from components.validate.validation import Validation, validate
+
+
+def picture(shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pair(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "uid": f"u{number}", "image": picture(number), "caption": "a cat", "width": 40, "height": 30, "source": "s",
+        "licence": "", "split": "train", "label": "", "lines": [{"text": "t", "x0": 0, "y0": 0, "x1": 9, "y1": 9}],
+        "regions": [{"phrase": "p", "category": "", "x0": 1, "y0": 2, "x1": 40, "y1": 30}], **changes,
+    }  # fmt: skip
+
+
+def conversation(number: int = 0, *turns: str, **changes: Any) -> dict[str, Any]:
+    roles = ("user", "assistant") * 3
+    messages = [
+        {"role": role, "content": text} for role, text in zip(roles, turns or ("What?", "A cat."), strict=False)
+    ]
+    return {"uid": f"u{number}", "pair": "p", "images": [picture(number)], "messages": messages, "task": "vqa",
+            "split": "train", **changes}  # fmt: skip
+
+
+def preference(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {"uid": f"u{number}", "pair": "p", "images": [picture(number)], "prompt": "What?", "chosen": "A cat.",
+            "rejected": "A dog.", "source": "rule", "split": "train", **changes}  # fmt: skip
+
+
+ROWS = {"pairs": pair, "conversations": conversation, "preferences": preference}
+
+
+def judge(folder: Path, schema: str, rows: list[dict[str, Any]], **section: Any) -> dict[str, Any]:
+    """Return the written verdict; GateError passes through, after checking that it spoiled nothing."""
+    dataset.write(folder / "data", schema, rows)
+    report, verdict = folder / "report.html", folder / "verdict.json"
+    try:
+        validate(folder / "data", Validation(**section), report, verdict)
+    finally:
+        assert "Validation of" in report.read_text(encoding="utf-8")
+        written = json.loads(verdict.read_text(encoding="utf-8"))
+    return written
+
+
+def failures(verdict: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return column → (severity, rows against it) of the expectations that failed."""
+    return {
+        one["column"]: (one["severity"], one["unexpected"]) for one in verdict["expectations"] if not one["success"]
+    }
+
+
+@pytest.mark.parametrize("schema", list(ROWS))
+def test_good_rows_pass_strictly(tmp_path: Path, schema: str) -> None:
+    verdict = judge(tmp_path, schema, [ROWS[schema](i) for i in range(3)], strict=True)
+    assert verdict["success"] and verdict["rows"] == 3 and verdict["schema"] == schema
+    assert failures(verdict) == {}
+    assert {one["severity"] for one in verdict["expectations"]} == {"critical", "warning"}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        (pair(1, image=b"<html>"), "image_fault"),
+        (pair(0), "uid"),
+        (pair(1, caption=" ", regions=[], lines=[]), "silent_fault"),
+    ],
+)
+def test_what_curation_removes_is_a_warning_before_it_and_critical_after(
+    tmp_path: Path, row: dict[str, Any], column: str
+) -> None:
+    verdict = judge(tmp_path, "pairs", [pair(0), row])
+    assert verdict["success"] and failures(verdict)[column][0] == "warning"
+    with pytest.raises(GateError, match=column):
+        judge(tmp_path, "pairs", [pair(0), row], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "said"),
+    [
+        ({"split": "val"}, "split", "val"),
+        ({"uid": None}, "uid", "not_be_null"),
+        ({"width": 41}, "size_fault", "stated 41×30, is 40×30"),
+        (
+            {"regions": [{"phrase": "p", "category": "", "x0": 1, "y0": 2, "x1": 42, "y1": 9}]},
+            "region_fault",
+            "outside",
+        ),
+        (
+            {"regions": [{"phrase": "p", "category": "", "x0": 5, "y0": 2, "x1": 5, "y1": 9}]},
+            "region_fault",
+            "without area",
+        ),
+        (
+            {"regions": [{"phrase": "", "category": "", "x0": 1, "y0": 2, "x1": 5, "y1": 9}]},
+            "region_fault",
+            "without phrase",
+        ),
+        ({"lines": [{"text": "t", "x0": 1, "y0": None, "x1": 5, "y1": 9}]}, "line_fault", "box"),
+        ({"lines": [{"text": None, "x0": 1, "y0": 2, "x1": 5, "y1": 9}]}, "line_fault", "without text"),
+    ],
+)
+def test_bad_pairs_are_refused_and_named(tmp_path: Path, changes: dict[str, Any], column: str, said: str) -> None:
+    with pytest.raises(GateError) as caught:
+        judge(tmp_path, "pairs", [pair(0), pair(1, **changes), pair(2)])
+    line = str(caught.value)
+    assert f"({column}): 1 rows" in line and re.search(said, line) and "\n" not in line
+    assert changes.get("uid", "u1") is None or "u1" in line
+    verdict = json.loads((tmp_path / "verdict.json").read_text(encoding="utf-8"))
+    assert not verdict["success"] and failures(verdict)[column] == ("critical", 1)
+
+
+def test_the_faults_of_a_later_batch_are_found(tmp_path: Path) -> None:
+    rows = [pair(i % 200, uid=f"u{i}") for i in range(600)]
+    outside = {"phrase": "p", "category": "", "x0": 1, "y0": 2, "x1": 99, "y1": 9}
+    rows[515]["regions"] = [rows[0]["regions"][0], outside]
+    with pytest.raises(GateError, match="1 rows, such as uid u515 \\(box outside"):
+        judge(tmp_path, "pairs", rows)
+
+
+def test_a_picture_in_both_splits_is_a_warning(tmp_path: Path) -> None:
+    rows = [pair(0), pair(1, image=picture(0), split="test"), pair(2, split="test")]
+    assert failures(judge(tmp_path, "pairs", rows)) == {"split_fault": ("warning", 1)}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (conversation(1, "What?"), "not the assistant's"),
+        (conversation(1, "What?", " "), "is empty"),
+        (conversation(1, "What?", "A <image>."), "holds <image>"),
+        (conversation(1, "<image><image>What?", "A cat."), "2 <image> for 1 pictures"),
+        (conversation(1, messages=[]), "no message"),
+        (conversation(1, messages=[{"role": "assistant", "content": "Hi"}]), "'assistant'"),
+        (conversation(1, images=[]), "no picture"),
+        (conversation(1, images=[picture(), b"torn"]), "not a picture"),
+    ],
+)
+def test_bad_conversations_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(GateError, match=said):
+        judge(tmp_path, "conversations", [conversation(0), row])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        conversation(1, "<image>What?", "A cat.", "Sure?", "Yes."),
+        conversation(1, "", "A cat."),
+        conversation(1, messages=[{"role": role, "content": "x"} for role in ("system", "user", "assistant")]),
+    ],
+)
+def test_good_forms_of_conversations(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert failures(judge(tmp_path, "conversations", [row])) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [
+        ({"rejected": "A cat. "}, "choice_fault"),
+        ({"prompt": ""}, "prompt_length"),
+        ({"rejected": " "}, "rejected_length"),
+        ({"images": []}, "image_fault"),
+    ],
+)
+def test_bad_preferences_are_refused(tmp_path: Path, changes: dict[str, Any], column: str) -> None:
+    with pytest.raises(GateError, match=column):
+        judge(tmp_path, "preferences", [preference(0), preference(1, **changes)])
+
+
+def test_long_texts_and_unknown_tasks_are_warnings(tmp_path: Path) -> None:
+    verdict = judge(tmp_path, "pairs", [pair(0), pair(1, caption="x" * 101)], max_text=100)
+    assert failures(verdict) == {"caption_length": ("warning", 1)}
+    row = conversation(0, "x" * 60, "y" * 60, task="chat")
+    verdict = judge(tmp_path, "conversations", [row], max_text=100)
+    assert failures(verdict) == {"text_length": ("warning", 1), "task": ("warning", 1)}
+
+
+@pytest.mark.parametrize("schema", list(ROWS))
+def test_no_rows_is_refused(tmp_path: Path, schema: str) -> None:
+    with pytest.raises(GateError, match="row_count_to_be_between: observed 0"):
+        judge(tmp_path, schema, [])
+
+
+def test_the_report_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    judge(tmp_path, "pairs", [pair(0, image=b"torn"), pair(1, uid=evil, image=b"")])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "not a picture" in page and "Every picture's header can be read".replace("'", "&#39;") in page
+    assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page)
+
+
+def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no dataset here"):
+        validate(tmp_path, Validation(), tmp_path / "r.html", tmp_path / "v.json")
+    with pytest.raises(RecipeError, match="min_rows"):
+        load(Validation, {"validate": {"min_rows": 0}}, "validate")
