@@ -20,6 +20,7 @@ from components.errors import DataError
 
 VERSION = 1
 SHARD_ROWS = 8192
+SHARD_BYTES = 2**28  # of pictures: what is in memory while a shard is filled
 
 _box = {"x0": Value("float32"), "y0": Value("float32"), "x1": Value("float32"), "y1": Value("float32")}
 
@@ -128,9 +129,11 @@ class Dataset:
     def verify(self) -> None:
         """Raises DataError if a shard is not what the card says."""
         for shard in self.card.shards:
-            found = hashlib.sha256((self.path / shard["name"]).read_bytes()).hexdigest()
+            found = _sha256(self.path / shard["name"])
             if found != shard["sha256"]:
-                raise DataError(f"{self.path}/{shard['name']}: sha256 {found[:12]}… is not the card's {shard['sha256'][:12]}…")
+                raise DataError(
+                    f"{self.path}/{shard['name']}: sha256 {found[:12]}… is not the card's {shard['sha256'][:12]}…"
+                )
 
     def batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
         """Stream the rows in order, `size` at a time, so that memory does not grow with the dataset."""
@@ -185,14 +188,17 @@ def write(
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"{folder}: a row does not fit the schema {schema}: {error}") from None
         pq.write_table(table, folder / name, row_group_size=1024, compression="zstd")
-        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        digest = _sha256(folder / name)
         shards.append({"name": name, "rows": len(pending), "sha256": digest})
         pending.clear()
 
+    size = 0
     for row in rows:
         pending.append(_with_bytes(row))
-        if len(pending) == SHARD_ROWS:
+        size += _image_bytes(pending[-1])
+        if len(pending) == SHARD_ROWS or size > SHARD_BYTES:
             flush()
+            size = 0
     if pending or not shards:
         flush()
     card = Card(
@@ -216,3 +222,13 @@ def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
     if "image" in row:
         return {**row, "image": wrap(row["image"])}
     return {**row, "images": [wrap(image) for image in row["images"]]}
+
+
+def _image_bytes(row: dict[str, Any]) -> int:
+    images = [row["image"]] if "image" in row else row["images"]
+    return sum(len(image["bytes"] or b"") for image in images if image)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

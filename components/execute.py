@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--executor_input", required=True)
     given = parser.parse_args(arguments)
     configure_logging()
+    one_thread()
     task = Task(given.module, given.function, json.loads(given.executor_input))
     try:
         task.run()
@@ -49,6 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         task.record(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     return 0
+
+
+def one_thread() -> None:
+    """Let each process use one thread, unless OMP_NUM_THREADS says otherwise; before torch is imported.
+
+    Two threads on cores that are not idle can be ten times slower than one; work is spread over processes.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def configure_logging() -> None:
@@ -86,7 +95,9 @@ class Task:
         note = memo.recall(name, self.outputs)
         if note is not None:
             self.output_file.write_text(note["executor_output"].replace("{folder}", str(self.folder)), encoding="utf-8")
-            self.record(status="done", cached=True, outputs=note["outputs"], peak_mb=note["peak_mb"], took=note["seconds"])
+            self.record(
+                status="done", cached=True, outputs=note["outputs"], peak_mb=note["peak_mb"], took=note["seconds"]
+            )
             return
         staging = self.folder.with_name(f"{self.folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
@@ -159,7 +170,9 @@ class Task:
         except OSError as error:
             if error.errno in NO_ROOM:
                 place = error.filename or self.folder
-                raise SpaceError(f"{place}: cannot be written: {error.strerror}; make room, or run elsewhere") from error
+                raise SpaceError(
+                    f"{place}: cannot be written: {error.strerror}; make room, or run elsewhere"
+                ) from error
             raise
 
 

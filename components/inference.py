@@ -168,7 +168,11 @@ def score(
         heads = [chat_prompt(processor, prompts[i]) for i in part]
         texts = [head + answers[i] + tokenizer.eos_token for head, i in zip(heads, part, strict=True)]
         batch = processor(
-            images=[[_picture(images[i])] for i in part], text=texts, padding=True, padding_side="right", return_tensors="pt"
+            images=[[_picture(images[i])] for i in part],
+            text=texts,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
         ).to(loaded.model.device)
         tails = [len(tokenizer(answers[i] + tokenizer.eos_token, add_special_tokens=False)["input_ids"]) for i in part]
         logits = loaded.model(**batch).logits[:, :-1].float().log_softmax(-1)

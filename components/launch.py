@@ -1,11 +1,8 @@
 """Run a training function in one process or in several, as torchrun does."""
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
@@ -23,8 +20,6 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         return
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -35,10 +30,4 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         max_restarts=0,
         start_method="spawn",
     )
-    try:
-        elastic_launch(config, function)(*arguments)
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+    elastic_launch(config, function)(*arguments)

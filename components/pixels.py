@@ -1,4 +1,4 @@
-"""Encoded pictures to arrays: the one place where training and evaluation decode."""
+"""Encoded pictures to pixels: the one place where steps decode."""
 
 import io
 from collections.abc import Sequence
@@ -7,28 +7,45 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """An RGB picture: EXIF orientation applied, transparency laid on white, the first frame of an animation."""
-    picture = Image.open(io.BytesIO(encoded))
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
-        high = np.asarray(picture, np.float32)
-        picture = Image.fromarray(np.clip(high / 257, 0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
+    """The picture as people see it: upright by its EXIF orientation, transparency on white, first frame, RGB.
+
+    Args:
+        data: the encoded file.
+        at_least: decode a larger JPEG at a smaller scale, neither side below this many pixels; None: in full.
+
+    Raises:
+        ValueError: there is no data.
+        Exception: whatever Pillow raises on a damaged file (OSError, SyntaxError, struct.error, ...).
+    """
+    if not data:
+        raise ValueError("no image bytes")
+    with Image.open(io.BytesIO(data)) as picture:
+        if at_least is not None:
+            picture.draft(None, (at_least, at_least))  # only JPEG has it; the mode stays the file's own
+        return rgb(ImageOps.exif_transpose(picture))
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled to 8, transparency laid on white."""
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
+        scaled = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, picture)
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
 
 
-def squares(encoded: Sequence[bytes], side: int) -> np.ndarray:
-    """Decode and squeeze pictures to a square.
+def square(picture: Image.Image, side: int) -> np.ndarray:
+    """The whole picture squeezed to a square: (3, side, side) uint8, what the sketch family takes as it is."""
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
-    Returns:
-        (N, 3, side, side) uint8, what the sketch family takes as it is.
-    """
+
+def squares(encoded: Sequence[bytes], side: int) -> np.ndarray:
+    """Decode and squeeze many pictures: (N, 3, side, side) uint8."""
     out = np.empty((len(encoded), 3, side, side), np.uint8)
-    for i, content in enumerate(encoded):
-        picture = decode(content).resize((side, side), Image.Resampling.BILINEAR)
-        out[i] = np.asarray(picture).transpose(2, 0, 1)
+    for i, data in enumerate(encoded):
+        out[i] = square(decode(data, at_least=side), side)
     return out

@@ -12,7 +12,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
 from transformers import Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
@@ -22,7 +21,7 @@ from components.checkpoint import Checkpoint
 from components.dataset import Dataset
 from components.errors import DataError
 from components.inference import chat_prompt, load
-from components.pixels import decode
+from components.pixels import decode, square
 from components.tasks.conversations import DESCRIBE
 from components.training import Progress, arguments, optimizers
 from components.tuning import Tuning
@@ -129,7 +128,9 @@ class _TurnTrainer(SFTTrainer):
     has the contrastive term besides.
     """
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         return Trainer.compute_loss(self, model, inputs, return_outputs=return_outputs)
 
 
@@ -151,7 +152,7 @@ def _packed(chosen: list[Example], model: Any, processor: Any) -> list[dict[str,
     for i, example in enumerate(chosen):
         picture = decode(example.image)
         size = picture.size
-        pixels[i] = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        pixels[i] = square(picture, side)
         for question, answer in example.turns:
             prompt = chat_prompt(processor, question, pictures=0)
             flat += [prompt, transcode(answer, processor.box_convention, *size) + tokenizer.eos_token]

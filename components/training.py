@@ -37,7 +37,7 @@ def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
         "remove_unused_columns": False,
         "use_cpu": not cuda,
         "bf16": cuda,
-        "ddp_backend": "nccl" if cuda else "gloo",
+        **({"ddp_backend": "nccl" if cuda else "gloo"} if "RANK" in os.environ else {}),
         "dataloader_pin_memory": cuda,
         **extra,
         **training.trainer,
@@ -59,7 +59,9 @@ class Muon(torch.optim.Optimizer):
         matrices, rest = [], []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                inner = parameter.ndim == 2 and not any(part in name for part in ("embed", "head", "positions", "tokens"))
+                inner = parameter.ndim == 2 and not any(
+                    part in name for part in ("embed", "head", "positions", "tokens")
+                )
                 (matrices if inner else rest).append(parameter)
         self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
         super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}], {})
@@ -130,4 +132,6 @@ class Progress(TrainerCallback):
         if state.is_world_process_zero:
             elapsed = time.monotonic() - self.started
             left = elapsed / state.global_step * (state.max_steps - state.global_step)
-            logger.info("step %d of %d  loss %.3f  %.0f s left", state.global_step, state.max_steps, numbers["loss"], left)
+            logger.info(
+                "step %d of %d  loss %.3f  %.0f s left", state.global_step, state.max_steps, numbers["loss"], left
+            )

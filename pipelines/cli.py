@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from components import recipe as recipes
 from components.errors import EXIT_CODE, RecipeError, VlmflowError
 
-console = Console(highlight=False)
+console = Console(highlight=False, file=sys.stdout)  # bound now: a run redirects what its libraries print
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: the path of a YAML file.")]
@@ -41,18 +41,28 @@ def _show(folder: Path) -> None:
     """The end of a run: what the served model can do, what was left out, and where to go on."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = summary["results"]
-    table = Table("capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left")
+    table = Table(
+        "capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left"
+    )
     last = results["stages"].get("align", {})
     for name, score in last.items():
         arrow = "" if score["higher_is_better"] else " ↓"
         controls = [f"{score['controls'][kind]['value']:.2f}" for kind in ("blank", "shuffled")]
-        table.add_row(f"{name} ({score['metric']}){arrow}", f"{score['value']:.3f}", f"{score['low']:.3f}–{score['high']:.3f}", *controls)
+        table.add_row(
+            f"{name} ({score['metric']}){arrow}",
+            f"{score['value']:.3f}",
+            f"{score['low']:.3f}–{score['high']:.3f}",
+            *controls,
+        )
     console.print(table)
     for step, reason in results["skipped"].items():
         console.print(f"[yellow]skipped[/] {step}: {reason}")
     gate, version = results["gate"], results["version"]
     if gate:
-        console.print(f"gate: kept the {gate.get('chosen')} model" + "".join(f"\n  {reason}" for reason in gate.get("reasons", [])))
+        console.print(
+            f"gate: kept the {gate.get('chosen')} model"
+            + "".join(f"\n  {reason}" for reason in gate.get("reasons", []))
+        )
     if version:
         console.print(f"registered: {version.get('uri')} ({version.get('alias')})")
     console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Report: {folder / 'report.html'}")
@@ -115,7 +125,9 @@ def serve(
 
 @app.command()
 def lineage(
-    reference: Annotated[str, typer.Argument(help="A model or dataset folder, models:/…, a run's folder, or a pair's uid.")],
+    reference: Annotated[
+        str, typer.Argument(help="A model or dataset folder, models:/…, a run's folder, or a pair's uid.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
 ) -> None:
     """What something came from; for a uid, what was learned from it."""
@@ -141,8 +153,17 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
         console.print(f"MLFLOW_TRACKING_URI is set; its pages are at {uri}")
         return
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--workers", "1", "--artifacts-destination", str(tracking.home() / "mlartifacts")]
-    raise typer.Exit(subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode)
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--workers",
+        "1",
+        "--artifacts-destination",
+        str(tracking.home() / "mlartifacts"),
+    ]
+    raise typer.Exit(
+        subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode
+    )
 
 
 @app.command()
@@ -158,12 +179,12 @@ def zoo() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2."""
-    from components.execute import configure_logging
+    from components.execute import configure_logging, one_thread
 
     configure_logging()
+    one_thread()
     try:
         app()
     except VlmflowError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         sys.exit(EXIT_CODE)
-

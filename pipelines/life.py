@@ -3,6 +3,7 @@
 from kfp import dsl
 
 from components.align.component import align
+from components.caption.component import caption
 from components.curate.component import curate
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate
@@ -47,10 +48,10 @@ def life(recipe: str):
         task = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe)
         return task.set_display_name(f"evaluate {stage}").outputs["scores"]
 
-    data = {"pairs": pairs, "conversations": questions, "recipe": recipe}
-    contrastive = pretrain(**data, section="contrastive").after(asked).outputs["model"]
+    pretrained = pretrain(pairs=pairs, conversations=questions, recipe=recipe).after(asked)
+    contrastive = pretrained.outputs["model"]
     contrastive_scores = measure("contrastive", contrastive)
-    captioner = pretrain(**data, section="caption", start=contrastive).outputs["model"]
+    captioner = caption(start=contrastive, conversations=questions, recipe=recipe).outputs["model"]
     caption_scores = measure("caption", captioner)
     grounded = ground(start=captioner, conversations=questions, recipe=recipe).outputs["model"]
     ground_scores = measure("ground", grounded)

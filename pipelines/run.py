@@ -46,12 +46,12 @@ def run(pipeline: Callable[..., Any], sections: dict[str, Any], console: Console
     started = time.monotonic()
     with _environment(folder), _tracked(folder, sections) as finished:
         narrator = Narrator(folder, console, total, finished)
-        with (folder / "run.log").open("w", encoding="utf-8") as narrator.log, contextlib.redirect_stdout(narrator):
-            with contextlib.redirect_stderr(narrator):
-                try:
-                    pipeline(recipe=recipe)
-                except RuntimeError as error:
-                    raise _failure(folder, error) from error
+        log = (folder / "run.log").open("w", encoding="utf-8")
+        with log as narrator.log, contextlib.redirect_stdout(narrator), contextlib.redirect_stderr(narrator):
+            try:
+                pipeline(recipe=recipe)
+            except RuntimeError as error:
+                raise _failure(folder, error) from error
     summary = summarise(folder, seconds=time.monotonic() - started)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -14,7 +14,7 @@ SECTIONS = {
     "tasks": "components.tasks.conversations:Tasks",
     "validate_tasks": "components.validate.section:Validation",
     "contrastive": "components.pretrain.pretraining:Pretraining",
-    "caption": "components.pretrain.pretraining:Pretraining",
+    "caption": "components.tuning:Tuning",
     "ground": "components.tuning:Tuning",
     "read": "components.tuning:Tuning",
     "prefer": "components.prefer.preferences:Preferring",
@@ -24,7 +24,7 @@ SECTIONS = {
     "gate": "components.gate.promotion:Gate",
     "register": "components.register.registration:Registration",
     "deploy": "components.deploy.deployment:Deployment",
-    "report": "components.report.section:Report",
+    "report": "components.report.page:Report",
 }
 PLAIN = ("seed", "title")
 
@@ -40,7 +40,9 @@ def check(sections: dict[str, Any]) -> None:
             continue
         if name not in SECTIONS:
             near = difflib.get_close_matches(name, [*SECTIONS, *PLAIN], n=1, cutoff=0)[0]
-            raise RecipeError(f"{name}: no such section; the nearest is {near!r}, all: {', '.join([*PLAIN, *SECTIONS])}")
+            raise RecipeError(
+                f"{name}: no such section; the nearest is {near!r}, all: {', '.join([*PLAIN, *SECTIONS])}"
+            )
         if values is not None:
             module, cls = SECTIONS[name].split(":")
             recipes.load(getattr(import_module(module), cls), sections, name)

@@ -17,7 +17,9 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
 
 
-def run_step(name: str, recipe: str, inputs: dict[str, str], outputs: dict[str, str], parameters: dict[str, Any]) -> None:
+def run_step(
+    name: str, recipe: str, inputs: dict[str, str], outputs: dict[str, str], parameters: dict[str, Any]
+) -> None:
     """Run step `name`; its outputs appear whole at their paths when it has ended, or not at all.
 
     Raises:
@@ -76,5 +78,3 @@ def _same(option: str, given: dict[str, str], needed: set[str], known: set[str])
         raise RecipeError(f"{option}: missing {', '.join(sorted(missing))}; write {option} name=path for each")
     if extra := set(given) - known:
         raise RecipeError(f"{option}: {', '.join(sorted(extra))}: the step has only {', '.join(sorted(known))}")
-
-

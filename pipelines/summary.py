@@ -23,7 +23,9 @@ def summarise(folder: Path, seconds: float) -> dict[str, Any]:
         "results": {
             "rows": _read(folder / "curate/ledger/summary.json"),
             "stages": {
-                r["label"].removeprefix("evaluate-"): _read(folder / r["label"] / "scores/scores.json").get("capabilities", {})
+                r["label"].removeprefix("evaluate-"): _read(folder / r["label"] / "scores/scores.json").get(
+                    "capabilities", {}
+                )
                 for r in records
                 if r["step"] == "evaluate"
             },

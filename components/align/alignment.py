@@ -3,7 +3,6 @@
 Source: Rafailov et al. 2023, eq. 7 (TRL's DPOTrainer); the `sft` term beside it as in Pang et al. 2024.
 """
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -12,8 +11,8 @@ from typing import Any
 
 from components import checkpoint
 from components import recipe as recipes
-from components.dataset import Dataset
 from components.budget import Training
+from components.dataset import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +51,13 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
         for out in (model, control):
             checkpoint.hand_on(start, out, reason)
         return
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
-    try:
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            arguments = str(start), str(preferences)
-            jobs = [pool.submit(_dpo, *arguments, str(model), alignment), pool.submit(_control, *arguments, str(control), alignment)]
-            for job in jobs:
-                job.result()
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(train, str(start), str(preferences), str(out), alignment)
+            for train, out in ((_dpo, model), (_control, control))
+        ]
+        for job in jobs:
+            job.result()
 
 
 def _control(start: str, preferences: str, out: str, alignment: Alignment) -> None:
@@ -98,6 +92,7 @@ def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:
         losses = {"beta": alignment.beta, "loss_type": list(alignment.losses), "loss_weights": list(alignment.weights)}
         trainer = DPOTrainer(
             model=model,
+            ref_model=load(start).model,
             args=DPOConfig(**options, **losses),
             train_dataset=datasets.Dataset.from_list([_row(r) for r in data.rows()], features=_features()),
             processing_class=loaded.processor,

@@ -163,7 +163,7 @@ def _require_some(pairs: Dataset, verdicts: Ledger) -> None:
         first = verdicts.detail[np.flatnonzero(verdicts.rule == worst)[0]]
         raise DataError(
             f"{pairs.path}: no pair of {len(verdicts)} is left; rule {worst!r} dropped {dropped[worst]}"
-            f"{f' (first: {first})' if first else ''}; loosen it in section curate or check the column mapping of ingest"
+            f"{f' (first: {first})' if first else ''}; loosen it in section curate, or check the columns of ingest"
         )
 
 

@@ -51,7 +51,9 @@ def find(pictures: Pictures, bits: int, levels: float) -> tuple[np.ndarray, np.n
     )
     like = exact([look.tobytes() for look in looks])
     leaders = np.flatnonzero(like < 0)
-    first, second = (leaders[places] for places in near(pictures.hashes[leaders], pictures.cells[leaders], bits, levels))
+    first, second = (
+        leaders[places] for places in near(pictures.hashes[leaders], pictures.cells[leaders], bits, levels)
+    )
     leaks = np.full(count, -1)
     crossing = pictures.test[first] != pictures.test[second]
     for i, j in zip(first[crossing].tolist(), second[crossing].tolist(), strict=True):
@@ -115,7 +117,9 @@ def _candidates(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.
     bits // BANDS. So each band is looked up at every value that near, and the first that agrees counts.
     """
     radius = bits // BANDS
-    bands = [((hashes >> np.uint64(band * _WIDTH)) & np.uint64((1 << _WIDTH) - 1)).astype(np.int64) for band in range(BANDS)]
+    bands = [
+        ((hashes >> np.uint64(band * _WIDTH)) & np.uint64((1 << _WIDTH) - 1)).astype(np.int64) for band in range(BANDS)
+    ]
     for number, keys in enumerate(bands):
         order = np.argsort(keys, kind="stable")
         starts = np.searchsorted(keys[order], np.arange((1 << _WIDTH) + 1))

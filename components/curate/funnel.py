@@ -12,6 +12,7 @@ from PIL import Image
 
 from components.curate import pictures
 from components.curate.ledger import RULES, Ledger
+from components.pixels import decode
 
 EXAMPLES = 6  # of each rule
 THUMBNAIL = 112  # px
@@ -91,7 +92,9 @@ def write(path: Path, ledger: Ledger, gallery: Gallery, summary: dict[str, Any])
 
 def _note(ledger: Ledger, row: int) -> str:
     value, threshold = ledger.value[row], ledger.threshold[row]
-    measured = "" if np.isnan(value) else f"{value:.3g}" + ("" if np.isnan(threshold) else f" (threshold {threshold:.3g})")
+    measured = (
+        "" if np.isnan(value) else f"{value:.3g}" + ("" if np.isnan(threshold) else f" (threshold {threshold:.3g})")
+    )
     detail = "" if ledger.partner[row] >= 0 else str(ledger.detail[row])
     return " · ".join(filter(None, [measured, detail]))
 
@@ -101,7 +104,7 @@ def _thumbnail(data: bytes | None) -> str:
     with pictures.quiet():
         if pictures.look(data).reason:
             return ""
-        picture = pictures.decode(data, at_least=2 * THUMBNAIL)
+        picture = decode(data, at_least=2 * THUMBNAIL)
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=80)
@@ -122,10 +125,9 @@ def _bars(summary: dict[str, Any]) -> str:
         middle, gone = 150 + width / 2, width * dropped / count
         fill = "#1f5fa8" if i in (0, len(steps) - 1) else "#7fa9d6"
         lines.append(f'<text x="140" y="{y + 19}" text-anchor="end">{escape(name)}</text>')
-        lines.append(
-            f'<rect x="{middle - (wide + gone) / 2:.1f}" y="{y + 2}" width="{wide + gone:.1f}" height="24" rx="3" fill="#f3d9c4"/>'
-        )
-        lines.append(f'<rect x="{middle - wide / 2:.1f}" y="{y + 2}" width="{wide:.1f}" height="24" rx="3" fill="{fill}"/>')
+        for long, colour in ((wide + gone, "#f3d9c4"), (wide, fill)):
+            place = f'x="{middle - long / 2:.1f}" y="{y + 2}" width="{long:.1f}"'
+            lines.append(f'<rect {place} height="24" rx="3" fill="{colour}"/>')
         took = f'<tspan class="took" dx="10">−{dropped:,} ({dropped / count:.1%})</tspan>' if dropped else ""
         lines.append(f'<text x="{165 + width}" y="{y + 19}">{rows:,} ({rows / count:.1%}){took}</text>')
     tall = len(steps) * height
@@ -139,13 +141,17 @@ def _histogram(ledger: Ledger, summary: dict[str, Any]) -> str:
     threshold, low, high = summary["thresholds"]["clip_score"], float(scores.min()), float(scores.max())
     span = max(high - low, 1e-6)
     edges = np.linspace(low, low + span, 61)
-    good, bad = (np.histogram(ledger.score[rows & ~np.isnan(ledger.score)], edges)[0] for rows in (ledger.kept, ~ledger.kept))
+    good, bad = (
+        np.histogram(ledger.score[rows & ~np.isnan(ledger.score)], edges)[0] for rows in (ledger.kept, ~ledger.kept)
+    )
     top, step, lines = max(int((good + bad).max()), 1), 12, []
     for i, (more, less) in enumerate(zip(good.tolist(), bad.tolist(), strict=True)):
         for rows, base, colour in ((less, 0, "#d98845"), (more, less, "#1f5fa8")):
             tall = 150 * rows / top
             y = 160 - 150 * base / top - tall
-            lines.append(f'<rect x="{20 + i * step}" y="{y:.1f}" width="{step - 1}" height="{tall:.1f}" fill="{colour}"/>')
+            lines.append(
+                f'<rect x="{20 + i * step}" y="{y:.1f}" width="{step - 1}" height="{tall:.1f}" fill="{colour}"/>'
+            )
     for i in range(0, 61, 10):
         lines.append(f'<text x="{20 + i * step}" y="178" text-anchor="middle">{edges[i]:.2f}</text>')
     x = 20 + 60 * step * float(np.clip((threshold - low) / span, 0, 1))
@@ -153,8 +159,8 @@ def _histogram(ledger: Ledger, summary: dict[str, Any]) -> str:
     lines.append(f'<text x="{x + 6:.1f}" y="14">threshold {threshold:.3f}</text>')
     scorer = summary["scorer"]
     return (
-        f"<h2>Scores <small>{len(scores):,} training pairs by {escape(scorer['model'])}, checkpoint {scorer['hash'][:12]}; "
-        "blue is kept, orange is dropped</small></h2>"
+        f"<h2>Scores <small>{len(scores):,} training pairs by {escape(scorer['model'])}, "
+        f"checkpoint {scorer['hash'][:12]}; blue is kept, orange is dropped</small></h2>"
         f'<svg viewBox="0 0 860 190" width="860" height="190" role="img">{"".join(lines)}</svg>'
     )
 
@@ -167,14 +173,17 @@ def _examples(rule: str, dropped: int, examples: list[Example]) -> str:
             for uri in [example.picture, *filter(None, [example.partner])]
         )
         caption = escape(example.caption[:160]) or "<i>no caption</i>"
-        figures.append(f"<figure>{images}<figcaption>{caption}<span>{escape(example.note)}</span></figcaption></figure>")
+        figures.append(
+            f"<figure>{images}<figcaption>{caption}<span>{escape(example.note)}</span></figcaption></figure>"
+        )
     heading = f"<h2>{escape(rule)} <small>{dropped:,} dropped: {escape(MEANING[rule])}</small></h2>"
     return f"{heading}<div class=row>{''.join(figures)}</div>"
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Curation funnel</title><style>
-body { font: 14px/1.45 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 900px; margin: 2em auto; padding: 0 1em; }
+body { font: 14px/1.45 system-ui, sans-serif; color: #1c2430; background: #fff;
+  max-width: 900px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 24px; margin: 0; } .lead { font-size: 17px; margin: .3em 0 1.2em; }
 h2 { font-size: 16px; margin: 1.8em 0 .6em; border-top: 1px solid #e3e7ed; padding-top: .9em; }
 small, .note, span { color: #66707e; font-weight: normal; font-size: 13px; }
@@ -182,8 +191,9 @@ svg { max-width: 100%; height: auto; } svg text { font-size: 13px; fill: #1c2430
 .row { display: flex; flex-wrap: wrap; gap: 12px; }
 figure { margin: 0; padding: 8px; border: 1px solid #e3e7ed; border-radius: 6px; max-width: 250px; }
 figure img { height: 96px; max-width: 220px; object-fit: contain; margin-right: 4px; background: #f6f7f9; }
-.broken { height: 96px; width: 112px; display: grid; place-items: center; background: #f6f7f9; color: #66707e; font-size: 12px; }
-figcaption { font-size: 12.5px; overflow-wrap: anywhere; min-width: 112px; } figcaption span { display: block; font-size: 12px; }
+.broken { height: 96px; width: 112px; display: grid; place-items: center; background: #f6f7f9; color: #66707e; }
+figcaption { font-size: 12.5px; overflow-wrap: anywhere; min-width: 112px; }
+figcaption span { display: block; font-size: 12px; }
 </style></head><body>
 {body}
 </body></html>

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from components.pixels import rgb
 
 SIDE = 64  # of the thumbnail, px
 CELLS = 16  # cells a side of the signature: 4 x 4 thumbnail pixels each
@@ -34,25 +36,6 @@ class Statistics:
     cells: np.ndarray  # (N, 3, 16, 16) uint8 mean Y, Cb, Cr
 
 
-def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
-    """The picture as people see it: upright by its EXIF orientation, transparency on white, first frame, RGB.
-
-    Args:
-        data: the encoded file.
-        at_least: decode a larger JPEG at a smaller scale, neither side below this many pixels; None: in full.
-
-    Raises:
-        ValueError: there is no data.
-        Exception: whatever Pillow raises on a damaged file (OSError, SyntaxError, struct.error, ...).
-    """
-    if not data:
-        raise ValueError("no image bytes")
-    with Image.open(io.BytesIO(data)) as picture:
-        if at_least is not None:
-            picture.draft(None, (at_least, at_least))  # only JPEG has it; the mode stays the file's own
-        return _rgb(ImageOps.exif_transpose(picture))
-
-
 def look(data: bytes | None) -> Picture:
     """Decode one picture; a file that cannot be decoded is a finding, with its reason, not an error."""
     try:
@@ -64,11 +47,13 @@ def look(data: bytes | None) -> Picture:
             upright = ImageOps.exif_transpose(picture)
             if picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):  # a quarter turn
                 width, height = height, width
-            rgb = _rgb(upright)
+            upright = rgb(upright)
         # Bilinear, not box: Pillow's box counts whole pixels only, and copies of other sizes come out different.
-        small = rgb.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
+        small = upright.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its own text names an address in memory, and would differ from run to run
+        return Picture(reason="UnidentifiedImageError: no picture in a known format")
     except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
         return Picture(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     return Picture(width=width, height=height, thumbnail=np.asarray(small))
@@ -96,17 +81,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
-        scaled = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _correlation(luma: np.ndarray, contrast: np.ndarray) -> np.ndarray:

@@ -60,7 +60,9 @@ def repeats(ledger: Ledger, measured: Measured, *, bits: int, levels: float | No
     if levels is None:
         return
     order = order[ledger.kept[order]]
-    found = duplicates.Pictures(measured.hashes[order], measured.cells[order], measured.groups[order], measured.test[order])
+    found = duplicates.Pictures(
+        measured.hashes[order], measured.cells[order], measured.groups[order], measured.test[order]
+    )
     leaks, copies = duplicates.find(found, bits, levels)
     for rule, partners in (("in_test_set", leaks), ("near_duplicate", copies)):
         partner = _spread(len(ledger), order, partners)

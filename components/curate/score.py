@@ -64,7 +64,7 @@ def bootstrap(pairs: Path, out: Path, section: "Pretraining") -> None:
     """Train a dual encoder on the training split of `pairs` and write it to `out`."""
     from components.pretrain.pretraining import pretrain
 
-    pretrain(pairs=pairs, model_in=None, conversations=None, out=out, section=section)
+    pretrain(pairs=pairs, conversations=None, out=out, section=section)
 
 
 def resolve(model: str) -> Path:
@@ -82,7 +82,9 @@ def resolve(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]))
     except (HFValidationError, OSError) as error:  # the library's HTTP errors are OSErrors
         reason = " ".join(str(error).split())
-        raise ModelError(f"score.model {model!r}: no such folder, and cannot be fetched from the Hub: {reason}") from None
+        raise ModelError(
+            f"score.model {model!r}: no such folder, and cannot be fetched from the Hub: {reason}"
+        ) from None
 
 
 def card(scorer: Path, **facts: Any) -> None:
@@ -106,7 +108,9 @@ def cosines(model: Path, rows: Iterable[tuple[bytes, str]], batch_size: int) -> 
 
     loaded = load(model)
     if not (hasattr(loaded.model, "get_image_features") and hasattr(loaded.model, "get_text_features")):
-        raise ModelError(f"score.model {str(model)!r}: {type(loaded.model).__name__} is no dual encoder; give a CLIP or SigLIP")
+        raise ModelError(
+            f"score.model {str(model)!r}: {type(loaded.model).__name__} is no dual encoder; give a CLIP or SigLIP"
+        )
     rows = iter(rows)
     while batch := list(islice(rows, batch_size)):
         images = embed_images(loaded, [decode(image) for image, _ in batch], batch_size)

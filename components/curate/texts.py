@@ -35,15 +35,16 @@ _JUNK: dict[str, re.Pattern[str]] = {
 _NAMES = "image|photo|photograph|picture|pic|img|figure|fig|slide|page|thumbnail|thumb|icon|logo|screenshot|graphic"
 # The whole of what is left, never a part of it: "logo of a bank" is a caption.
 _BOILERPLATE = re.compile(
-    rf"(?:an? |the |this |my |main |product |featured |cover |gallery |profile |stock |header |preview |default |full )*"
+    r"(?:an? |the |this |my |main |product |featured |cover |gallery |profile |stock |header |preview |default |full )*"
     rf"(?:{_NAMES})s?(?: (?:no|number|of|#)\.?)?(?: ?[\d#(]+(?: ?(?:of|/) ?\d+)?\)?)?"
     r"|(?:royalty[- ]free|free|stock|vector)(?: (?:royalty[- ]free|free|stock|vector))*"
     rf"(?: (?:{_NAMES}|art|clipart|illustration|vector|footage)s?)*"
-    rf"|(?:please )?(?:click|tap)(?: (?:\d+|here|to|for|on|the|this|a|{_NAMES}|enlarge|zoom|view|see|open|expand|full|larger?"
-    r"|bigger|size|version|more|info|details))*"
+    rf"|(?:please )?(?:click|tap)(?: (?:\d+|here|to|for|on|the|this|a|{_NAMES}|enlarge|zoom|view|see|open|expand|full"
+    r"|larger?|bigger|size|version|more|info|details))*"
     rf"|(?:view|see|show|open|enlarge|zoom|expand|read|learn)(?: (?:in|out|the|this|a|{_NAMES}|full|larger?|bigger|size"
     r"|version|more|all|info|information|details|to|about|here))+|(?:enlarge|zoom)"
-    r"|(?:buy|shop|order|download|subscribe|sign up|log in|read|register)(?: now| here| today| online)+|add to (?:cart|bag)"
+    r"|(?:buy|shop|order|download|subscribe|sign up|log in|read|register)(?: now| here| today| online)+"
+    r"|add to (?:cart|bag)"
     rf"|(?:no|missing|without) (?:{_NAMES}|caption|alt(?: text)?|description|title|text)(?: available| yet| found)?"
     rf"|(?:{_NAMES}|caption|description|photo) (?:is )?(?:not available|unavailable|coming soon|not found|missing|here)"
     r"|coming soon|not available|alt(?: text)?|image alt(?: text)?|caption|description|title|untitled(?: \d+)?|unnamed"
@@ -51,7 +52,8 @@ _BOILERPLATE = re.compile(
     r"|test(?: ?\d+)?|loading|advertisement|advert|sponsored|(?:copyright )?all rights reserved|copyright \d{4}.{0,20}",
     re.I,
 )
-_WIDE = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")  # a letter here is a syllable or a word
+# Chinese, Japanese and Korean: a letter is a syllable or a word.
+_WIDE = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,9 @@ def zero_shot(loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> Resu
     """Top-1 accuracy among the labels that the set holds."""
     classes = sorted(set(labels))
     guesses = classify(loaded, pictures, classes).argmax(1)
-    return _mean(f"top-1 of {len(classes)} classes", [classes[g] == label for g, label in zip(guesses, labels, strict=True)])
+    return _mean(
+        f"top-1 of {len(classes)} classes", [classes[g] == label for g, label in zip(guesses, labels, strict=True)]
+    )
 
 
 def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
@@ -86,7 +88,9 @@ def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) 
     return _mean("chrF", each.numpy(), answers=answers)
 
 
-def name_objects(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], vocabulary: Sequence[str]) -> dict[str, Result]:
+def name_objects(
+    loaded: Loaded, pictures: Pictures, questions: Sequence[Question], vocabulary: Sequence[str]
+) -> dict[str, Result]:
     """Exact match of the list of objects, and CHAIR: captions that name an object that is not there.
 
     Source: Rohrbach et al. 2018 (CHAIR-s as the value, CHAIR-i beside it).
@@ -157,4 +161,3 @@ def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Questio
 
 def _ask(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
     return chat(loaded, pictures, [q.prompt for q in questions], max_new_tokens=max_new_tokens, batch_size=128)
-

@@ -46,7 +46,9 @@ class Suite:
     items: list[Any]
 
 
-def evaluate(*, model: Path, pairs: Path, conversations: Path, out: Path, stage: str, section: Evaluation) -> dict[str, Any]:
+def evaluate(
+    *, model: Path, pairs: Path, conversations: Path, out: Path, stage: str, section: Evaluation
+) -> dict[str, Any]:
     """Measure the checkpoint at `model` on the test split and write the scores artifact to `out`."""
     loaded = load(model)
     data = [Dataset(pairs, "pairs"), Dataset(conversations, "conversations")]
@@ -56,7 +58,9 @@ def evaluate(*, model: Path, pairs: Path, conversations: Path, out: Path, stage:
     samples: list[dict[str, Any]] = []
     for name, suite in suites(loaded, *data, section).items():
         results = _measure(loaded, suite, name)
-        few = min(len(suite.items), section.control_questions if suite.measure is not can.retrieval else len(suite.items))
+        few = min(
+            len(suite.items), section.control_questions if suite.measure is not can.retrieval else len(suite.items)
+        )
         controls = {kind: _measure(loaded, _control(suite, kind, few, section.seed), name) for kind in CONTROLS}
         for capability, result in results.items():
             values[capability] = {
@@ -67,7 +71,12 @@ def evaluate(*, model: Path, pairs: Path, conversations: Path, out: Path, stage:
                 "extras": result.extras,
                 "controls": {kind: interval(found[capability], section) for kind, found in controls.items()},
             }
-            logger.info("%s: %s %.3f [%.3f, %.3f]", stage, capability, *(values[capability][k] for k in ("value", "low", "high")))
+            logger.info(
+                "%s: %s %.3f [%.3f, %.3f]",
+                stage,
+                capability,
+                *(values[capability][k] for k in ("value", "low", "high")),
+            )
             gains = zip(suite.uids, result.gain.tolist(), strict=True)
             examples += [{"capability": capability, "example": uid, "score": gain} for uid, gain in gains]
         samples += _samples(suite, results, name, section)
@@ -121,7 +130,10 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
         keep = [i for i, (_, answer) in enumerate(wrong) if answer is not None]
         if len(keep) > 1:
             found["preference"] = Suite(
-                [known.pictures[i] for i in keep], [known.uids[i] for i in keep], can.preference, [wrong[i] for i in keep]
+                [known.pictures[i] for i in keep],
+                [known.uids[i] for i in keep],
+                can.preference,
+                [wrong[i] for i in keep],
             )
     return found
 
@@ -231,4 +243,3 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-

@@ -17,6 +17,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if min(self.limit, self.questions, self.control_questions) < 2:
-            raise ValueError("limit, questions and control_questions must be at least 2: an interval needs two examples")
+            raise ValueError(
+                "limit, questions and control_questions must be at least 2: an interval needs two examples"
+            )
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence {self.confidence} must be between 0 and 1")

@@ -34,10 +34,45 @@ COLOURS = {
     "white": (245, 245, 245),
 }
 NUMBERS = ("zero", "one", "two", "three", "four")
-WORDS = ("sun", "map", "tea", "bus", "key", "cat", "dog", "owl", "egg", "ink", "jam", "net", "oak", "pie", "ship", "wolf")
-TRAIN_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "brick.png", "gravel.png", "china.jpg", "ihc.png")
+WORDS = (
+    "sun",
+    "map",
+    "tea",
+    "bus",
+    "key",
+    "cat",
+    "dog",
+    "owl",
+    "egg",
+    "ink",
+    "jam",
+    "net",
+    "oak",
+    "pie",
+    "ship",
+    "wolf",
+)
+TRAIN_PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "brick.png",
+    "gravel.png",
+    "china.jpg",
+    "ihc.png",
+)
 TEST_PHOTOS = ("flower.jpg", "motorcycle_left.png", "grass.png", "hubble_deep_field.jpg", "camera.png")
-JUNK = ("IMG_{:04d}.JPG", "DSC{:05d}", "https://example.org/p/{}", "click here {}", "{}", "<img src='{}.png'>", "image {}", "")
+JUNK = (
+    "IMG_{:04d}.JPG",
+    "DSC{:05d}",
+    "https://example.org/p/{}",
+    "click here {}",
+    "{}",
+    "<img src='{}.png'>",
+    "image {}",
+    "",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +146,8 @@ def _web(scenes: Scenes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             caption = JUNK[rng.integers(len(JUNK))].format(int(rng.integers(10000)))
         elif fate == "bad":
             encoded = _broken(picture, rng)
-        elif fate == "clean":
-            if len(earlier) < 2000:
-                earlier.append((encoded, caption))
+        elif fate == "clean" and len(earlier) < 2000:
+            earlier.append((encoded, caption))
         yield _row(encoded, caption, f"web/{fate}", "train")
 
 
@@ -184,10 +218,14 @@ def _thing(rng: np.random.Generator, split: str, kind: tuple[str, str] | None) -
     if draw < 0.85:
         images, targets = _digits(split)
         i = int(rng.integers(len(targets)))
-        mask = np.asarray(Image.fromarray(images[i]).resize((pixels, pixels), Image.Resampling.BICUBIC), np.float32) / 255
+        mask = (
+            np.asarray(Image.fromarray(images[i]).resize((pixels, pixels), Image.Resampling.BICUBIC), np.float32) / 255
+        )
         return Thing("digit", f"digit {targets[i]}", colour, size, (0, 0, 0, 0)), _cut(mask)
     word = str(rng.choice(WORDS))
-    return Thing("word", f"word {word}", colour, size, (0, 0, 0, 0)), _text_mask(word, pixels * 3 // 4, int(rng.integers(4)))
+    return Thing("word", f"word {word}", colour, size, (0, 0, 0, 0)), _text_mask(
+        word, pixels * 3 // 4, int(rng.integers(4))
+    )
 
 
 def _sign(rng: np.random.Generator, split: str) -> dict[str, Any]:
@@ -331,7 +369,7 @@ def _caption(things: list[Thing], rng: np.random.Generator) -> str:
     if len(things) == 2 and rng.random() < 0.7:
         text = f"a {names[0]} {_relation(things[0].box, things[1].box)} a {names[1]}"
     else:
-        order = sorted(set(t.coloured for t in things))
+        order = sorted({t.coloured for t in things})
         counted = {c: sum(t.coloured == c for t in things) for c in order}
         parts = [
             f"{NUMBERS[n]} {_plural(c)}" if n > 1 else f"a {next(m for m in names if m.endswith(c))}"

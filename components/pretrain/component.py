@@ -10,9 +10,8 @@ def pretrain(
     recipe: str,
     model: dsl.Output[dsl.Model],
     section: str = "contrastive",
-    start: dsl.Input[dsl.Model] = None,  # type: ignore[assignment]  how KFP spells an optional artifact
 ):
-    """Pretrain: pictures and captions into one space, then a language model that grows from the picture tower."""
+    """Pretrain a dual encoder: pictures and their captions into one space, by contrast."""
     from pathlib import Path
 
     from components.pretrain.pretraining import Pretraining
@@ -22,7 +21,6 @@ def pretrain(
     run(
         pairs=Path(pairs.path),
         conversations=Path(conversations.path),
-        model_in=Path(start.path) if start else None,
         out=Path(model.path),
         section=load(Pretraining, recipe, section),
     )

@@ -1,13 +1,12 @@
-"""Pretraining: a dual encoder by contrast, then a language model that grows from its picture tower."""
+"""Contrastive pretraining of a dual encoder."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from components.dataset import Dataset
-from components.errors import RecipeError
-from components.launch import launch
 from components.budget import Training
+from components.dataset import Dataset
+from components.launch import launch
 from models.zoo import ZOO
 
 
@@ -19,12 +18,10 @@ class Pretraining:
     picture with another one's caption.
     """
 
-    objective: Literal["contrastive", "caption"] = "contrastive"
     family: str = "sketch-dual"
     model: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     shuffle_pairs: bool = False
-    also: tuple[str, ...] = ("vqa",)
 
     def __post_init__(self) -> None:
         if self.family not in ZOO:
@@ -35,30 +32,19 @@ class Pretraining:
         return asdict(self)
 
 
-def pretrain(
-    *, pairs: Path, conversations: Path | None, model_in: Path | None, out: Path, section: Pretraining
-) -> None:
-    """Train by the section's objective and write a checkpoint to `out`.
+def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pretraining) -> None:
+    """Train a dual encoder and write a checkpoint to `out`.
 
     Args:
         pairs: the dataset of schema `pairs`; its training split is learned from.
-        conversations: the task sets; the caption objective learns their caption turns.
-        model_in: the dual encoder that a language model grows from; None for the contrastive objective.
+        conversations: the task sets, whose words the vocabulary must hold for the stages to come.
 
     Raises:
-        DataError: too little data. RecipeError: the caption objective without what it stands on.
+        DataError: fewer captioned pairs than one batch.
     """
-    if section.objective == "contrastive":
-        from components.pretrain.contrastive import train
+    from components.pretrain.contrastive import train  # not for reading a recipe
 
-        launch(train, section.training.processes, str(pairs), corpus(pairs, conversations), str(out), section)
-        return
-    if conversations is None:
-        raise RecipeError("pretrain: objective 'caption' learns from conversations; give the task sets")
-    from components.tuning import Tuning, tune
-
-    tuning = Tuning(task="caption", also=section.also, training=section.training, family=section.family, model=section.model)
-    tune(model_in=model_in, conversations=conversations, out=out, section=tuning, step="pretrain")
+    launch(train, section.training.processes, str(pairs), corpus(pairs, conversations), str(out), section)
 
 
 def corpus(pairs: Path, conversations: Path | None) -> list[str]:

@@ -132,8 +132,8 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
         shutil.copytree(model, artifacts["model"], copy_function=_link)
         shutil.copytree(scores, artifacts["scores"], copy_function=_link)
         with mlflow.start_run(run_name=f"register {name}", nested=True) as run, warnings.catch_warnings():
-            # An input example would load and run the model here; the signature is written out instead.
-            warnings.filterwarnings("ignore", "(?s).*input example", UserWarning)
+            # MLflow warns of its own type hints, and wants an input example, which would load and run the model here.
+            warnings.simplefilter("ignore", UserWarning)
             logged = mlflow.pyfunc.log_model(
                 name=name,
                 python_model=str(Path(__file__).with_name("pyfunc.py")),

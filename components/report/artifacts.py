@@ -12,8 +12,14 @@ from components.gate.comparison import Comparison, Examples, compare, examples
 from components.gate.promotion import Gate
 from components.register.registry import read_json
 
-BEFORE = {"contrastive": None, "caption": "contrastive", "ground": "caption", "read": "ground", "aligned": "read", "control": "read"}
-STAGES = tuple(BEFORE)
+BEFORE = {  # each stage, and the one whose model it starts from
+    "contrastive": None,
+    "caption": "contrastive",
+    "ground": "caption",
+    "read": "ground",
+    "aligned": "read",
+    "control": "read",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,11 @@ class Capability:
         """0 for the worst, 1 for the best, whichever way the metric points."""
         inside = min(1.0, max(0.0, self.value))
         return inside if self.higher_is_better else 1 - inside
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """The controls that this is not shown to be better than."""
+        return [kind for kind, control in self.controls.items() if not self.beats(control)]
 
     def beats(self, control: dict[str, float]) -> bool:
         """Whether the two intervals are apart, and on the right side of each other."""
@@ -145,7 +156,7 @@ class Life:
         self.verdict = read_json(places.verdict, "verdict.json")
         self.version = read_json(places.version, "version.json")
         self.transcript = read_json(places.transcript, "transcript.json")
-        self.stages = {n: Stage(n, getattr(places, n), getattr(places, f"{n}_scores")) for n in STAGES}
+        self.stages = {n: Stage(n, getattr(places, n), getattr(places, f"{n}_scores")) for n in BEFORE}
 
     @property
     def datasets(self) -> dict[str, Dataset]:
@@ -172,8 +183,8 @@ class Life:
 
     @property
     def capabilities(self) -> list[str]:
-        """Every capability that any stage was measured on, in the order of the measuring."""
-        return list(dict.fromkeys(name for stage in self.stages.values() for name in stage.capabilities))
+        """Every capability that a stage was measured on, in the order of the measuring."""
+        return list(dict.fromkeys(name for stage in self.trained for name in stage.capabilities))
 
     @cached_property
     def changes(self) -> dict[str, dict[str, Comparison]]:

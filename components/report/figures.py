@@ -2,20 +2,24 @@
 
 import io
 import re
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from components.report.artifacts import Capability
 from components.report.wording import label
 
+WIDTH = 3.2  # inches
 # Matplotlib knows no CSS variables: it draws in colours that nothing else has, and these are replaced afterwards.
 INK, MUTED, GRID, ACCENT, WARM = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", ACCENT: "--accent", WARM: "--warm"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's own font
     "font.size": 9,
+    "lines.solid_capstyle": "round",
     "axes.edgecolor": GRID,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,11 +37,11 @@ _STYLE = {
 def curve(points: list[dict[str, float]], name: str) -> str:
     """The training loss over the steps."""
     with rc_context(_STYLE):
-        figure, axes = _figure(3.2, 1.9)
-        axes.plot([p["step"] for p in points], [p["loss"] for p in points], color=ACCENT, linewidth=1.6, solid_capstyle="round")
+        figure, axes = _figure(1.9, left=0.4, bottom=0.42)
+        axes.plot([p["step"] for p in points], [p["loss"] for p in points], color=ACCENT, linewidth=1.6)
         axes.grid(axis="y")
         axes.set_xlabel("step")
-        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlim(left=0)
         return _svg(figure, f"Training loss of {label(name)}", f"curve-{name}")
 
@@ -49,14 +53,15 @@ def intervals(stages: dict[str, Capability], name: str) -> str:
         stages: the capability as each stage has it, the first stage on top.
     """
     with rc_context(_STYLE):
-        figure, axes = _figure(3.2, 0.75 + 0.23 * len(stages))
+        figure, axes = _figure(0.4 + 0.23 * len(stages), left=0.88, bottom=0.26)
         for row, capability in enumerate(stages.values()):
-            axes.plot([capability.low, capability.high], [row, row], color=ACCENT, linewidth=3.5, alpha=0.35, solid_capstyle="round")
+            axes.plot([capability.low, capability.high], [row, row], color=ACCENT, linewidth=3.5, alpha=0.35)
             axes.plot(capability.value, row, "o", color=ACCENT, markersize=4.5)
             for kind, marker in (("blank", "x"), ("shuffled", "|")):
                 if kind in capability.controls:
-                    axes.plot(capability.controls[kind]["value"], row, marker, color=WARM, markersize=5, markeredgewidth=1.3)
-        ends = [end for c in stages.values() for end in (c.high, *(control["value"] for control in c.controls.values()))]
+                    value = capability.controls[kind]["value"]
+                    axes.plot(value, row, marker, color=WARM, markersize=5, markeredgewidth=1.3)
+        ends = [end for c in stages.values() for end in (c.high, *(one["value"] for one in c.controls.values()))]
         axes.set_xlim(-0.03, max(1.0, *ends) * 1.03)
         axes.set_ylim(len(stages) - 0.5, -0.5)
         axes.set_yticks(range(len(stages)), [label(stage) for stage in stages])
@@ -68,11 +73,12 @@ def intervals(stages: dict[str, Capability], name: str) -> str:
         return _svg(figure, f"{label(name)} after each stage, with intervals and controls", f"intervals-{name}")
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(height: float, left: float, bottom: float) -> tuple[Figure, Axes]:
+    """An empty figure `WIDTH` wide, with room for labels; all in inches, so that panels of one kind line up."""
+    figure = Figure(figsize=(WIDTH, height))
     figure.patch.set_visible(False)
-    axes = figure.add_subplot()
+    across, up = WIDTH - left - 0.12, height - bottom - 0.08
+    axes = figure.add_axes((left / WIDTH, bottom / height, across / WIDTH, up / height))
     axes.patch.set_visible(False)
     return figure, axes
 

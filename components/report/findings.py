@@ -62,9 +62,9 @@ def _worse(life: Life) -> Iterator[str]:
 
 def _blind(life: Life) -> Iterator[str]:
     for name, capability in life.final.capabilities.items():
-        equal = [kind for kind, control in capability.controls.items() if not capability.beats(control)]
-        if equal:
-            values = listing([f"{percent(capability.controls[kind]['value'])} with {kind} pictures" for kind in equal])
+        if capability.unbeaten:
+            controls = capability.controls
+            values = listing([f"{percent(controls[k]['value'])} with {k} pictures" for k in capability.unbeaten])
             yield (
                 f"{label(name)} is not shown to come from the picture: {percent(capability.value)} "
                 f"[{percent(capability.low)}, {percent(capability.high)}] against {values}."
@@ -76,8 +76,10 @@ def _answers(life: Life) -> Iterator[str]:
         for extra, value in capability.extras.items():
             if "failures" in extra and value > 0:
                 yield f"{label(name)}: {percent(value)}% {extra}, counted as misses."
+            if "mentioned" in extra and value == 0:
+                yield f"{label(name)}: {percent(capability.value)} says nothing, for no answer holds any ({extra}: 0)."
             if "yes ratio" in extra and abs(value - 0.5) > YES_RATIO:
-                yield f"{label(name)}: the model says yes to {percent(value)}% of the questions, and half of them are true."
+                yield f"{label(name)}: the model says yes to {percent(value)}% of the questions; about half are true."
 
 
 def _few(life: Life) -> Iterator[str]:
@@ -90,8 +92,10 @@ def _few(life: Life) -> Iterator[str]:
 def _training(life: Life) -> Iterator[str]:
     for stage in life.trained:
         losses = [point["loss"] for point in stage.curve]
-        if len(losses) > 1 and losses[-1] >= losses[0]:
-            yield f"{label(stage.name)}: the loss did not fall ({losses[0]:.3f} at first, {losses[-1]:.3f} at last)."
+        third = max(1, len(losses) // 3)  # single points are noise
+        first, last = (sum(part) / third for part in (losses[:third], losses[-third:]))
+        if len(losses) > 1 and last >= first:
+            yield f"{label(stage.name)}: the loss did not fall ({first:.3f} at first, {last:.3f} at last)."
 
 
 def _data(life: Life) -> Iterator[str]:

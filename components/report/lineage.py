@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from components.report.artifacts import Life
 from components.report.wording import label
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 138, 54, 44, 26  # px
+WIDTH, HEIGHT, GAP_X, GAP_Y = 162, 54, 44, 26  # px
+TIP = 5  # of an arrow, which ends so far from its node
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Graph:
     arrows: list[str]
     width: int
     height: int
+    node_width: int = WIDTH
+    node_height: int = HEIGHT
 
 
 def graph(life: Life) -> Graph:
@@ -49,8 +52,8 @@ def graph(life: Life) -> Graph:
             nodes[data.hash] = Node(data.hash, label(name), f"{len(data):,} rows", "data", 0, data.card.parents)
     for stage in life.trained:
         parents = [*filter(None, [stage.card.get("parent")]), *(stage.card.get("datasets") or [])]
-        column = 2 if stage.name == "control" else 1
-        nodes.setdefault(stage.hash, Node(stage.hash, label(stage.name), stage.card.get("family", ""), "model", column, parents))
+        column, family = 2 if stage.name == "control" else 1, stage.card.get("family", "")
+        nodes.setdefault(stage.hash, Node(stage.hash, label(stage.name), family, "model", column, parents))
     if life.version:
         source = life.version.get("model_hash") or life.final.hash
         title = f"{life.version.get('name', 'model')} version {life.version.get('version', '?')}"
@@ -69,15 +72,16 @@ def graph(life: Life) -> Graph:
 def _arrow(start: Node, end: Node) -> str:
     """A curve from one node to the next: down, sideways, or over a neighbour and down on it."""
     centre = WIDTH / 2
-    if start.column == end.column or abs(start.column - end.column) == 1 and start.kind == end.kind:
-        x0, y0, x1, y1 = start.x + centre, start.y + HEIGHT, end.x + centre, end.y - 5
+    if start.column == end.column or (abs(start.column - end.column) == 1 and start.kind == end.kind):
+        x0, y0, x1, y1 = start.x + centre, start.y + HEIGHT, end.x + centre, end.y - TIP
         middle = (y0 + y1) / 2
         return f"M{x0},{y0} C{x0},{middle} {x1},{middle} {x1},{y1}"
     right = end.column > start.column
-    x0, y0 = (start.x + WIDTH if right else start.x), start.y + HEIGHT / 2
+    # Out below the middle, in above it: two arrows never share a spot.
+    x0, y0 = (start.x + WIDTH if right else start.x), start.y + 0.7 * HEIGHT
     if abs(start.column - end.column) > 1:
-        x1, y1 = end.x + centre, end.y - 5
+        x1, y1 = end.x + centre, end.y - TIP
         return f"M{x0},{y0} C{x1 - centre},{y0} {x1},{y0} {x1},{y1}"
-    x1, y1 = (end.x - 5 if right else end.x + WIDTH + 5), end.y + HEIGHT / 2
+    x1, y1 = (end.x - TIP if right else end.x + WIDTH + TIP), end.y + 0.35 * HEIGHT
     middle = (x0 + x1) / 2
     return f"M{x0},{y0} C{middle},{y0} {middle},{y1} {x1},{y1}"

@@ -2,17 +2,21 @@
 
 import base64
 import io
+import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.boxes import CANONICAL, CODECS, Box
+from components.boxes import CODECS, Box
 from components.curate import pictures
+from components.curate.ledger import RULES
 from components.dataset import Dataset
+from components.pixels import decode
 from components.report.artifacts import Life, Stage
 
 SIDE = 220  # px, the longer side of a thumbnail
@@ -63,27 +67,28 @@ def pairs(life: Life, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     rng = random.Random(seed)
     kept = ledger.index[ledger["verdict"] == "kept"].tolist()
     chosen = sorted(rng.sample(kept, min(count, len(kept))))
-    by_rule = {rule: rng.sample(rows.tolist(), len(rows)) for rule, rows in ledger[ledger["rule"] != ""].groupby("rule").groups.items()}
-    dropped: list[int] = []
-    while any(by_rule.values()) and len(dropped) < count:
-        dropped += [rows.pop() for rows in by_rule.values() if rows]
-    dropped = dropped[:count]
+    by_rule = [ledger.index[ledger["rule"] == rule].tolist() for rule in RULES]
+    rounds = itertools.zip_longest(*(rng.sample(rows, min(count, len(rows))) for rows in by_rule))
+    dropped = [row for turn in rounds for row in turn if row is not None][:count]
+    dropped.sort(key=lambda row: (RULES.index(ledger["rule"][row]), row))
     verdicts = ledger.to_dict("index")
-    found = rows_at(life.raw, [verdicts[i]["row"] for i in chosen + dropped], ["image", "caption", "regions", "lines"])
+    numbers = [verdicts[i]["row"] for i in chosen + dropped]
+    found = rows_at(life.raw, numbers, ["image", "caption", "label", "regions", "lines"])
     shown = [_pair(found[verdicts[i]["row"]], verdicts[i]) for i in chosen + dropped]
     return shown[: len(chosen)], shown[len(chosen) :]
 
 
 def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
-    counts = [f"{len(row[kind])} {kind}" for kind in ("regions", "lines") if row[kind]]
-    value, threshold = verdict["value"], verdict["threshold"]
-    measured = "" if value != value else f"{value:.3g}" + ("" if threshold != threshold else f" (threshold {threshold:.3g})")
+    label = [f"label: {row['label']}"] if row["label"] else []
+    counts = {"region": len(row["regions"] or []), "line": len(row["lines"] or [])}
+    value, threshold = verdict["value"], verdict["threshold"]  # null where nothing was measured
+    measured = "" if isnan(value) else f"{value:.3g}"
     return Pair(
         picture=thumbnail((row["image"] or {}).get("bytes")),
         caption=row["caption"] or "",
-        annotations=", ".join(counts),
+        annotations=", ".join(label + [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]),
         rule=verdict["rule"],
-        measured=measured,
+        measured=measured + ("" if isnan(threshold) else f" (threshold {threshold:.3g})"),
     )
 
 
@@ -119,14 +124,14 @@ def answers(stage: Stage) -> dict[str, list[Answer]]:
 
 def _answer(sample: dict[str, Any], convention: str) -> Answer:
     width, height = sample["size"]
-    place = CANONICAL.search(sample["truth"])
+    truth = CODECS["pixels"].read(sample["truth"], width, height)  # as a dataset writes it
     return Answer(
         picture=f"data:image/png;base64,{sample['image']}",
         width=width,
         height=height,
         right={0.0: False, 1.0: True}.get(sample["score"]),
-        true_box=Box(*map(float, place.groups()), width, height) if place else None,
-        answered_box=CODECS[convention].read(sample["answer"], width, height) if place else None,
+        true_box=truth,
+        answered_box=CODECS[convention].read(sample["answer"], width, height) if truth else None,
         **{key: sample[key] for key in ("capability", "prompt", "answer", "truth", "score")},
     )
 
@@ -151,7 +156,7 @@ def thumbnail(data: bytes | None) -> str:
     with pictures.quiet():
         if pictures.look(data).reason:
             return ""
-        picture = pictures.decode(data, at_least=2 * SIDE)
+        picture = decode(data, at_least=2 * SIDE)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=82)

@@ -33,7 +33,8 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign: −0.021 → −2.1."""
-    return f"{100 * value:+.1f}".replace("-", MINUS)
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
 
 
 def quantity(value: float) -> str:

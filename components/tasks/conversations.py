@@ -70,7 +70,13 @@ def make(pairs: Path, out: Path, section: Tasks) -> Dataset:
 
     notes: dict[str, Any] = {"categories": categories}
     written = dataset.write(
-        out, "conversations", rows(), step="tasks", recipe=vars(section), parents=[source.hash], notes=notes | {"rows": counts}
+        out,
+        "conversations",
+        rows(),
+        step="tasks",
+        recipe=vars(section),
+        parents=[source.hash],
+        notes=notes | {"rows": counts},
     )
     if not len(written):
         raise DataError(f"{pairs}: no pair has a caption, a region or a line of text; nothing can be asked about it")
@@ -80,9 +86,7 @@ def make(pairs: Path, out: Path, section: Tasks) -> Dataset:
 def vocabulary(pairs: Dataset) -> list[str]:
     """Every category that a region of `pairs` has, the most frequent first."""
     counts = Counter(
-        region["category"] or region["phrase"]
-        for row in pairs.rows(["regions"])
-        for region in row["regions"] or []
+        region["category"] or region["phrase"] for row in pairs.rows(["regions"]) for region in row["regions"] or []
     )
     return [category for category, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 

@@ -35,7 +35,9 @@ def build_dual_encoder(texts: Iterable[str], **sizes: Any) -> tuple[SketchDualEn
 def build_language_model(texts: Iterable[str], **sizes: Any) -> tuple[SketchForConditionalGeneration, SketchProcessor]:
     """A new language model and its processor, with a vocabulary made from `texts`."""
     config, processor = _config(texts, sizes)
-    return SketchForConditionalGeneration(config), processor
+    model = SketchForConditionalGeneration(config)
+    model.model.place_waves(processor.tokenizer.convert_tokens_to_ids("<loc00>"))
+    return model, processor
 
 
 def grow(
@@ -44,6 +46,7 @@ def grow(
     """A language model whose dual encoder is `dual`, weights and vocabulary and all; the decoder is new."""
     config = SketchConfig(**{**dual.config.to_dict(), **sizes, "architectures": None})
     model = SketchForConditionalGeneration(config)
+    model.model.place_waves(processor.tokenizer.convert_tokens_to_ids("<loc00>"))
     model.model.dual.load_state_dict(dual.state_dict(), strict=True)
     return model, processor
 

@@ -1,4 +1,6 @@
-"""The transformer block that all three towers of the sketch family share."""
+"""What the towers of the sketch family share: a transformer block, and places as waves."""
+
+import math
 
 import torch
 from torch import nn
@@ -36,3 +38,19 @@ class Block(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.attention_output(y.transpose(1, 2).reshape(n, length, width))
         return x + self.mlp_output(F.gelu(self.mlp_input(self.mlp_norm(x))))
+
+
+def waves(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Places in 0..1 as sines and cosines, half a turn to 12 turns over the range: near places, near vectors.
+
+    values: (N,); returns (N, width), each entry in −1..1.
+    """
+    turns = torch.logspace(math.log10(0.5), math.log10(12.0), width // 2)
+    angles = 2 * math.pi * values[:, None] * turns
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def waves_2d(side: int, width: int) -> torch.Tensor:
+    """A side × side grid, row by row: (side², width), half of it for the row and half for the column."""
+    one = waves((torch.arange(side) + 0.5) / side, width // 2)
+    return torch.cat([one.repeat_interleave(side, 0), one.repeat(side, 1)], dim=1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from models.contrastive.losses import clip_loss
-from models.sketch.blocks import Block
+from models.sketch.blocks import Block, waves_2d
 from models.sketch.configuration import SketchConfig
 
 
@@ -40,14 +40,16 @@ class SketchPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.09)  # logits of about unit size from tied embeddings
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         if isinstance(module, Block):  # a new block is the identity
             nn.init.zeros_(module.attention_output.weight)
             nn.init.zeros_(module.mlp_output.weight)
-        elif isinstance(module, VisionTower | TextTower):
+        elif isinstance(module, VisionTower):
+            module.positions.copy_(0.2 * waves_2d(self.config.patches, self.config.vision_width))
+        elif isinstance(module, TextTower):
             nn.init.trunc_normal_(module.positions, std=0.02)
         elif isinstance(module, SketchDualEncoder):
             nn.init.constant_(module.logit_scale, math.log(1 / 0.07))
@@ -139,7 +141,11 @@ class SketchDualEncoder(SketchPreTrainedModel):
         return self.logit_scale.clamp(max=math.log(100.0)).exp()
 
     def forward(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, return_loss: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        return_loss: bool = True,
     ) -> DualEncoderOutput:
         """pixel_values: (N, 3, H, W); input_ids, attention_mask: (N, L)."""
         image = self.get_image_features(pixel_values)

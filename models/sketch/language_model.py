@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
 from models.contrastive.losses import clip_loss
-from models.sketch.blocks import Block
+from models.sketch.blocks import Block, waves, waves_2d
 from models.sketch.configuration import SketchConfig
 from models.sketch.dual_encoder import SketchDualEncoder, SketchPreTrainedModel
 
@@ -51,6 +51,20 @@ class SketchModel(SketchPreTrainedModel):
         )
         self.norm = nn.LayerNorm(config.hidden_size)
         self.post_init()
+
+    @torch.no_grad()
+    def place_waves(self, first_location: int) -> None:
+        """Start the location tokens and the picture's positions as waves.
+
+        A new model then knows from the start that bin 31 is beside bin 32, and where each picture token lies.
+
+        Args:
+            first_location: the id of `<loc00>`; the others follow it.
+        """
+        bins, width, tokens = self.config.location_bins, self.config.hidden_size, self.config.image_tokens
+        centres = (torch.arange(bins) + 0.5) / bins
+        self.embed_tokens.weight[first_location : first_location + bins] = 0.09 * waves(centres, width)
+        self.positions.weight[:tokens] += 0.2 * waves_2d(self.config.patches // self.config.shuffle, width)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens

@@ -41,10 +41,12 @@ def pair(image: bytes, caption: str, **values: Any) -> dict[str, Any]:
 def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[Dataset, list[dict[str, Any]], dict[str, Any]]:
     """Curate rows; return the kept set, the ledger and its summary."""
     dataset.write(root / "raw", "pairs", rows)
-    places = [root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")]
-    curate(*places, load(Curation, {"curate": section}, "curate"))
-    ledger = pq.read_table(root / "ledger" / "ledger.parquet").to_pylist()
-    return Dataset(root / "curated"), ledger, json.loads((root / "ledger" / "summary.json").read_text(encoding="utf-8"))
+    raw, curated, ledger, funnel, scorer = (
+        root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")
+    )
+    curate(raw, curated, ledger, funnel, scorer, load(Curation, {"curate": section}, "curate"))
+    rows = pq.read_table(ledger / "ledger.parquet").to_pylist()
+    return Dataset(curated), rows, json.loads((root / "ledger" / "summary.json").read_text(encoding="utf-8"))
 
 
 def noisy() -> list[dict[str, Any]]:
@@ -79,7 +81,9 @@ def test_each_rule_drops_what_it_is_for_and_nothing_else(tmp_path: Path) -> None
     assert summary["rows_in"] == len(rows) == summary["kept"] + sum(summary["dropped"].values())
     assert summary["dropped"] == {rule: 0 if rule == "clip_score" else 2 for rule in RULES}
     good = [row for row in rows if not row["source"]]
-    assert [(row["uid"], row["image"]["bytes"]) for row in curated.rows()] == [(row["uid"], row["image"]) for row in good]
+    assert [(row["uid"], row["image"]["bytes"]) for row in curated.rows()] == [
+        (row["uid"], row["image"]) for row in good
+    ]
     assert curated.card.parents == [Dataset(tmp_path / "raw").hash]
     assert curated.card.notes["dropped"] == summary["dropped"]
     assert json.loads((tmp_path / "scorer" / "card.json").read_text()) == {"family": "none"}
@@ -114,13 +118,14 @@ def test_the_verdicts_do_not_depend_on_the_rows_order(tmp_path: Path) -> None:
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
-        run(tmp_path / name, noisy())
+        run(tmp_path / name, [*noisy(), pair(b"no picture", "a cat")])
     for file in ("ledger/ledger.parquet", "ledger/summary.json", "funnel.html", "curated/card.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "notes", [{"regions": [REGION]}, {"lines": [{"text": "x", "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}]}, {"label": "dot"}]
+    "notes",
+    [{"regions": [REGION]}, {"lines": [{"text": "x", "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}]}, {"label": "dot"}],
 )
 @pytest.mark.parametrize("caption", ["", "IMG_1234.jpg"])
 def test_an_annotated_picture_stays_and_its_useless_caption_does_not(tmp_path: Path, notes: dict, caption: str) -> None:
@@ -134,7 +139,11 @@ def test_an_annotated_picture_stays_and_its_useless_caption_does_not(tmp_path: P
 
 def test_other_annotations_of_a_picture_are_no_duplicates(tmp_path: Path) -> None:
     image = encoded(picture(1))
-    rows = [pair(image, "", regions=[REGION]), pair(image, "", regions=[{**REGION, "x0": 2.0}]), pair(image, "two dots here")]
+    rows = [
+        pair(image, "", regions=[REGION]),
+        pair(image, "", regions=[{**REGION, "x0": 2.0}]),
+        pair(image, "two dots here"),
+    ]
     assert run(tmp_path, rows)[2]["kept"] == 3
 
 
@@ -165,7 +174,9 @@ def test_a_training_pair_that_is_in_the_test_set_goes_and_the_test_pair_stays(tm
 
 def test_nothing_left_names_the_rule_that_took_the_most(tmp_path: Path) -> None:
     rows = [pair(encoded(picture(i)), "click here") for i in range(3)] + [pair(b"no picture", "a cat")]
-    with pytest.raises(DataError, match=r"no pair of 4 is left; rule 'junk_text' dropped 3 \(first: boilerplate\)") as caught:
+    with pytest.raises(
+        DataError, match=r"no pair of 4 is left; rule 'junk_text' dropped 3 \(first: boilerplate\)"
+    ) as caught:
         run(tmp_path, rows)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "curated").exists()

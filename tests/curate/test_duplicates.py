@@ -60,7 +60,9 @@ def chain(levels: list[int], groups: list[int] | None = None, test: list[bool] |
     count = len(levels)
     cells = np.full((count, 3, 16, 16), 128, np.uint8)
     cells[:, 0] = np.array(levels)[:, None, None]
-    return Pictures(np.zeros(count, np.uint64), cells, np.array(groups or [0] * count), np.array(test or [False] * count))
+    return Pictures(
+        np.zeros(count, np.uint64), cells, np.array(groups or [0] * count), np.array(test or [False] * count)
+    )
 
 
 def test_what_copies_only_dropped_pictures_is_kept() -> None:
@@ -82,5 +84,7 @@ def test_ten_thousand_placeholders_take_no_time() -> None:
 
 
 def test_nothing() -> None:
-    leaks, copies = find(Pictures(hashes(0), np.zeros((0, 3, 16, 16), np.uint8), np.zeros(0, int), np.zeros(0, bool)), 8, 16)
+    leaks, copies = find(
+        Pictures(hashes(0), np.zeros((0, 3, 16, 16), np.uint8), np.zeros(0, int), np.zeros(0, bool)), 8, 16
+    )
     assert len(leaks) == len(copies) == 0

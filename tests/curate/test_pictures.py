@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.curate.pictures import SIDE, Picture, decode, look, quiet, statistics
+from components.curate.pictures import SIDE, Picture, look, quiet, statistics
+from components.pixels import decode
 
 RED, GREEN, BLUE, WHITE = (200, 40, 40), (40, 200, 40), (40, 40, 200), (255, 255, 255)
 
@@ -100,7 +101,9 @@ def test_a_cut_off_file_is_undecodable_and_says_why(form: str, keep: float) -> N
     assert reason and "\n" not in reason
 
 
-@pytest.mark.parametrize("data", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff\xe0" + bytes(99)])
+@pytest.mark.parametrize(
+    "data", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff\xe0" + bytes(99)]
+)
 def test_what_is_no_picture_is_undecodable(data: bytes | None) -> None:
     assert look(data).reason
 

@@ -64,7 +64,7 @@ def test_both_protocols_answer_and_the_process_is_gone(model: Path, version: Pat
     section = Deployment(storage="pvc://models/vlm/1", prompt="a red circle")
     deploy(model, version, data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
     record = json.loads((tmp_path / "transcript/transcript.json").read_text())
-    listed, predicted, chatted = record["exchanges"]
+    _listed, predicted, chatted = record["exchanges"]
     assert [e["status"] for e in record["exchanges"]] == [200, 200, 200]
     answer = predicted["response"]["predictions"][0]["answer"]
     assert answer == chatted["response"]["choices"][0]["message"]["content"]

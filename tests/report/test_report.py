@@ -1,0 +1,252 @@
+"""The report: what it shows, what it admits, and that it asks nothing of any network."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from components import dataset
+from components.boxes import CODECS, Box
+from components.dataset import Dataset
+from components.errors import ModelError
+from components.gate.promotion import Gate
+from components.report import findings, pictures
+from components.report.artifacts import Capability, Life, Places
+from components.report.lineage import graph
+from components.report.page import Report, render
+
+RECIPE = "seed: 0\ngate: {resamples: 100}\n"
+GATE = Gate(resamples=100)
+VOID = {"meta", "link", "img", "br", "image", "rect", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Tags that are open, addresses that a browser would fetch, and the text that a person reads."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def addresses(self) -> list[str]:
+        wanted = ("src", "href", "xlink:href", "action", "srcset", "poster", "data")
+        return [value or "" for _, attrs in self.tags for key, value in attrs.items() if key in wanted]
+
+
+@pytest.fixture(scope="module")
+def html(life: Places, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return draw(life, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def draw(places: Places, folder: Path) -> str:
+    render(places, folder / "report.html", RECIPE, Report(pairs=6, preferences=2))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def write_examples(scores: Path, capability: str, values: list[float]) -> None:
+    """Put other per-example scores in the place of those that are there."""
+    file = scores / "examples.parquet"
+    file.unlink()
+    rows = [{"capability": capability, "example": str(i), "score": value} for i, value in enumerate(values)]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def test_every_tag_is_closed_and_nothing_is_fetched(page: Page, html: str):
+    assert page.open == []
+    outside = [a for a in page.addresses if not a.startswith(("data:", "#"))]
+    assert outside == []
+    assert "@import" not in html and not re.search(r"url\((?!#)", html.split("<iframe")[0])
+    assert "script" not in {tag for tag, _ in page.tags}
+
+
+def test_text_from_the_data_is_escaped_everywhere(html: str, page: Page, hostile: str):
+    assert hostile not in html
+    assert hostile in page.text  # it is shown, as text
+    frame = next(attrs for tag, attrs in page.tags if tag == "iframe")
+    assert hostile not in (frame["srcdoc"] or "") and frame["sandbox"] in ("", None)
+
+
+def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page: Page, life: Places):
+    scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
+    assert len(scores) > 8
+    for capability in scores.values():
+        value, low, high = (f"{100 * capability[key]:.1f}" for key in ("value", "low", "high"))
+        assert f"{value} {low}–{high}" in page.text
+    assert "vlm version 1" in page.text and "champion" in page.text and "31 ms" in page.text
+
+
+def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: Places):
+    assert "did not run: the recipe has no section 'read'" in page.text
+    read = Life(life, GATE).stages["read"]
+    assert read.card["curve"] and read.curve == []
+
+
+def test_dropped_pairs_stand_under_their_rule(life: Places):
+    kept, dropped = pictures.pairs(Life(life, GATE), 8, seed=0)
+    assert len(kept) == len(dropped) == 8
+    assert {pair.rule for pair in kept} == {""} and len({pair.rule for pair in dropped}) > 2
+    assert "junk_text" in {pair.rule for pair in dropped}
+
+
+def test_same_artifacts_give_the_same_page(life: Places, html: str, tmp_path: Path):
+    assert draw(life, tmp_path) == html
+
+
+def test_lineage_leads_from_raw_pairs_to_the_version(life: Places):
+    drawn = graph(Life(life, GATE))
+    nodes = {node.title: node for node in drawn.nodes}
+    assert "Read" not in nodes  # handed on unchanged: the same artifact as Ground
+    way = ["Raw", "Curated", "Contrastive", "Caption", "Ground", "Preferences", "DPO", "vlm version 1"]
+    rows = [nodes[title].row for title in way]
+    assert rows == sorted(set(rows))
+    assert nodes["Ground"].hash in nodes["DPO"].parents and nodes["DPO"].hash in nodes["vlm version 1"].parents
+    assert len({(node.row, node.column) for node in drawn.nodes}) == len(drawn.nodes), "two nodes in one place"
+
+
+def test_boxes_are_read_by_the_model_s_own_convention():
+    truth, size = Box(8, 16, 24, 48, 64, 64), [64, 64]
+    sample = {"capability": "grounding", "image": "", "size": size, "prompt": "Where?", "score": 1.0}
+    sample |= {"truth": CODECS["pixels"].write(truth), "answer": CODECS["paligemma"].write(truth)}
+    right = pictures._answer(sample, "paligemma")
+    assert right.true_box == truth and right.answered_box and right.answered_box.iou(truth) > 0.98
+    wrong = pictures._answer(sample, "qwen-vl")
+    assert wrong.true_box == truth and wrong.answered_box is None
+
+
+def test_no_preferences_and_no_alignment(life: Places, tmp_path: Path, changed):
+    parents = Dataset(life.preferences).card.parents
+    notes = {"skipped": "nothing to prefer"}
+    dataset.write(tmp_path / "none", "preferences", [], step="prefer", parents=parents, notes=notes)
+    places = changed(aligned={"skipped": "0 pairs"}, control={"skipped": "0 pairs"})
+    places = replace(places, preferences=tmp_path / "none")
+    page = Page(draw(places, tmp_path))
+    assert "Alignment did not run: 0 pairs." in page.text and "It was not aligned." in page.text
+    assert "DPO − control" not in page.text
+
+
+def test_few_capabilities_and_no_endpoint(life: Places, tmp_path: Path, changed):
+    kept = {}
+    for name in ("contrastive", "caption", "ground", "read", "aligned", "control"):
+        scores = json.loads((getattr(life, f"{name}_scores") / "scores.json").read_text())["capabilities"]
+        kept[f"{name}_scores"] = {"capabilities": {k: v for k, v in scores.items() if k in ("retrieval", "describe")}}
+    places = changed(**kept, transcript={"exchanges": []}, version={"alias": "challenger"}, verdict={"promoted": False})
+    page = Page(draw(places, tmp_path))
+    assert "The endpoint was not tried." in page.text and "not promoted" in page.text
+    assert Life(places, GATE).capabilities == ["retrieval", "describe"]
+    assert "Acc@0.5" not in page.text
+
+
+def test_files_with_nothing_in_them_are_shown_as_far_as_they_go(life: Places, tmp_path: Path):
+    for name in ("verdict", "version", "transcript"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.json").write_text("{}")
+    empty = {name: tmp_path / name for name in ("verdict", "version", "transcript")}
+    assert "The endpoint was not tried." in Page(draw(replace(life, **empty), tmp_path)).text
+
+
+def test_a_missing_artifact_is_one_clear_error(life: Places, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"scores\.json: missing"):
+        draw(replace(life, ground_scores=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("higher", "value", "control", "beaten"),
+    [
+        (True, (0.5, 0.4, 0.6), (0.1, 0.0, 0.2), True),
+        (True, (0.5, 0.4, 0.6), (0.3, 0.2, 0.45), False),
+        (False, (0.2, 0.1, 0.3), (0.9, 0.8, 1.0), True),
+        (False, (0.9, 0.8, 1.0), (0.2, 0.1, 0.3), False),
+        (True, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), False),
+    ],
+)
+def test_a_control_is_beaten_only_where_the_intervals_are_apart(higher, value, control, beaten):
+    blank: dict[str, float] = dict(zip(("value", "low", "high"), control, strict=True))
+    value, low, high = value
+    capability = Capability(
+        value=value, low=low, high=high, n=100, metric="m", higher_is_better=higher, controls={"blank": blank}
+    )
+    assert capability.beats(blank) is beaten
+    assert capability.unbeaten == ([] if beaten else ["blank"])
+
+
+class TestFindings:
+    def kinds(self, places: Places) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for finding in findings.shortcomings(Life(places, GATE)):
+            found.setdefault(finding.kind, []).append(finding.text)
+        return found
+
+    def test_facts_of_this_life(self, life: Places):
+        found = self.kinds(life)
+        assert found["Did not run"] == ["Read did not run: the recipe has no section 'read'."]
+        assert found["Data"] == ["Left out at ingest, rows: 3 no such picture."]
+        assert "Measured on 4 examples only" in found["Too few examples"][0]
+        assert "Training" not in found  # the losses of this life fell
+        assert "Refused by the gate" not in found
+
+    def test_a_loss_that_rose(self, changed):
+        found = self.kinds(changed(control={"curve": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.5}]}))
+        assert found["Training"] == ["SFT control: the loss did not fall (1.000 at first, 1.500 at last)."]
+
+    def test_a_refusal_of_the_gate_names_capability_and_difference(self, changed, tmp_path: Path):
+        refused = {"capability": "grounding", "verdict": "worse", "difference": -0.12, "low": -0.2, "high": -0.04}
+        places = changed(verdict={"chosen": "fallback", "alignment": [refused]})
+        text = "The gate refused: Grounding is worse than that of the model before alignment, by"
+        assert self.kinds(places)["Refused by the gate"] == [f"{text} −12.0 points [−20.0, −4.0]."]
+        assert Life(places, GATE).final.name == "ground"  # read handed on what ground had made
+
+    def test_a_capability_that_got_worse_is_found_by_its_examples(self, life: Places, changed):
+        places = changed(ground_scores={}, caption_scores={})
+        for name, score in (("caption_scores", 1.0), ("ground_scores", 0.0)):
+            write_examples(getattr(places, name), "yes-no", [score if i % 7 else 0.5 for i in range(60)])
+        worse = self.kinds(places)["Got worse on the way"]
+        assert any(text.startswith("Ground made Yes or no worse") for text in worse)
+
+    def test_answers_that_cannot_be_parsed_and_a_model_that_always_says_yes(self, life: Places, changed):
+        scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
+        scores["grounding"]["extras"] = {"parse failures": 0.25}
+        scores["yes-no"]["extras"] = {"yes ratio": 0.97}
+        scores["hallucination"]["extras"] = {"objects mentioned": 0}
+        answers = self.kinds(changed(aligned_scores={"capabilities": scores}))["Answers"]
+        assert "Grounding: 25.0% parse failures, counted as misses." in answers
+        assert "Yes or no: the model says yes to 97.0% of the questions; about half are true." in answers
+        assert any(text.startswith("Hallucination:") and "says nothing" in text for text in answers)
+
+
+def test_alignment_names_the_winner_by_hallucination(life: Places, changed):
+    places = changed(aligned_scores={}, control_scores={})
+    for name, score in (("aligned_scores", 0.0), ("control_scores", -1.0)):  # more is better: turned scores
+        write_examples(getattr(places, name), "hallucination", [score * (i % 3 > 0) for i in range(60)])
+    sentences = findings.alignment(Life(places, GATE))
+    assert sentences[0].endswith("DPO wins.")
+    assert "better on Hallucination" in sentences[1]

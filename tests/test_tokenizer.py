@@ -1,0 +1,24 @@
+"""The tokenizer: frequent words whole, the rest spelled, nothing lost."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.tokenizer import build
+
+TEXTS = ["a red circle, left of a blue square."] * 3 + ["rare words once"]
+TOKENIZER = build(TEXTS, extra=["<loc00>", "<loc01>"])
+
+
+def pieces(text: str) -> list[str]:
+    return TOKENIZER.convert_ids_to_tokens(TOKENIZER(text)["input_ids"])  # type: ignore[return-value]
+
+
+def test_words_are_whole_and_the_rest_is_spelled() -> None:
+    assert pieces("a red zq") == ["▁a", "▁red", "▁", "z", "q"]
+    assert pieces("<user>red?<assistant><loc01><eos>") == ["<user>", "▁red", "?", "<assistant>", "<loc01>", "<eos>"]
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), max_size=30))
+def test_any_word_comes_back(text: str) -> None:
+    text = text.replace("▁", "").replace("<", "")  # ▁ stands for a space, < opens a token
+    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]).strip() == text.strip()
