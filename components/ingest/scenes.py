@@ -367,12 +367,12 @@ def _caption(things: list[Thing], rng: np.random.Generator) -> str:
     """A caption with attributes, counts and relations, in one of a few wordings."""
     names = [f"{t.size} {t.coloured}" if rng.random() < 0.5 else t.coloured for t in things]
     if len(things) == 2 and rng.random() < 0.7:
-        text = f"a {names[0]} {_relation(things[0].box, things[1].box)} a {names[1]}"
+        text = f"{_one(names[0])} {_relation(things[0].box, things[1].box)} {_one(names[1])}"
     else:
         order = sorted({t.coloured for t in things})
         counted = {c: sum(t.coloured == c for t in things) for c in order}
         parts = [
-            f"{NUMBERS[n]} {_plural(c)}" if n > 1 else f"a {next(m for m in names if m.endswith(c))}"
+            f"{NUMBERS[n]} {_plural(c)}" if n > 1 else _one(next(m for m in names if m.endswith(c)))
             for c, n in counted.items()
         ]
         rng.shuffle(parts)
@@ -388,6 +388,10 @@ def _relation(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> str
     return "above" if dy > 0 else "below"
 
 
+def _one(name: str) -> str:
+    return f"{'an' if name.startswith('orange') else 'a'} {name}"
+
+
 def _plural(name: str) -> str:
     colour, noun, *rest = name.split()
     return " ".join([colour, noun + ("es" if noun == "cross" else "s"), *rest])
@@ -398,23 +402,18 @@ def _join(parts: list[str]) -> str:
 
 
 def _regions(things: list[Thing]) -> list[dict[str, Any]]:
-    """A referring expression for every thing: the shortest that no other thing of the picture answers to."""
+    """A referring expression for every thing: colour and kind, and as much more as tells it from the others."""
     regions = []
     for thing in things:
-        rivals = [t for t in things if t is not thing]
-        phrase = thing.name
-        if any(t.name == thing.name for t in rivals):
-            phrase = thing.coloured
-        if any(t.coloured == thing.coloured for t in rivals):
-            phrase = f"{thing.size} {thing.coloured}"
-        if any((t.size, t.coloured) == (thing.size, thing.coloured) for t in rivals):
-            twins = [t for t in things if t.coloured == thing.coloured]
-            place = [t.box[0] for t in twins]
-            if len(twins) != 2 or place[0] == place[1]:
+        phrase = thing.coloured
+        twins = [t for t in things if t.coloured == thing.coloured]
+        if len(twins) > 1 and sum(t.size == thing.size for t in twins) == 1:
+            phrase = f"{thing.size} {phrase}"
+        elif len(twins) > 1:
+            left = [t.box[0] for t in twins]
+            if len(twins) > 2 or left[0] == left[1]:
                 continue  # no short expression tells them apart
-            phrase = f"{'left' if thing.box[0] == min(place) else 'right'} {thing.coloured}"
-        elif phrase == thing.name and sum(thing.box) % 2:  # a colour more than needed, as people say it
-            phrase = thing.coloured
+            phrase = f"{'left' if thing.box[0] == min(left) else 'right'} {phrase}"
         x0, y0, x1, y1 = thing.box
         regions.append({"phrase": phrase, "category": thing.category, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
     return regions

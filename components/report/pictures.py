@@ -20,6 +20,7 @@ from components.pixels import decode
 from components.report.artifacts import Life, Stage
 
 SIDE = 220  # px, the longer side of a thumbnail
+REPEATS = ("exact_duplicate", "near_duplicate", "in_test_set")  # their detail is the uid of what they repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,13 @@ def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
     counts = {"region": len(row["regions"] or []), "line": len(row["lines"] or [])}
     value, threshold = verdict["value"], verdict["threshold"]  # null where nothing was measured
     measured = "" if isnan(value) else f"{value:.3g}"
+    detail = "" if verdict["rule"] in ("", *REPEATS) else verdict["detail"]  # of a kept row the card shows it all
     return Pair(
         picture=thumbnail((row["image"] or {}).get("bytes")),
         caption=row["caption"] or "",
         annotations=", ".join(label + [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]),
         rule=verdict["rule"],
-        measured=measured + ("" if isnan(threshold) else f" (threshold {threshold:.3g})"),
+        measured=detail or measured + ("" if isnan(threshold) else f" (threshold {threshold:.3g})"),
     )
 
 

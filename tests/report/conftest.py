@@ -123,8 +123,16 @@ def _models(where: Places) -> None:
 
 def _preferences(where: Places, conversations: Dataset) -> Dataset:
     rows = [
-        {"uid": row["uid"], "pair": row["pair"], "images": row["images"], "prompt": NAME, "chosen": "a circle",
-         "rejected": f"a star {EVIL}", "source": "model", "split": "train"}
+        {
+            "uid": row["uid"],
+            "pair": row["pair"],
+            "images": row["images"],
+            "prompt": NAME,
+            "chosen": "a circle",
+            "rejected": f"a star {EVIL}",
+            "source": "model",
+            "split": "train",
+        }
         for row in conversations.rows()
         if row["task"] == "caption"
     ]

@@ -1,0 +1,36 @@
+"""What tests of several rooms share: a home of their own, and the whole life in miniature, run once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.sources import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SHARED = ROOT.parent / "shared"
+
+
+def vlmflow(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Call the command line as a user does, with runs under `home`."""
+    given = {**os.environ, "VLMFLOW_HOME": str(home), "PYTHONWARNINGS": "default", "COLUMNS": "200", **environment}
+    command = [str(Path(sys.executable).parent / "vlmflow"), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=580)
+
+
+@pytest.fixture(scope="session")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of recipes/mini.yaml."""
+    home = tmp_path_factory.mktemp("home")
+    done = vlmflow(home, "run", "recipes/mini.yaml")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return (home / "latest").resolve()
+
+
+@pytest.fixture(scope="session")
+def summary(life: Path) -> dict:
+    return json.loads((life / "summary.json").read_text())
