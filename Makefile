@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check
+.PHONY: help demo test check docs
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,12 +14,15 @@ demo: $(READY)  ## Set up and run the whole life on this machine (about ten minu
 	$(BIN)/vlmflow run recipes/demo.yaml
 
 test: $(READY)  ## Set up and run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(READY)  ## Write the generated part of the README
+	$(BIN)/python -m pipelines.docs
 
 # torch first and by itself: the exact version takes the CPU build where an index offers one.
 $(READY): requirements.lock pyproject.toml

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CANONICAL = re.compile(r"<box>([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)</box>")
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+CANONICAL = re.compile(f"<box>{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def _pixels() -> Codec:
 
 def canonical(box: Box) -> str:
     """A box as a dataset writes it; corners to a hundredth of a pixel."""
-    return "<box>{:g},{:g},{:g},{:g}</box>".format(*(round(v, 2) for v in (box.x0, box.y0, box.x1, box.y1)))
+    return "<box>{},{},{},{}</box>".format(
+        *(f"{v:.2f}".rstrip("0").rstrip(".") for v in (box.x0, box.y0, box.x1, box.y1))
+    )
 
 
 _L = r"<loc(\d{2})>"

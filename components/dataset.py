@@ -111,6 +111,9 @@ class Dataset:
             raise DataError(f"{path}: no dataset here (no card.json); make one with `vlmflow step ingest`") from None
         except json.JSONDecodeError as error:
             raise DataError(f"{path}/card.json: damaged: {error}; make the dataset again") from None
+        if content.get("schema") not in SCHEMAS or content.get("version") != VERSION:
+            found = f"schema {content.get('schema')!r}, version {content.get('version')!r}"
+            raise DataError(f"{path}: no dataset of this version (card.json says {found}); make the dataset again")
         self.card = Card(**content)
         if schema is not None and self.card.schema != schema:
             raise DataError(f"{path}: holds {self.card.schema}, expected {schema}")

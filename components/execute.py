@@ -12,7 +12,6 @@ record (seconds, peak memory, what went in and out) lies in the run's folder.
 import argparse
 import errno
 import json
-import logging
 import os
 import shutil
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 from components import recipe as recipes
 from components.errors import EXIT_CODE, SpaceError, VlmflowError
 from components.memo import Memo, content_hash, key
+from components.process import configure_logging, one_thread
 from components.sources import code_hash
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,21 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
         task.record(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     return 0
-
-
-def one_thread() -> None:
-    """Let each process use one thread, unless OMP_NUM_THREADS says otherwise; before torch is imported.
-
-    Two threads on cores that are not idle can be ten times slower than one; work is spread over processes.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def configure_logging() -> None:
-    """One line a message, with the time; chatter of libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    for name in ("components", "pipelines", "models"):
-        logging.getLogger(name).setLevel(logging.INFO)
 
 
 class Task:
@@ -154,6 +139,7 @@ class Task:
         if "recipe" in parameters:
             sections = recipes.parse(parameters.pop("recipe"))
             names = [parameters.get("section", self.function), *EXTRA_SECTIONS.get(self.function, ())]
+            names = list(sections) if self.function in WHOLE_RECIPE else names
             section = {name: sections.get(name) for name in names} | {"seed": sections.get("seed", 0)}
         inputs = {name: content_hash(path) for name, path in self.inputs.items()}
         parts = {"inputs": inputs, "section": section, "code": code_hash(self.module), "parameters": parameters}
@@ -177,7 +163,8 @@ class Task:
 
 
 # Steps that read more of the recipe than their own section.
-EXTRA_SECTIONS = {"gate": ("evaluate", "register"), "report": ("ingest", "curate", "gate"), "register": ("gate",)}
+EXTRA_SECTIONS = {"gate": ("evaluate", "register")}
+WHOLE_RECIPE = ("register", "report")  # one hashes it into a tag, the other prints it
 
 
 def outside(function: str, inputs: dict[str, Path], section: dict[str, Any]) -> Any:

@@ -1,8 +1,13 @@
 """Run a training function in one process or in several, as torchrun does."""
 
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from components import errors
+from components.process import configure_logging
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
@@ -18,6 +23,7 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
     if processes == 1 or "RANK" in os.environ:
         function(*arguments)
         return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -30,4 +36,22 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         max_restarts=0,
         start_method="spawn",
     )
-    elastic_launch(config, function)(*arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        refusal = Path(folder) / "refusal"
+        try:
+            elastic_launch(config, _enter)(function, str(refusal), *arguments)
+        except ChildFailedError as error:
+            if not refusal.exists():
+                raise
+            kind, message = refusal.read_text(encoding="utf-8").split("\n", 1)
+            raise getattr(errors, kind)(message) from error
+
+
+def _enter(function: Callable[..., None], refusal: str, *arguments: Any) -> None:
+    """A new process: it speaks as its parent does, and hands a user's mistake up to it."""
+    configure_logging()
+    try:
+        function(*arguments)
+    except errors.VlmflowError as error:
+        Path(refusal).write_text(f"{type(error).__name__}\n{error}", encoding="utf-8")
+        raise

@@ -179,7 +179,7 @@ def zoo() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2."""
-    from components.execute import configure_logging, one_thread
+    from components.process import configure_logging, one_thread
 
     configure_logging()
     one_thread()

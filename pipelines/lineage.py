@@ -54,6 +54,8 @@ class History:
         self.root = root
         self.artifacts: dict[str, Artifact] = {}
         for card in sorted(root.rglob("card.json")):
+            if any(part.endswith(".partial") for part in card.parts):
+                continue  # of a run that is going on, or was killed
             try:
                 self.add(card.parent)
             except (DataError, ModelError) as error:

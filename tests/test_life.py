@@ -26,7 +26,16 @@ def test_the_summary_holds_what_it_promises(summary: dict) -> None:
     assert rows["rows_in"] == rows["kept"] + sum(rows["dropped"].values())
     assert sorted(results["stages"]) == sorted(STAGES)
     last = results["stages"]["align"]
-    assert {"retrieval", "zero-shot", "objects", "hallucination", "grounding", "reading", "yes-no", "preference"} <= set(last)
+    assert {
+        "retrieval",
+        "zero-shot",
+        "objects",
+        "hallucination",
+        "grounding",
+        "reading",
+        "yes-no",
+        "preference",
+    } <= set(last)
     for score in last.values():
         assert score["low"] <= score["value"] <= score["high"]
         assert set(score["controls"]) == {"blank", "shuffled"}
@@ -130,7 +139,11 @@ def test_dvc_makes_the_data_once(tmp_path: Path) -> None:
     (clone / ".venv").symlink_to(Path(sys.executable).parent.parent)
     text = (clone / "dvc.yaml").read_text().replace("recipes/demo.yaml", "recipes/mini.yaml")
     (clone / "dvc.yaml").write_text(text)
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(clone)}
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(clone),
+    }
 
     def dvc(*arguments: str) -> str:
         done = subprocess.run(["dvc", *arguments], cwd=clone, env=environment, capture_output=True, text=True)

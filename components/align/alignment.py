@@ -61,7 +61,7 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
 
 
 def _control(start: str, preferences: str, out: str, alignment: Alignment) -> None:
-    from components.execute import configure_logging
+    from components.process import configure_logging
     from components.sft import Example, fit
     from components.tuning import Tuning
 
@@ -78,8 +78,8 @@ def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
-    from components.execute import configure_logging
     from components.inference import load
+    from components.process import configure_logging
     from components.training import Progress, arguments, optimizers
 
     configure_logging()

@@ -10,9 +10,12 @@ Real photos (scikit-image, scikit-learn) carry coloured shapes, real handwritten
 """
 
 import io
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +113,47 @@ class Thing:
         return f"{self.colour} {self.name}"
 
 
+CHUNK = 1000  # rows that are drawn from one seed, whatever the number of processes
+
+
 def generate(scenes: Scenes, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the schema `pairs`, training kinds first, then the test split; the same for a seed."""
-    yield from _web(scenes, np.random.default_rng([seed, 1]))
-    rng = np.random.default_rng([seed, 2])
-    for _ in range(scenes.boxes):
-        picture, things = _scene(rng, "train")
-        yield _row(_jpeg(picture), "", "boxes", "train", regions=_regions(things))
-    rng = np.random.default_rng([seed, 3])
-    for _ in range(scenes.signs):
-        yield _sign(rng, "train")
-    yield from _test(scenes, np.random.default_rng([seed, 4]))
+    kinds = (("web", scenes.web), ("boxes", scenes.boxes), ("signs", scenes.signs))
+    jobs = [
+        (scenes, kind, min(CHUNK, count - start), [seed, place, start])
+        for place, (kind, count) in enumerate(kinds)
+        for start in range(0, count, CHUNK)
+    ]
+    jobs.append((scenes, "test", scenes.test, [seed, len(kinds), 0]))
+    if len(jobs) < 8:  # starting processes would take longer
+        for job in jobs:
+            yield from _chunk(job)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for rows in pool.map(_chunk, jobs):
+            yield from rows
 
 
-def _web(scenes: Scenes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _chunk(job: tuple[Scenes, str, int, list[int]]) -> list[dict[str, Any]]:
+    scenes, kind, count, seed = job
+    rng = np.random.default_rng(seed)
+    if kind == "web":
+        return list(_web(scenes, count, rng))
+    if kind == "test":
+        return list(_test(count, rng))
+    return [_boxes(rng) if kind == "boxes" else _sign(rng, "train") for _ in range(count)]
+
+
+def _boxes(rng: np.random.Generator) -> dict[str, Any]:
+    picture, things = _scene(rng, "train")
+    return _row(_jpeg(picture), "", "boxes", "train", regions=_regions(things))
+
+
+def _web(scenes: Scenes, count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Pairs as the web has them. What was done to a row stands in its `source`, which no rule reads."""
     kinds = ["shuffled", "duplicate", "junk", "bad", "clean"]
     shares = [scenes.shuffled, scenes.duplicates, scenes.junk, scenes.bad]
-    fates = rng.choice(kinds, size=scenes.web, p=[*shares, max(0.0, 1 - sum(shares))])
+    fates = rng.choice(kinds, size=count, p=[*shares, max(0.0, 1 - sum(shares))])
     earlier: list[tuple[bytes, str]] = []
     for fate in fates:
         if fate == "duplicate" and earlier:
@@ -146,26 +172,26 @@ def _web(scenes: Scenes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
             caption = JUNK[rng.integers(len(JUNK))].format(int(rng.integers(10000)))
         elif fate == "bad":
             encoded = _broken(picture, rng)
-        elif fate == "clean" and len(earlier) < 2000:
+        elif fate == "clean":
             earlier.append((encoded, caption))
         yield _row(encoded, caption, f"web/{fate}", "train")
 
 
-def _test(scenes: Scenes, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _test(count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Clean rows with captions that no two share, one zero-shot picture and one sign for each of them."""
     seen: set[str] = set()
-    while len(seen) < scenes.test:
+    while len(seen) < count:
         picture, things = _scene(rng, "test")
         caption = _caption(things, rng)
         if caption not in seen:
             seen.add(caption)
             yield _row(_jpeg(picture), caption, "test/scene", "test", regions=_regions(things))
     classes = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    for i in range(scenes.test):
+    for i in range(count):
         colour, shape = classes[i % len(classes)].split()
         picture, _ = _scene(rng, "test", [(shape, colour)])
         yield _row(_jpeg(picture), "", "test/class", "test", label=f"{colour} {shape}")
-    for _ in range(scenes.test // 2):
+    for _ in range(count // 2):
         yield _sign(rng, "test")
 
 

@@ -79,7 +79,10 @@ def test_packed_turns_do_not_see_each_other(vlm) -> None:
     """Each turn's logits, packed behind one picture, are those of the turn alone."""
     model, processor = vlm
     encode = processor.tokenizer
-    turns = [("Name the objects.", "a red circle<eos>"), ("Where is the red circle?", "<loc03><loc60><loc10><loc63><eos>")]
+    turns = [
+        ("Name the objects.", "a red circle<eos>"),
+        ("Where is the red circle?", "<loc03><loc60><loc10><loc63><eos>"),
+    ]
     tokens = [(encode(chat_prompt(processor, q, 0))["input_ids"], encode(a)["input_ids"]) for q, a in turns]
     pixels = square(picture(1), 64)
     collator = PackedCollator(model.config.image_token_id, 16, 0)
@@ -97,7 +100,10 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm) -> None:
     model, processor = vlm
     encode = processor.tokenizer
     turn = (encode("<user>Name the objects.<assistant>")["input_ids"], encode("a red circle<eos>")["input_ids"])
-    rows = [{"pixels": square(picture(i), 64), "turns": [turn] * (i + 1), "caption": encode("a red circle")["input_ids"]} for i in range(3)]
+    rows = [
+        {"pixels": square(picture(i), 64), "turns": [turn] * (i + 1), "caption": encode("a red circle")["input_ids"]}
+        for i in range(3)
+    ]
     batch = PackedCollator(model.config.image_token_id, 16, 0)(rows)
     out = model(**batch)
     labels = batch.pop("labels")
@@ -123,7 +129,7 @@ def test_pictures_and_placeholders_must_match(vlm) -> None:
 
 def test_the_training_path_sees_what_the_processor_sees(vlm) -> None:
     """uint8 squares of the packed path and the processor's floats are the same picture."""
-    model, processor = vlm
+    _model, processor = vlm
     floats = processor.image_processor([picture(2)], return_tensors="pt")["pixel_values"]
     raw = torch.from_numpy(square(picture(2), 64).copy())[None]
     torch.testing.assert_close(raw.float() / 127.5 - 1, floats, atol=0.02, rtol=0)
