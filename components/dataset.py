@@ -45,7 +45,7 @@ CONVERSATIONS = Features(
         "pair": Value("string"),  # uid of the pair that it was made from
         "images": List(Image(decode=False)),
         "messages": List({"role": Value("string"), "content": Value("string")}),
-        "task": Value("string"),  # caption, ground, read or vqa
+        "task": Value("string"),  # caption, objects, ground, read or vqa
         "split": Value("string"),
     }
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components import errors
-from components.process import configure_logging
+from components.process import configure_logging, start_method
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
@@ -34,7 +34,7 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        start_method="spawn",
+        start_method=start_method(),
     )
     with tempfile.TemporaryDirectory() as folder:
         refusal = Path(folder) / "refusal"

@@ -23,7 +23,15 @@ def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
     with Image.open(io.BytesIO(data)) as picture:
         if at_least is not None:
             picture.draft(None, (at_least, at_least))  # only JPEG has it; the mode stays the file's own
-        return rgb(ImageOps.exif_transpose(picture))
+        return rgb(upright(picture))
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its metadata asks; most have none, and looking closer takes as long as decoding."""
+    speaks = picture.format == "TIFF" or any(
+        "exif" in str(key).lower() or "xmp" in str(key).lower() for key in picture.info
+    )
+    return ImageOps.exif_transpose(picture) if speaks else picture
 
 
 def rgb(picture: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from typing import Literal
 
 
 def one_thread() -> None:
@@ -18,3 +19,10 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for name in ("components", "pipelines", "models"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+def start_method() -> Literal["fork", "spawn"]:
+    """How a step starts its workers: a fork has everything imported already, but CUDA does not survive one."""
+    import torch
+
+    return "spawn" if torch.cuda.is_available() or sys.platform != "linux" else "fork"

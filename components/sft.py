@@ -7,6 +7,7 @@ one copy of it); other families go TRL's own way, one turn a row.
 import random
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +150,14 @@ def _packed(chosen: list[Example], model: Any, processor: Any) -> list[dict[str,
     room = model.config.max_position_embeddings - model.config.image_tokens
     pixels = np.empty((len(chosen), 3, side, side), np.uint8)
     flat: list[str] = []
+    prompt = cache(partial(chat_prompt, processor, pictures=0))  # a template takes its time, and questions recur
     for i, example in enumerate(chosen):
         picture = decode(example.image)
         size = picture.size
         pixels[i] = square(picture, side)
         for question, answer in example.turns:
-            prompt = chat_prompt(processor, question, pictures=0)
-            flat += [prompt, transcode(answer, processor.box_convention, *size) + tokenizer.eos_token]
+            asked, said = (transcode(text, processor.box_convention, *size) for text in (question, answer))
+            flat += [prompt(asked), said + tokenizer.eos_token]
         flat.append(example.caption)
     ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
@@ -181,11 +183,12 @@ def _turns(chosen: list[Example], processor: Any) -> list[dict[str, Any]]:
     for example in chosen:
         size = decode(example.image).size
         for question, answer in example.turns:
+            asked, said = (transcode(text, convention, *size) for text in (question, answer))
             rows.append(
                 {
                     "images": [{"bytes": example.image, "path": None}],
-                    "prompt": [{"role": "user", "content": question}],
-                    "completion": [{"role": "assistant", "content": transcode(answer, convention, *size)}],
+                    "prompt": [{"role": "user", "content": asked}],
+                    "completion": [{"role": "assistant", "content": said}],
                 }
             )
     return rows

@@ -16,6 +16,8 @@ from components.budget import Training
 
 logger = logging.getLogger(__name__)
 
+NOT_MUON = ("embed", "head", "positions", "tokens", "projection", "connector")
+
 
 def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of `TrainingArguments` (or TRL's configs) for this budget and this machine."""
@@ -57,12 +59,12 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float, momentum: float = 0.95):
         matrices, rest = [], []
+        self.parts: dict[nn.Parameter, int] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                inner = parameter.ndim == 2 and not any(
-                    part in name for part in ("embed", "head", "positions", "tokens")
-                )
+                inner = parameter.ndim == 2 and not any(part in name for part in NOT_MUON)
                 (matrices if inner else rest).append(parameter)
+                self.parts[parameter] = 3 if "qkv" in name else 1
         self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
         super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}], {})
         self.param_groups += self.adamw.param_groups
@@ -73,18 +75,20 @@ class Muon(torch.optim.Optimizer):
         """One step of both."""
         group, by_shape = self.param_groups[0], defaultdict(list)
         for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape[parameter.shape].append(parameter)
-        for shape, parameters in by_shape.items():
-            updates = []
-            for parameter in parameters:
-                state = self.state[parameter]
-                velocity = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-                velocity.lerp_(parameter.grad, 1 - group["momentum"])
-                updates.append(parameter.grad.lerp(velocity, group["momentum"]))  # Nesterov
+            if parameter.grad is None:
+                continue
+            velocity = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            velocity.lerp_(parameter.grad, 1 - group["momentum"])
+            update = parameter.grad.lerp(velocity, group["momentum"])  # Nesterov
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            # Queries, keys and values are three matrices that happen to be stored as one.
+            for place, part in zip(*(x.chunk(self.parts[parameter]) for x in (parameter, update)), strict=True):
+                by_shape[part.shape].append((place, part))
+        for shape, pairs in by_shape.items():
             step = -group["lr"] * 0.2 * math.sqrt(max(shape))
-            for parameter, update in zip(parameters, orthogonal(torch.stack(updates)), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=step)
+            updates = orthogonal(torch.stack([update for _, update in pairs]))
+            for (place, _), update in zip(pairs, updates, strict=True):
+                place.add_(update, alpha=step)
         self.adamw.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

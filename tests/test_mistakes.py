@@ -132,8 +132,8 @@ def test_a_home_that_is_a_file(tmp_path: Path) -> None:
 def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
     """The mistake is found inside a process group; its line comes up all the same."""
     rows = [
-        {"uid": f"{i}", "image": b"", "caption": "a", "width": 1, "height": 1, "source": "", "licence": "", "split": "train",
-         "label": "", "regions": [], "lines": []}
+        {"uid": f"{i}", "image": b"", "caption": "a", "width": 1, "height": 1, "source": "", "licence": "",
+         "split": "train", "label": "", "regions": [], "lines": []}
         for i in range(3)
     ]  # fmt: skip
     dataset.write(tmp_path / "pairs", "pairs", rows)

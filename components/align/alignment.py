@@ -13,6 +13,7 @@ from components import checkpoint
 from components import recipe as recipes
 from components.budget import Training
 from components.dataset import Dataset
+from components.process import configure_logging, start_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
         for out in (model, control):
             checkpoint.hand_on(start, out, reason)
         return
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    import components.sft  # noqa: F401  what both processes need, imported once
+
+    with ProcessPoolExecutor(2, mp_context=get_context(start_method())) as pool:
         jobs = [
             pool.submit(train, str(start), str(preferences), str(out), alignment)
             for train, out in ((_dpo, model), (_control, control))
@@ -61,7 +64,6 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
 
 
 def _control(start: str, preferences: str, out: str, alignment: Alignment) -> None:
-    from components.process import configure_logging
     from components.sft import Example, fit
     from components.tuning import Tuning
 
@@ -79,7 +81,6 @@ def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:
     from trl import DPOConfig, DPOTrainer
 
     from components.inference import load
-    from components.process import configure_logging
     from components.training import Progress, arguments, optimizers
 
     configure_logging()

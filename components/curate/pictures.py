@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from components.pixels import rgb
+from components.pixels import rgb, upright
 
 SIDE = 64  # of the thumbnail, px
 CELLS = 16  # cells a side of the signature: 4 x 4 thumbnail pixels each
@@ -44,12 +44,12 @@ def look(data: bytes | None) -> Picture:
         with Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
             picture.draft(None, (2 * SIDE, 2 * SIDE))
-            upright = ImageOps.exif_transpose(picture)
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):  # a quarter turn
-                width, height = height, width
-            upright = rgb(upright)
+            turned = upright(picture)
+            if turned is not picture and picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+                width, height = height, width  # a quarter turn
+            turned = rgb(turned)
         # Bilinear, not box: Pillow's box counts whole pixels only, and copies of other sizes come out different.
-        small = upright.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
+        small = turned.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its own text names an address in memory, and would differ from run to run

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+CONTROLS = ("blank", "shuffled")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -13,6 +15,7 @@ class Evaluation:
     resamples: int = 1000
     confidence: float = 0.95
     samples: int = 6
+    processes: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -20,5 +23,7 @@ class Evaluation:
             raise ValueError(
                 "limit, questions and control_questions must be at least 2: an interval needs two examples"
             )
+        if self.processes < 1:
+            raise ValueError("processes must be at least 1")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence {self.confidence} must be between 0 and 1")

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from components import dataset
 from components.boxes import Box, canonical
 from components.dataset import Dataset
 from components.errors import DataError
+from components.pixels import decode
 from components.tasks import objects
 
 DESCRIBE = "Describe the picture."
@@ -107,21 +108,19 @@ def conversations(pair: dict[str, Any], categories: list[str], section: Tasks) -
                 "split": pair["split"]}  # fmt: skip
 
     present = [region["category"] or region["phrase"] for region in regions]
-    turns = [(DESCRIBE, pair["caption"])] if pair["caption"].strip() else []
-    if present:
-        turns.append((NAME, objects.name(present)))
-    if turns:
-        yield row("caption", turns, pair["image"])
+    if pair["caption"].strip():
+        yield row("caption", [(DESCRIBE, pair["caption"])], pair["image"])
     if regions:
+        yield row("objects", [(NAME, objects.name(present))], pair["image"])
         size = pair["width"], pair["height"]
         chosen = rng.sample(regions, min(section.regions, len(regions)))
-        boxes = [(r["phrase"], Box(r["x0"], r["y0"], r["x1"], r["y1"], *size)) for r in chosen]
+        boxes = [(r["phrase"], canonical(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]
         if boxes:
-            yield row("ground", [(where(phrase), canonical(box)) for phrase, box in boxes], pair["image"])
+            yield row("ground", [(where(phrase), box) for phrase, box in boxes], pair["image"])
         if yes_no := _yes_no(present, categories, section.yes_no, rng):
             yield row("vqa", yes_no, pair["image"])
     if lines:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(pair["image"]["bytes"]))).convert("RGB")
+        picture = decode(pair["image"]["bytes"])
         for i, line in enumerate(lines[: section.lines]):
             yield row("read", [(READ, line["text"])], _crop(picture, line), str(i))
 
@@ -132,6 +131,7 @@ def _yes_no(present: list[str], categories: list[str], count: int, rng: random.R
     half = min((count + 1) // 2, len(there), max(1, len(absent)))
     turns = [(is_there(c), "yes") for c in rng.sample(there, half)]
     turns += [(is_there(c), "no") for c in rng.sample(absent, min(half, len(absent)))]
+    rng.shuffle(turns)
     return turns[:count]
 
 
