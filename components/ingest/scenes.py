@@ -295,14 +295,15 @@ def _broken(picture: Image.Image, rng: np.random.Generator) -> bytes:
 
 
 def _backdrop(rng: np.random.Generator, split: str, width: int, height: int) -> np.ndarray:
-    """A crop of a photo, (height, width, 3) float, its contrast lowered as behind a caption."""
+    """A crop of a photo, (height, width, 3) float: mirrored, recoloured, its contrast lowered as behind a caption."""
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
     zoom = rng.uniform(1.0, min(photo.width / width, photo.height / height, 4.0))
     w, h = int(width * zoom), int(height * zoom)
     x, y = int(rng.integers(0, photo.width - w + 1)), int(rng.integers(0, photo.height - h + 1))
     crop = photo.resize((width, height), Image.Resampling.BILINEAR, box=(x, y, x + w, y + h))
-    return np.asarray(crop, np.float32) * 0.55 + 40
+    pixels = np.asarray(crop, np.float32)[:, :: 1 if rng.random() < 0.5 else -1, rng.permutation(3)]
+    return pixels * rng.uniform(0.4, 0.65) + rng.uniform(20, 60)
 
 
 @cache
