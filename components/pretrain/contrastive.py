@@ -49,7 +49,7 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
     progress = Progress()
     with tempfile.TemporaryDirectory() as folder:
         # The whole batch gives the negatives, so a last short one would be a different task.
-        options = arguments(training, Path(folder), dataloader_drop_last=True)
+        options = arguments(training, Path(folder), dataloader_drop_last=True, ddp_find_unused_parameters=False)
         trainer = Trainer(
             model=model,
             args=TrainingArguments(**options),

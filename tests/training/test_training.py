@@ -1,0 +1,143 @@
+"""Training's own parts: the optimizer, the mixture, and a process group that computes what one process does."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from components import dataset
+from components.budget import Training
+from components.dataset import Dataset
+from components.errors import DataError
+from components.launch import launch
+from components.sft import examples
+from components.tasks.conversations import DESCRIBE
+from components.training import Muon, orthogonal
+from components.tuning import Tuning
+from models.contrastive.losses import clip_loss
+
+
+def test_orthogonal_keeps_directions_and_evens_their_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 24, 40, generator=generator)
+    found = orthogonal(matrices)
+    lengths = torch.linalg.svdvals(found)
+    assert lengths.min() > 0.5 and lengths.max() < 1.3  # the quintic iteration is rough on purpose
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert nn.functional.cosine_similarity(found.flatten(1), (u @ v).flatten(1)).min() > 0.97
+    torch.testing.assert_close(orthogonal(matrices.mT), found.mT, atol=1e-5, rtol=1e-4)
+
+
+def test_muon_learns_and_resumes_as_if_it_had_not_stopped() -> None:
+    def setup() -> tuple[nn.Module, Muon]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+        return model, Muon(model, lr=0.02, weight_decay=0.0)
+
+    x, y = torch.randn(64, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 4
+
+    def steps(model: nn.Module, optimizer: Muon, count: int) -> float:
+        loss = torch.tensor(0.0)
+        for _ in range(count):
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    model, optimizer = setup()
+    first = steps(model, optimizer, 1)
+    steps(model, optimizer, 20)
+    saved = {k: v.clone() for k, v in model.state_dict().items()}, optimizer.state_dict()
+    end = steps(model, optimizer, 20)
+    assert end < 0.7 * first
+    again, other = setup()
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    assert steps(again, other, 20) == pytest.approx(end, rel=1e-5)
+
+
+def test_muon_takes_the_matrices_inside_and_nothing_else() -> None:
+    from models import sketch
+
+    model, _ = sketch.build_language_model(["a red circle"] * 3)
+    optimizer = Muon(model, lr=1e-3, weight_decay=0.0)
+    names = {id(p): n for n, p in model.named_parameters()}
+    inside = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
+    outside = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
+    assert inside | outside == set(names.values()) and not inside & outside
+    assert all("qkv" in n or "attention_output" in n or "mlp" in n for n in inside)
+    assert any("embed_tokens" in n for n in outside) and any("connector" in n for n in outside)
+
+
+def conversation(uid: str, pair: str, task: str, split: str = "train") -> dict:
+    question = DESCRIBE if task == "caption" else f"{task}?"
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{task} of {pair}"}]
+    return {"uid": uid, "pair": pair, "images": [b"x"], "messages": messages, "task": task, "split": split}
+
+
+def test_the_mixture_has_the_share_of_replay_that_was_asked_for(tmp_path: Path) -> None:
+    rows = [conversation(f"g{i}", f"p{i}", "ground") for i in range(30)]
+    rows += [conversation(f"o{i}", f"p{i}", "objects") for i in range(30)]
+    rows += [conversation(f"c{i}", f"w{i}", "caption") for i in range(100)]
+    rows += [conversation("t", "t", "ground", "test"), conversation("r", "q", "read")]
+    dataset.write(tmp_path, "conversations", rows)
+    data = Dataset(tmp_path)
+    tuning = Tuning(task="ground", also=("objects", "caption"), replay=0.25)
+    chosen = examples(data, tuning)
+    main = [e for e in chosen if "ground" in e.tasks]
+    assert len(main) == 30 and len(chosen) == 40
+    assert all(len(e.turns) == 2 for e in main), "turns about one picture stand together"
+    assert all(e.caption.startswith("caption of w") for e in chosen if "ground" not in e.tasks)
+    assert [e.turns for e in examples(data, tuning)] == [e.turns for e in chosen]
+    with pytest.raises(DataError, match="no training conversation of task 'sing'"):
+        examples(data, Tuning(task="sing"))
+
+
+def test_a_budget_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="does not divide"):
+        Training(batch_size=33, processes=2)
+    with pytest.raises(ValueError, match="learning_rate"):
+        Training(learning_rate=0)
+
+
+def _shard(folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    image, text = (torch.load(Path(folder) / name, weights_only=True) for name in ("image", "text"))
+    mine = slice(rank * len(image) // world, (rank + 1) * len(image) // world)
+    image, text = (x[mine].clone().requires_grad_() for x in (image, text))
+    loss = clip_loss(image, text, torch.tensor(5.0))
+    loss.backward()
+    torch.save({"loss": loss.detach(), "image": image.grad, "text": text.grad}, Path(folder) / f"out{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = (nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=-1) for _ in range(2))
+    torch.save(image, tmp_path / "image")
+    torch.save(text, tmp_path / "text")
+    launch(_shard, 2, str(tmp_path))
+    parts = [torch.load(tmp_path / f"out{rank}", weights_only=True) for rank in range(2)]
+    one, other = image.clone().requires_grad_(), text.clone().requires_grad_()
+    loss = clip_loss(one, other, torch.tensor(5.0))
+    loss.backward()
+    assert np.mean([p["loss"] for p in parts]) == pytest.approx(loss.item(), rel=1e-5)
+    # The mean over processes is what DDP makes of the parameters' gradients.
+    torch.testing.assert_close(torch.cat([p["image"] for p in parts]) / 2, one.grad, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([p["text"] for p in parts]) / 2, other.grad, atol=1e-6, rtol=1e-5)
+
+
+def _refuse() -> None:
+    raise DataError(f"process {os.environ['RANK']}: too little data")
+
+
+def test_a_mistake_in_a_worker_comes_up_in_one_piece() -> None:
+    with pytest.raises(DataError, match="too little data"):
+        launch(_refuse, 2)
