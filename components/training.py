@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -84,9 +85,9 @@ class Muon(torch.optim.Optimizer):
             # Queries, keys and values are three matrices that happen to be stored as one.
             for place, part in zip(*(x.chunk(self.parts[parameter]) for x in (parameter, update)), strict=True):
                 by_shape[part.shape].append((place, part))
-        for shape, pairs in by_shape.items():
+        stacks = [torch.stack([update for _, update in pairs]) for pairs in by_shape.values()]
+        for (shape, pairs), updates in zip(by_shape.items(), shared_orthogonal(stacks), strict=True):
             step = -group["lr"] * 0.2 * math.sqrt(max(shape))
-            updates = orthogonal(torch.stack([update for _, update in pairs]))
             for (place, _), update in zip(pairs, updates, strict=True):
                 place.add_(update, alpha=step)
         self.adamw.step()
@@ -95,6 +96,20 @@ class Muon(torch.optim.Optimizer):
         """Restore both; a resumed run goes on as if it had not stopped."""
         super().load_state_dict(state_dict)
         self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]
+
+
+def shared_orthogonal(stacks: list[torch.Tensor]) -> list[torch.Tensor]:
+    """`orthogonal` of each stack (B, rows, columns); processes whose gradients agree (DDP) share the work."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [orthogonal(stack) for stack in stacks]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found = [torch.zeros_like(stack) for stack in stacks]
+    for out, stack in zip(found, stacks, strict=True):
+        out[rank::world] = orthogonal(stack[rank::world])
+    flat = torch.cat([out.flatten() for out in found])
+    dist.all_reduce(flat)
+    parts = flat.split([stack.numel() for stack in stacks])
+    return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
 
 
 def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:

@@ -43,7 +43,11 @@ def turns(row: dict) -> list[tuple[str, str]]:
 def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
     regions = [region("red circle", "circle"), region("blue circle", "circle"), region("left star", "star")]
     line = {"text": "TOTAL", "x0": 5, "y0": 5, "x1": 35, "y1": 15}
-    rows = conversations(tmp_path, pair("a", "a fine picture", regions=regions, lines=[line]), pair("b", "", "test", regions=[region("x", "cross")]))
+    rows = conversations(
+        tmp_path,
+        pair("a", "a fine picture", regions=regions, lines=[line]),
+        pair("b", "", "test", regions=[region("x", "cross")]),
+    )
     by_task = {row["task"]: row for row in rows if row["pair"] == "a"}
     assert set(by_task) == {"caption", "objects", "ground", "vqa", "read"}
     assert turns(by_task["caption"]) == [(DESCRIBE, "a fine picture")]
@@ -59,7 +63,12 @@ def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
 def test_yes_and_no_are_true_and_even(tmp_path: Path) -> None:
     kinds = ["circle", "star", "cross"]
     pairs = [pair(str(i), regions=[region("it", kinds[i % 3])]) for i in range(60)]
-    answers = [(question, answer, row["pair"]) for row in conversations(tmp_path, *pairs, yes_no=2) if row["task"] == "vqa" for question, answer in turns(row)]
+    answers = [
+        (question, answer, row["pair"])
+        for row in conversations(tmp_path, *pairs, yes_no=2)
+        if row["task"] == "vqa"
+        for question, answer in turns(row)
+    ]
     for question, answer, uid in answers:
         assert (kinds[int(uid) % 3] in question) == (answer == "yes")
     assert sum(answer == "yes" for _, answer, _ in answers) == 60 == len(answers) / 2

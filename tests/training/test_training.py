@@ -15,7 +15,7 @@ from components.errors import DataError
 from components.launch import launch
 from components.sft import examples
 from components.tasks.conversations import DESCRIBE
-from components.training import Muon, orthogonal
+from components.training import Muon, orthogonal, shared_orthogonal
 from components.tuning import Tuning
 from models.contrastive.losses import clip_loss
 
@@ -132,6 +132,26 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> Non
     # The mean over processes is what DDP makes of the parameters' gradients.
     torch.testing.assert_close(torch.cat([p["image"] for p in parts]) / 2, one.grad, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(torch.cat([p["text"] for p in parts]) / 2, other.grad, atol=1e-6, rtol=1e-5)
+
+
+def _orthogonal(folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    stacks = torch.load(Path(folder) / "stacks", weights_only=True)
+    torch.save(shared_orthogonal(stacks), Path(folder) / f"shared{dist.get_rank()}")
+    dist.destroy_process_group()
+
+
+def test_processes_that_share_the_optimizers_work_get_the_same_step(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stacks = [torch.randn(count, 6, 10, generator=generator) for count in (1, 3, 4)]
+    torch.save(stacks, tmp_path / "stacks")
+    launch(_orthogonal, 2, str(tmp_path))
+    alone = [orthogonal(stack) for stack in stacks]
+    for rank in range(2):
+        for shared, one in zip(torch.load(tmp_path / f"shared{rank}", weights_only=True), alone, strict=True):
+            torch.testing.assert_close(shared, one, atol=1e-6, rtol=1e-5)
 
 
 def _refuse() -> None:
