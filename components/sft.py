@@ -23,7 +23,6 @@ from components.dataset import Dataset
 from components.errors import DataError
 from components.inference import chat_prompt, load
 from components.pixels import decode, square
-from components.tasks.conversations import DESCRIBE
 from components.training import Progress, arguments, optimizers
 from components.tuning import Tuning
 from models.sketch.packing import PackedCollator
@@ -36,7 +35,6 @@ class Example:
 
     image: bytes
     turns: list[tuple[str, str]]
-    caption: str
     tasks: set[str]
 
 
@@ -49,12 +47,11 @@ def examples(data: Dataset, section: Tuning) -> list[Example]:
             continue
         # Crops of a picture are pictures of their own.
         key = row["uid"] if row["task"] == "read" else row["pair"]
-        example = by_picture.setdefault(key, Example(row["images"][0]["bytes"], [], "", set()))
+        example = by_picture.setdefault(key, Example(row["images"][0]["bytes"], [], set()))
         contents = [message["content"] for message in row["messages"]]
         turns = list(zip(contents[::2], contents[1::2], strict=True))
         example.turns += turns
         example.tasks.add(row["task"])
-        example.caption = next((answer for question, answer in turns if question == DESCRIBE), example.caption)
     main = [e for e in by_picture.values() if section.task in e.tasks]
     rest = [e for e in by_picture.values() if section.task not in e.tasks]
     if not main:
@@ -84,6 +81,7 @@ def fit(model_in: str, chosen: list[Example], out: str, section: Tuning, *, step
     with tempfile.TemporaryDirectory() as folder:
         options = arguments(training, Path(folder), max_length=None, activation_checkpointing=False)
         if sketch:
+            options["ddp_find_unused_parameters"] = False  # every parameter that learns has a part in every batch
             collator = _Lookup(rows, PackedCollator(model.config.image_token_id, processor.image_tokens, 0))
             numbers = datasets.Dataset.from_dict({"i": range(len(rows)), "images": [[]] * len(rows)})
             kind: Any = {"train_dataset": numbers, "data_collator": collator}
@@ -125,8 +123,7 @@ def _start(model_in: str, section: Tuning) -> tuple[Any, Any, str]:
 class _TurnTrainer(SFTTrainer):
     """SFTTrainer with the model's own loss.
 
-    TRL scores every position through its fused head on a CPU; ours scores the answers' tokens only, and
-    has the contrastive term besides.
+    TRL scores every position through its fused head on a CPU; ours scores the answers' tokens only.
     """
 
     def compute_loss(
@@ -158,13 +155,12 @@ def _packed(chosen: list[Example], model: Any, processor: Any) -> list[dict[str,
         for question, answer in example.turns:
             asked, said = (transcode(text, processor.box_convention, *size) for text in (question, answer))
             flat += [prompt(asked), said + tokenizer.eos_token]
-        flat.append(example.caption)
     ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
     rows = []
     for i, example in enumerate(chosen):
         turns = [(next(ids), next(ids)) for _ in example.turns]
         turns = [(question, answer[: room - len(question)]) for question, answer in turns]
-        rows.append({"pixels": pixels[i], "turns": turns, "caption": next(ids)[:64]})
+        rows.append({"pixels": pixels[i], "turns": turns})
     return rows
 
 

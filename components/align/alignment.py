@@ -69,8 +69,8 @@ def _control(start: str, preferences: str, out: str, alignment: Alignment) -> No
 
     configure_logging()
     data = Dataset(preferences, "preferences")
-    rows = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], "", {"caption"}) for r in data.rows()]
-    fit(start, rows, out, Tuning(task="caption", training=alignment.training), step="control", data=data)
+    rows = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
+    fit(start, rows, out, Tuning(task="objects", training=alignment.training), step="control", data=data)
 
 
 def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:

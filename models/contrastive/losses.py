@@ -6,7 +6,7 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.nn import functional as F
 
 
-def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, gather: bool = True) -> torch.Tensor:
+def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Mean of row and column cross-entropy of the similarity matrix, with negatives from every process.
 
     With several processes each one scores its own rows against all columns; the mean over processes is
@@ -16,11 +16,10 @@ def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, gath
         image: (N, D), L2-normalised; the same N on every process.
         text: (N, D), L2-normalised; row i is the pair of image i.
         scale: the factor on cosines, exp(logit_scale).
-        gather: take negatives from the other processes too; without it N may differ between them.
 
     Source: Radford et al. 2021, figure 3.
     """
-    world = dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world == 1:
         images, texts, offset = image, text, 0
     else:

@@ -37,7 +37,7 @@ def build_language_model(texts: Iterable[str], **sizes: Any) -> tuple[SketchForC
     config, processor = _config(texts, sizes)
     model = SketchForConditionalGeneration(config)
     model.model.place_waves(processor.tokenizer.convert_tokens_to_ids("<loc00>"))
-    return model, processor
+    return model.train(), processor
 
 
 def grow(
@@ -48,7 +48,8 @@ def grow(
     model = SketchForConditionalGeneration(config)
     model.model.place_waves(processor.tokenizer.convert_tokens_to_ids("<loc00>"))
     model.model.dual.load_state_dict(dual.state_dict(), strict=True)
-    return model, processor
+    model.model.vision.load_state_dict(dual.vision.state_dict(), strict=True)
+    return model.train(), processor
 
 
 def _config(texts: Iterable[str], sizes: dict[str, Any]) -> tuple[SketchConfig, SketchProcessor]:

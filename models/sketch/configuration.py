@@ -31,7 +31,6 @@ class SketchConfig(PreTrainedConfig):
     vocab_size: int = 512
     max_position_embeddings: int = 256
     location_bins: int = 64
-    contrastive_weight: float = 0.0
     image_token_id: int = 3
     bos_token_id: int | None = None
     pad_token_id: int = 0

@@ -10,25 +10,25 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from models.contrastive.losses import clip_loss
 from models.sketch.blocks import Block, waves, waves_2d
 from models.sketch.configuration import SketchConfig
-from models.sketch.dual_encoder import SketchDualEncoder, SketchPreTrainedModel
+from models.sketch.dual_encoder import SketchDualEncoder, SketchPreTrainedModel, VisionTower
 
 
 @dataclass
 class SketchOutput(ModelOutput):
-    """loss: scalar or None, the sum of its parts; logits: (N, L, V) where no labels were given."""
+    """loss: scalar or None, the mean over the answers' tokens; logits: (N, L, V) where no labels were given."""
 
     loss: torch.Tensor | None = None
-    text_loss: torch.Tensor | None = None
-    contrastive_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
 
 
 class SketchModel(SketchPreTrainedModel):
-    """The dual encoder's picture tower, a connector and a decoder.
+    """A picture tower, a connector and a decoder, beside the dual encoder that the tower was copied from.
+
+    The copy learns; the dual encoder is frozen. One tower for both would have to be trained for both at every
+    later stage, and lost most of its recall within a minute where it was not.
 
     A picture stands at the front of its sequence as `image_tokens` placeholders; they see each other in
     both directions, the text after them is causal. With `segment_ids` several questions about one picture
@@ -38,6 +38,7 @@ class SketchModel(SketchPreTrainedModel):
     def __init__(self, config: SketchConfig):
         super().__init__(config)
         self.dual = SketchDualEncoder(config)
+        self.vision = VisionTower(config)
         self.connector = nn.Sequential(
             nn.Linear(config.vision_width * config.shuffle**2, config.hidden_size),
             nn.GELU(),
@@ -84,7 +85,6 @@ class SketchModel(SketchPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        patches: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **_: object,
     ) -> BaseModelOutputWithPast:
@@ -95,15 +95,14 @@ class SketchModel(SketchPreTrainedModel):
             pixel_values: (M, 3, H, W), one for each row that has a picture, in order.
             attention_mask: (N, K) over everything seen so far, 0 for padding.
             segment_ids: (N, L), 0 for the shared prefix, k for turn k, −1 for padding.
-            patches: (M, P, D), the vision tower's output where the caller has it already.
 
         Raises:
             ValueError: placeholders and pictures do not match (a truncated prompt, say).
         """
         x = self.embed_tokens(input_ids)
         is_image = input_ids == self.config.image_token_id
-        if pixel_values is not None or patches is not None:
-            prefix = self.image_prefix(self.dual.vision(pixel_values) if patches is None else patches)
+        if pixel_values is not None:
+            prefix = self.image_prefix(self.vision(pixel_values))
             if int(is_image.sum()) != prefix.shape[0] * prefix.shape[1]:
                 raise ValueError(
                     f"Image features and image tokens do not match: {prefix.shape[0]} pictures need "
@@ -160,10 +159,9 @@ class SketchModel(SketchPreTrainedModel):
 
 
 class SketchForConditionalGeneration(SketchPreTrainedModel, GenerationMixin):
-    """A vision-language model of about 0.9M parameters that also embeds pictures and captions.
+    """A vision-language model of about 1.2M parameters that also embeds pictures and captions.
 
-    Source: the layout of LLaVA (Liu et al. 2023) with Idefics3's pixel shuffle (Laurençon et al. 2024);
-    the optional contrastive term beside the text loss is CoCa's (Yu et al. 2022, eq. 4).
+    Source: the layout of LLaVA (Liu et al. 2023) with Idefics3's pixel shuffle (Laurençon et al. 2024).
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -173,6 +171,12 @@ class SketchForConditionalGeneration(SketchPreTrainedModel, GenerationMixin):
         self.model = SketchModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def train(self, mode: bool = True) -> "SketchForConditionalGeneration":
+        """As for any module; the dual encoder stays frozen, also where loading has made its parameters anew."""
+        super().train(mode)
+        self.model.dual.requires_grad_(False)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -199,25 +203,20 @@ class SketchForConditionalGeneration(SketchPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        caption_ids: torch.Tensor | None = None,
-        caption_mask: torch.Tensor | None = None,
-        captioned: torch.Tensor | None = None,
         **_: object,
     ) -> SketchOutput:
-        """Score answers, and with captions at hand keep the picture tower's embedding alive.
+        """Score answers, or give the logits of every position where there are no labels.
 
         Args:
             labels: (N, L), −100 where nothing is scored; only the scored positions reach the head.
-            caption_ids, caption_mask: (C, T), captions of the pictures that `captioned` (C,) indexes.
         """
-        patches = self.model.dual.vision(pixel_values) if pixel_values is not None else None
         hidden = self.model(
             input_ids,
+            pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
             segment_ids=segment_ids,
             past_key_values=past_key_values,
-            patches=patches,
             use_cache=use_cache,
         )
         x = hidden.last_hidden_state
@@ -228,11 +227,6 @@ class SketchForConditionalGeneration(SketchPreTrainedModel, GenerationMixin):
         scored = target != -100
         logits = self.lm_head(x[:, :-1][scored])  # (scored tokens, V)
         # A batch with nothing to score gives a zero that still has a gradient.
-        text_loss = F.cross_entropy(logits.float(), target[scored], reduction="sum") / scored.sum().clamp(min=1)
-        contrastive = None
-        if caption_ids is not None and patches is not None and len(caption_ids) > 1 and self.config.contrastive_weight:
-            dual = self.model.dual
-            image, text = dual.embed_patches(patches[captioned]), dual.get_text_features(caption_ids, caption_mask)
-            contrastive = clip_loss(image, text, dual.scale, gather=False)
-        loss = text_loss + (self.config.contrastive_weight * contrastive if contrastive is not None else 0)
-        return SketchOutput(loss, text_loss.detach(), None if contrastive is None else contrastive.detach())
+        return SketchOutput(
+            F.cross_entropy(logits.float(), target[scored], reduction="sum") / scored.sum().clamp(min=1)
+        )

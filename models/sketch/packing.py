@@ -11,8 +11,8 @@ import torch
 class PackedCollator:
     """Rows of one picture and k independent turns to one sequence each (see `SketchModel`).
 
-    A row is `{"pixels": (3, H, W) uint8, "turns": [(question ids, answer ids)], "caption": ids or []}`. A
-    question's ids end with `<assistant>`, an answer's with `<eos>`; only answers are scored.
+    A row is `{"pixels": (3, H, W) uint8, "turns": [(question ids, answer ids)]}`. A question's ids end with
+    `<assistant>`, an answer's with `<eos>`; only answers are scored.
     """
 
     image_token_id: int
@@ -20,7 +20,7 @@ class PackedCollator:
     pad_token_id: int
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns input_ids, labels, segment_ids (N, L), pixel_values (N, 3, H, W) and the captions' tensors."""
+        """Returns input_ids, labels, segment_ids (N, L), pixel_values (N, 3, H, W)."""
         length = self.image_tokens + max(sum(len(q) + len(a) for q, a in row["turns"]) for row in rows)
         ids = np.full((len(rows), length), self.pad_token_id, np.int64)
         labels = np.full((len(rows), length), -100, np.int64)
@@ -34,26 +34,9 @@ class PackedCollator:
                 labels[i, at + len(question) : end] = answer
                 segments[i, at:end] = turn
                 at = end
-        batch = {
+        return {
             "input_ids": torch.from_numpy(ids),
             "labels": torch.from_numpy(labels),
             "segment_ids": torch.from_numpy(segments),
             "pixel_values": torch.from_numpy(np.stack([row["pixels"] for row in rows])),
-        }
-        return batch | self._captions(rows)
-
-    def _captions(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        captioned = [i for i, row in enumerate(rows) if len(row["caption"])]
-        if not captioned:
-            return {}
-        longest = max(len(rows[i]["caption"]) for i in captioned)
-        ids = np.full((len(captioned), longest), self.pad_token_id, np.int64)
-        mask = np.zeros((len(captioned), longest), np.int64)
-        for place, i in enumerate(captioned):
-            caption = rows[i]["caption"]
-            ids[place, : len(caption)], mask[place, : len(caption)] = caption, 1
-        return {
-            "caption_ids": torch.from_numpy(ids),
-            "caption_mask": torch.from_numpy(mask),
-            "captioned": torch.tensor(captioned),
         }
