@@ -32,7 +32,7 @@ def step(function: Callable[..., Any]) -> PythonComponent:
     The container calls `components.execute`, which wraps KFP's executor with what every step needs: errors
     in one line, outputs that are whole or absent, and no second run of what has not changed.
     """
-    component = dsl.component(function, base_image=IMAGE, install_kfp_package=False)
+    component: Any = dsl.component(function, base_image=IMAGE, install_kfp_package=False)
     container = component.component_spec.implementation.container
     assert container is not None
     container.command = ["python", "-m", "components.execute", "kfp.dsl.executor_main"]

@@ -19,7 +19,7 @@ STAGES = ["contrastive", "caption", "ground", "read", "align", "control"]
 
 
 def test_the_summary_holds_what_it_promises(summary: dict) -> None:
-    assert len(summary["steps"]) == 23
+    assert len(summary["steps"]) == 22
     assert all(step["took"] > 0 and step["peak_mb"] > 0 for step in summary["steps"].values())
     results = summary["results"]
     rows = results["rows"]

@@ -72,7 +72,7 @@ def test_a_caption_column_that_is_not_there(pictures: Path, tmp_path: Path) -> N
 
 def test_an_empty_dataset(pictures: Path, tmp_path: Path) -> None:
     (pictures / "list.jsonl").write_text("")
-    refused(ingest(tmp_path, f"ingest.path={pictures}"), "list.jsonl")
+    refused(ingest(tmp_path, f"ingest.path={pictures}"), "pictures", "no rows")
 
 
 def test_a_box_outside_its_picture_is_set_aside_with_its_reason(pictures: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def _pairs(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dic
             raise DataError(
                 f"{section.path}: none of its {read} rows can be used; the first: {quarantine.first}"
                 if read
-                else f"{section.path}: there are no rows in it"
+                else f"{section.path}: there are no rows in it; give a row for each picture"
             )
         yield from itertools.islice(itertools.chain([first], rows), section.limit)
         notes["rows_read"] = builder.records

@@ -74,9 +74,8 @@ def grow(
     tokenizer = processor.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIALS)}, replace_extra_special_tokens=False)
     tokenizer.padding_side = "left"
-    vision = {
-        k: v for k, v in dual.config.vision_config.to_dict().items() if k not in ("model_type", "vision_use_head")
-    }
+    tower: Any = dual.config.vision_config
+    vision = {k: v for k, v in tower.to_dict().items() if k not in ("model_type", "vision_use_head")}
     model, made = _assemble(tokenizer, vision, width, layers, heads, scale_factor)
     weights = {k: v for k, v in dual.vision_model.state_dict().items() if not k.startswith("head.")}
     model.model.vision_model.load_state_dict(weights, strict=True)
@@ -89,9 +88,10 @@ def _assemble(
     side = vision["image_size"]
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    settings: dict[str, Any] = {"pad_token_id": 0}
     config = Idefics3Config(
         image_token_id=image_token,
-        pad_token_id=0,
+        **settings,
         scale_factor=scale_factor,
         vision_config=vision,
         text_config={

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from models.contrastive.losses import clip_loss
 from models.sketch.blocks import Block, waves_2d

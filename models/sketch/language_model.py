@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from models.sketch.blocks import Block, waves, waves_2d
 from models.sketch.configuration import SketchConfig

@@ -206,4 +206,4 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dataset here"):
         validate(tmp_path, Validation(), tmp_path / "r.html", tmp_path / "v.json")
     with pytest.raises(RecipeError, match="min_rows"):
-        load(Validation, {"validate": {"min_rows": 0}}, "validate")
+        load(Validation, {"validate": {"min_rows": -1}}, "validate")
