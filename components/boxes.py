@@ -109,9 +109,15 @@ def _kosmos() -> Codec:
 def _pixels() -> Codec:
     def read(text: str, width: int, height: int) -> Box | None:
         match = CANONICAL.search(text)
-        return Box(*map(float, match.groups()), width, height) if match else None
+        return corners(match, width, height) if match else None
 
     return Codec(canonical, read, 0.005)
+
+
+def corners(match: re.Match[str], width: int, height: int) -> Box:
+    """The box of a match of `CANONICAL`."""
+    x0, y0, x1, y1 = map(float, match.groups())
+    return Box(x0, y0, x1, y1, width, height)
 
 
 def canonical(box: Box) -> str:
@@ -135,4 +141,4 @@ CODECS: dict[str, Codec] = {
 def transcode(text: str, convention: str, width: int, height: int) -> str:
     """Rewrite every `<box>` of a dataset's text, in a picture of `width` × `height`, as `convention` has it."""
     write = CODECS[convention].write
-    return CANONICAL.sub(lambda match: write(Box(*map(float, match.groups()), width, height)), text)
+    return CANONICAL.sub(lambda match: write(corners(match, width, height)), text)

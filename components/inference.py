@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ import models.sketch  # noqa: F401  registers the family with the Auto classes
 from components.checkpoint import Checkpoint
 from components.errors import ModelError
 from models.zoo import EMBEDS, SPEAKS, ZOO
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def load(path: str | Path) -> Loaded:
         if family is None:
             speaks = any("Generation" in name for name in config.architectures or [])
         auto = AutoModelForImageTextToText if speaks else AutoModel
-        model = auto.from_pretrained(path)
+        model: Any = auto.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
@@ -204,6 +206,6 @@ def _picture(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
-def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torchmetrics.functional.text import chrf_score
 
-from components.boxes import CANONICAL, CODECS, Box
+from components.boxes import CANONICAL, CODECS, Box, corners
 from components.inference import Loaded, chat, classify, embed_images, embed_texts, score
 from components.tasks import objects
 
@@ -127,7 +127,7 @@ def true_box(question: Question) -> Box:
     """The box of a grounding question's answer."""
     match = CANONICAL.search(question.answer)
     assert match is not None, f"{question.uid}: a grounding answer without a box"
-    return Box(*map(float, match.groups()), *question.size)
+    return corners(match, *question.size)
 
 
 def read(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> dict[str, Result]:

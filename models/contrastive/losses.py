@@ -23,7 +23,9 @@ def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> t
     if world == 1:
         images, texts, offset = image, text, 0
     else:
-        images, texts = (all_gather_single_autograd(x, 0, dist.GroupMember.WORLD) for x in (image, text))
+        group = dist.group.WORLD
+        assert group is not None  # it is initialised
+        images, texts = (all_gather_single_autograd(x, 0, group) for x in (image, text))
         offset = dist.get_rank() * len(image)
     target = torch.arange(len(image), device=image.device) + offset
     rows = F.cross_entropy(scale * image @ texts.T, target)
