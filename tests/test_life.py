@@ -66,7 +66,7 @@ def test_a_run_that_was_killed_ends_the_same(life: Path, summary: dict, tmp_path
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("*/steps/pretrain.json")):
+    while not list(tmp_path.glob("*/steps/pretrain-contrastive.json")):
         assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.2)
     time.sleep(2)  # into the next step
@@ -75,7 +75,7 @@ def test_a_run_that_was_killed_ends_the_same(life: Path, summary: dict, tmp_path
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml")
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "latest" / "summary.json").read_text())
-    assert again["steps"]["pretrain"]["cached"]
+    assert again["steps"]["pretrain-contrastive"]["cached"]
     assert not list(tmp_path.glob("*/*/*.partial"))
     del again["results"]["version"], summary["results"]["version"]  # another registry's ids
     assert again["results"] == summary["results"]
