@@ -117,6 +117,7 @@ def test_a_folder_of_ones_own(pictures: Path, tmp_path: Path) -> None:
     settings = [
         "ingest.source=folder", f"ingest.path={pictures}", "ingest.columns.image=file", "ingest.columns.caption=text",
         "ingest.holdout=0.2", "curate.score.model=none", "curate.near_levels=null",
+        "caption.task=caption", "caption.also=[]", "caption.replay=0",
     ]  # fmt: skip
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", *[part for s in settings for part in ("--set", s)])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -75,6 +75,7 @@ def test_serve_and_call_as_the_readme_says(life: Path, tmp_path: Path, monkeypat
     log = (tmp_path / "log").open("w")
     command = [str(Path(sys.executable).parent / "vlmflow"), "serve", "models:/vlm@champion", "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, env=_environment(life.parent), stdout=log, stderr=log)
+    log.close()
     try:
         _wait(f"http://127.0.0.1:{port}/v2/health/ready", server, tmp_path / "log")
         curl = next(text for kind, text in BLOCKS if kind == "bash" and text.startswith("curl"))
@@ -101,6 +102,7 @@ def test_the_ui_shows_the_runs(life: Path, tmp_path: Path) -> None:
     server = subprocess.Popen(
         command, cwd=ROOT, env=_environment(life.parent), stdout=log, stderr=log, start_new_session=True
     )
+    log.close()
     try:
         _wait(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
         found = httpx.post(
