@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(READY)  ## Set up and run the whole life on this machine (about twelve minutes)
+demo: $(READY)  ## Set up and run the whole life on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
 
 test: $(READY)  ## Set up and run the tests

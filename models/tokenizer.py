@@ -12,6 +12,22 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<unk>", "<eos>", "<image>", "<user>", "<assistant>")
+# A conversation in these tokens; `<image>` stands where the processor writes out a picture's places.
+CHAT_TEMPLATE = """{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- if message.content is string -%}{{ '<user>' + message.content }}
+{%- else -%}
+{%- for part in message.content if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{{ '<user>' }}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
+{%- endif -%}
+{%- else -%}
+{{ '<assistant>' }}{%- generation -%}
+{%- if message.content is string -%}{{ message.content }}
+{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}
+{{ '<eos>' }}{%- endgeneration -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}"""
 PRINTABLE = tuple(map(chr, range(33, 127)))
 
 

@@ -16,24 +16,9 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.tokenizer import CHAT_TEMPLATE
 
 SPECIALS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
-
-CHAT_TEMPLATE = """{%- for message in messages -%}
-{%- if message.role == 'user' -%}
-{%- if message.content is string -%}{{ '<user>' + message.content }}
-{%- else -%}
-{%- for part in message.content if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}
-{{ '<user>' }}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
-{%- endif -%}
-{%- else -%}
-{{ '<assistant>' }}{%- generation -%}
-{%- if message.content is string -%}{{ message.content }}
-{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}
-{{ '<eos>' }}{%- endgeneration -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}"""
 
 
 def build(

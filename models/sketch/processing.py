@@ -4,21 +4,7 @@ from typing import Any
 
 from transformers import BatchFeature, ProcessorMixin
 
-CHAT_TEMPLATE = """{%- for message in messages -%}
-{%- if message.role == 'user' -%}
-{%- if message.content is string -%}{{ '<user>' + message.content }}
-{%- else -%}
-{%- for part in message.content if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}
-{{ '<user>' }}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}
-{%- endif -%}
-{%- else -%}
-{{ '<assistant>' }}{%- generation -%}
-{%- if message.content is string -%}{{ message.content }}
-{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}
-{{ '<eos>' }}{%- endgeneration -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<assistant>' }}{%- endif -%}"""
+from models.tokenizer import CHAT_TEMPLATE
 
 
 class SketchProcessor(ProcessorMixin):
