@@ -8,6 +8,10 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 
+class ResidualOutput(nn.Linear):
+    """A linear map that starts at zero: what it adds to a residual stream is learned from nothing."""
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP whose outputs start at zero, so that a new block is the identity.
 
@@ -23,10 +27,10 @@ class Block(nn.Module):
         self.heads, self.layer = heads, layer
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
+        self.attention_output = ResidualOutput(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_input = nn.Linear(width, mlp_ratio * width)
-        self.mlp_output = nn.Linear(mlp_ratio * width, width)
+        self.mlp_output = ResidualOutput(mlp_ratio * width, width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, cache: Cache | None = None) -> torch.Tensor:
         """x: (N, L, D); mask: (N, 1, L, K) bool, True where a query may look at a key; returns (N, L, D)."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from models.contrastive.losses import clip_loss
-from models.sketch.blocks import Block, waves_2d
+from models.sketch.blocks import Block, ResidualOutput, waves_2d
 from models.sketch.configuration import SketchConfig
 
 
@@ -35,7 +35,11 @@ class SketchPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        # Each kind of module sees to its own parameters: transformers passes over a module that has none.
+        if isinstance(module, ResidualOutput):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -44,9 +48,6 @@ class SketchPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        if isinstance(module, Block):  # a new block is the identity
-            nn.init.zeros_(module.attention_output.weight)
-            nn.init.zeros_(module.mlp_output.weight)
         elif isinstance(module, VisionTower):
             module.positions.copy_(0.2 * waves_2d(self.config.patches, self.config.vision_width))
         elif isinstance(module, TextTower):

@@ -172,6 +172,14 @@ def test_clip_loss_against_a_slow_formula() -> None:
     assert clip_loss(same, same, torch.tensor(3.0)).item() == pytest.approx(np.log(8), rel=1e-5)
 
 
+def test_a_new_block_adds_nothing_to_the_stream() -> None:
+    model, _ = sketch.build_language_model(["a red circle"])
+    towers = (model.model.vision, model.model.dual.vision, model.model.dual.text, model.model)
+    for block in (block for tower in towers for block in tower.blocks):
+        x = torch.randn(2, 5, block.qkv.in_features)
+        assert torch.equal(block(x), x)
+
+
 def test_near_places_have_near_waves() -> None:
     vectors = waves(torch.linspace(0, 1, 64), 128)
     distance = (vectors[31] - vectors).norm(dim=1)
