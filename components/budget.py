@@ -8,6 +8,7 @@ from typing import Any, Literal
 class Training:
     """A budget in optimizer steps, so that the same recipe gives the same weights on a slow machine.
 
+    `muon_scale` is the rate of the blocks' matrices (Muon) over that of everything else (AdamW).
     `trainer` holds further arguments of the library's trainer by their own names.
     """
 
@@ -15,6 +16,7 @@ class Training:
     batch_size: int = 32  # over all processes
     learning_rate: float = 1e-3
     optimizer: Literal["muon", "adamw"] = "muon"
+    muon_scale: float = 1.0
     weight_decay: float = 0.01
     warmup_steps: int = 20
     processes: int = 1
@@ -26,5 +28,5 @@ class Training:
             raise ValueError("max_steps, batch_size and processes must be at least 1")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate {self.learning_rate} must be above 0")
+        if self.learning_rate <= 0 or self.muon_scale <= 0:
+            raise ValueError(f"learning_rate {self.learning_rate} and muon_scale {self.muon_scale} must be above 0")

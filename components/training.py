@@ -17,7 +17,7 @@ from components.budget import Training
 
 logger = logging.getLogger(__name__)
 
-NOT_MUON = ("embed", "head", "positions", "tokens", "projection", "connector")
+NOT_MUON = ("embed", "head", "positions", "tokens", "projection")
 
 
 def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
@@ -55,10 +55,13 @@ class Muon(torch.optim.Optimizer):
     CPU without bfloat16 units does several times slower than the whole rest of a small step; here matrices of
     one shape go together, in float32 on a CPU.
 
+    Args:
+        lr: AdamW's rate; Muon's is `lr · scale`.
+
     Source: Jordan et al. 2024; update scale matched to AdamW's as in Liu et al. 2025 (0.2 · √max(rows, columns)).
     """
 
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float, scale: float = 1.0, momentum: float = 0.95):
         matrices, rest = [], []
         self.parts: dict[nn.Parameter, int] = {}
         for name, parameter in model.named_parameters():
@@ -67,7 +70,8 @@ class Muon(torch.optim.Optimizer):
                 (matrices if inner else rest).append(parameter)
                 self.parts[parameter] = 3 if "qkv" in name else 1
         self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
-        super().__init__([{"params": matrices, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}], {})
+        muon = {"params": matrices, "lr": lr * scale, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__([muon], {})
         self.param_groups += self.adamw.param_groups
         self.adamw.state = self.state
 
@@ -128,7 +132,7 @@ def optimizers(model: nn.Module, training: Training) -> tuple[torch.optim.Optimi
     """The `optimizers` argument of a trainer: Muon, or None for the library's AdamW."""
     if training.optimizer == "adamw":
         return None, None
-    return Muon(model, training.learning_rate, training.weight_decay), None
+    return Muon(model, training.learning_rate, training.weight_decay, training.muon_scale), None
 
 
 class Progress(TrainerCallback):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from components import dataset
 from components.boxes import Box, canonical
@@ -138,6 +138,8 @@ def _yes_no(present: list[str], categories: list[str], count: int, rng: random.R
 def _crop(picture: Image.Image, line: dict[str, Any]) -> bytes:
     x0, y0 = max(0, int(line["x0"])), max(0, int(line["y0"]))
     x1, y1 = max(x0 + 1, min(picture.width, round(line["x1"]))), max(y0 + 1, min(picture.height, round(line["y1"])))
+    strip = picture.convert("RGB").crop((x0, y0, x1, y1))
     buffer = io.BytesIO()
-    picture.crop((x0, y0, x1, y1)).save(buffer, "PNG")
+    # A model squeezes every picture to a square; in a square already, letters keep their shape.
+    ImageOps.pad(strip, (max(strip.size),) * 2).save(buffer, "PNG")
     return buffer.getvalue()

@@ -24,6 +24,14 @@ class SketchOutput(ModelOutput):
     past_key_values: Cache | None = None
 
 
+class PictureNorm(nn.LayerNorm):
+    """Keeps picture tokens at the scale of words and positions.
+
+    Without it they grew to a hundred times that scale, where a sum with positions no longer says where a token
+    lies: grounding after 200 steps was .14 instead of .34 (Acc@0.5).
+    """
+
+
 class SketchModel(SketchPreTrainedModel):
     """A picture tower, a connector and a decoder, beside the dual encoder that the tower was copied from.
 
@@ -43,6 +51,7 @@ class SketchModel(SketchPreTrainedModel):
             nn.Linear(config.vision_width * config.shuffle**2, config.hidden_size),
             nn.GELU(),
             nn.Linear(config.hidden_size, config.hidden_size),
+            PictureNorm(config.hidden_size),
         )
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -52,6 +61,12 @@ class SketchModel(SketchPreTrainedModel):
         )
         self.norm = nn.LayerNorm(config.hidden_size)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PictureNorm):
+            nn.init.constant_(module.weight, 0.2)
 
     @torch.no_grad()
     def place_waves(self, first_location: int) -> None:
