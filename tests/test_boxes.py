@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.boxes import CODECS, Box, canonical, transcode
+from models.sketch import SketchConfig
 
 
 @st.composite
@@ -42,6 +43,11 @@ def test_conventions_as_published() -> None:
     assert CODECS["paligemma"].write(box) == "<loc0204><loc0102><loc0409><loc0307>"  # y before x
     kosmos = CODECS["kosmos-2"].read("<object><patch_index_0044><patch_index_0863></object>", 1, 1)
     assert kosmos is not None and (kosmos.x0, kosmos.y0) == (0.390625, 0.046875)
+
+
+def test_the_demo_model_has_a_token_for_every_bin_of_its_convention() -> None:
+    said = CODECS["sketch"].write(Box(63.9, 0, 64, 64, 64, 64))
+    assert said.startswith(f"<loc{SketchConfig().location_bins - 1}>")
 
 
 @given(box=boxes(), width=st.integers(1, 500), height=st.integers(1, 500))

@@ -65,14 +65,15 @@ def test_muon_takes_the_matrices_inside_and_nothing_else() -> None:
     from models import sketch
 
     model, _ = sketch.build_language_model(["a red circle"] * 3)
-    optimizer = Muon(model, lr=1e-3, weight_decay=0.0)
+    optimizer = Muon(model, lr=1e-3, weight_decay=0.0, scale=5.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 1e-3]
     names = {id(p): n for n, p in model.named_parameters()}
     inside = {names[id(p)] for p in optimizer.param_groups[0]["params"]}
     outside = {names[id(p)] for p in optimizer.param_groups[1]["params"]}
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     assert inside | outside == learning and not inside & outside
-    assert all("qkv" in n or "attention_output" in n or "mlp" in n for n in inside)
-    assert any("embed_tokens" in n for n in outside) and any("connector" in n for n in outside)
+    assert all(any(part in n for part in ("qkv", "attention_output", "mlp", "connector")) for n in inside)
+    assert any("embed_tokens" in n for n in outside) and any("stem" in n for n in outside)
 
 
 def conversation(uid: str, pair: str, task: str, split: str = "train") -> dict:
@@ -104,6 +105,8 @@ def test_a_budget_that_cannot_be() -> None:
         Training(batch_size=33, processes=2)
     with pytest.raises(ValueError, match="learning_rate"):
         Training(learning_rate=0)
+    with pytest.raises(ValueError, match="muon_scale -1"):
+        Training(muon_scale=-1)
 
 
 def _shard(folder: str) -> None:
