@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from components.process import one_thread
 from components.sources import ROOT
+
+one_thread()  # as every step has it: a process forked after torch has started threads hangs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SHARED = ROOT.parent / "shared"
