@@ -30,3 +30,5 @@ class Training:
             raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
         if self.learning_rate <= 0 or self.muon_scale <= 0:
             raise ValueError(f"learning_rate {self.learning_rate} and muon_scale {self.muon_scale} must be above 0")
+        if self.optimizer == "adamw" and self.muon_scale != 1:
+            raise ValueError(f"muon_scale {self.muon_scale} has no meaning with optimizer adamw; leave it out")

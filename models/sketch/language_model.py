@@ -27,8 +27,7 @@ class SketchOutput(ModelOutput):
 class PictureNorm(nn.LayerNorm):
     """Keeps picture tokens at the scale of words and positions.
 
-    Without it they grew to a hundred times that scale, where a sum with positions no longer says where a token
-    lies: grounding after 200 steps was .14 instead of .34 (Acc@0.5).
+    Without it they outgrow both, and a sum with positions no longer says where a token lies.
     """
 
 

@@ -107,6 +107,8 @@ def test_a_budget_that_cannot_be() -> None:
         Training(learning_rate=0)
     with pytest.raises(ValueError, match="muon_scale -1"):
         Training(muon_scale=-1)
+    with pytest.raises(ValueError, match="no meaning with optimizer adamw"):
+        Training(optimizer="adamw", muon_scale=2)
 
 
 def _shard(folder: str) -> None:
