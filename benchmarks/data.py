@@ -51,7 +51,7 @@ def draw(seed: int, side: int, quality: int = 85) -> bytes:
     picture = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     for _ in range(12):
-        x, y, reach = (int(generator.integers(*span)) for span in ((0, width), (0, height), (8, side // 3)))
+        x, y, reach = (int(generator.integers(*span)) for span in ((0, width), (0, height), (8, max(9, side // 3))))
         colour = tuple(generator.integers(0, 256, 3).tolist())
         pen.ellipse((x - reach, y - reach // 2, x + reach, y + reach // 2), fill=colour)
     grain = generator.integers(-6, 7, (height, width), dtype=np.int16)[..., None]
@@ -159,11 +159,7 @@ def _basic(data: bytes, caption: str) -> bool:
         return False
     short, long = min(width, height), max(width, height)
     words = len(caption.split()) >= MIN_WORDS and len(caption) >= MIN_CHARACTERS
-    return words and short >= _least(long) and long <= MAX_ASPECT * short
-
-
-def _least(long: int) -> int:
-    return min(MIN_SIDE, SMALL // 2 if long <= SMALL else MIN_SIDE)
+    return words and short >= MIN_SIDE and long <= MAX_ASPECT * short
 
 
 def _cosines(clip: Any, data: list[bytes], captions: list[str]) -> list[float]:
@@ -246,7 +242,7 @@ def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
     return len(rows)
 
 
-def vlmflow(data: Path, model: Path, out: Path, processes: int, engine: str = "native", small: bool = False) -> int:
+def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = MIN_SIDE) -> int:
     """The curation step, with the thresholds of the others."""
     from components import inference
     from components.curate.curation import curate
@@ -256,12 +252,11 @@ def vlmflow(data: Path, model: Path, out: Path, processes: int, engine: str = "n
     load_model = inference.load
     inference.load = lambda path: _timed_loaded(load_model(path))
     values = {
-        "min_side": SMALL // 2 if small else MIN_SIDE,
+        "min_side": min_side,
         "max_aspect": MAX_ASPECT,
         "min_words": MIN_WORDS,
         "min_characters": MIN_CHARACTERS,
         "score": {"model": str(model), "fraction": FRACTION, "batch_size": BATCH},
-        "engine": engine,
         "processes": processes,
     }
     curated, ledger, funnel, scorer = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
@@ -277,12 +272,12 @@ def _timed_loaded(loaded: Any) -> Any:
 # -- the contest
 
 
-def contest(name: str, data: Path, model: Path, processes: int) -> dict[str, Any]:
+def contest(name: str, data: Path, model: Path, processes: int, *options: str) -> dict[str, Any]:
     """Run one contestant in a process of its own: seconds, those of the encoder, peak memory with its workers."""
     command = [sys.executable, "-m", "benchmarks.data", "--contestant", name, "--processes", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, "--data", str(data), "--model", str(model)],
+        [*command, "--data", str(data), "--model", str(model), *options],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -294,7 +289,7 @@ def contest(name: str, data: Path, model: Path, processes: int) -> dict[str, Any
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compete(name: str, data: Path, model: Path, processes: int) -> dict[str, Any]:
+def compete(name: str, data: Path, model: Path, processes: int, **options: int) -> dict[str, Any]:
     """In the contestant's own process."""
     import tempfile
 
@@ -307,13 +302,10 @@ def compete(name: str, data: Path, model: Path, processes: int) -> dict[str, Any
     from components.dataset import Dataset
     from components.execute import Meter
 
-    small = Dataset(data).card.rows and int(data.name.split("-")[-1]) <= SMALL
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
         meter, start = Meter(), time.perf_counter()
-        options = {"small": small} if name == "vlmflow" else {}
-        kept = {"plain": plain, "datasets": mapped, "vlmflow": vlmflow}[name](
-            data, model, Path(folder), processes, **options
-        )
+        contestant = {"plain": plain, "datasets": mapped, "vlmflow": vlmflow}[name]
+        kept = contestant(data, model, Path(folder), processes, **options)
         seconds = time.perf_counter() - start
         peak = meter.stop()
     rows = len(Dataset(data))
@@ -353,14 +345,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--min-side", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     one_thread()
     if given.contestant:
-        print(json.dumps(compete(given.contestant, given.data, given.model, given.processes)))  # noqa: T201
+        options = {} if given.min_side is None else {"min_side": given.min_side}
+        print(json.dumps(compete(given.contestant, given.data, given.model, given.processes, **options)))  # noqa: T201
         return
     model, data = encoder(given.folder), prepare(given.folder, given.rows, given.side)
     runs = [contest(name, data, model, n) for n in (1, 2) for name in ("plain", "datasets", "vlmflow")]
-    grown = [contest("vlmflow", prepare(given.folder, count, SMALL), model, 1) for count in given.growth]
+    small = ("--min-side", str(SMALL // 2))
+    grown = [contest("vlmflow", prepare(given.folder, count, SMALL), model, 1, *small) for count in given.growth]
     report(runs, grown, given.side, given.out)
 
 

@@ -1,7 +1,7 @@
 """Pictures to the tensor that a CLIP or a SigLIP takes, as its image processor makes it, in less time.
 
-transformers resizes with Pillow or in floats; torch resizes bytes about four times as fast, and the outcome
-differs by a grey level at most. Curation at web scale spends most of its time here.
+transformers resizes with Pillow or in floats; torch resizes bytes faster, and the outcome differs by a grey level at
+most. Curation at web scale spends most of its time here.
 """
 
 from collections.abc import Sequence

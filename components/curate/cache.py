@@ -8,29 +8,22 @@ preprocessing, finds nothing: a score that no longer holds cannot be read.
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from components.sources import ROOT
-
-_CODE = ("components/pixels.py", "components/inference.py", "components/curate/encoder.py")
-_LIBRARIES = ("pillow", "torch", "transformers")
+from components.memo import key
+from components.sources import code_hash
 
 
 def binding(encoder: str) -> str:
-    """The name under which the words of the encoder of hash `encoder` hold: it, our preprocessing, the libraries'.
+    """The name under which the words of the encoder of hash `encoder` hold: it, and all code on the way to it.
 
-    The processor's own settings are files of the encoder's folder, and so are in its hash.
+    The processor's own settings are files of the encoder's folder, and so are in its hash; libraries are in the lock,
+    which is part of the code's.
     """
-    digest = hashlib.sha256(encoder.encode())
-    for file in _CODE:
-        digest.update((ROOT / file).read_bytes())
-    for library in _LIBRARIES:
-        digest.update(f"{library}=={version(library)}\n".encode())
-    return digest.hexdigest()[:32]
+    return key(encoder=encoder, code=code_hash("components.curate.encoder"))
 
 
 class Cache:

@@ -53,7 +53,7 @@ MEASURES = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The rows of a dataset as the rules see them: N rows, in order; some 300 bytes each, of any picture."""
+    """The rows of a dataset as the rules see them: N rows, in order; none of the pictures themselves."""
 
     uids: list[str]
     splits: list[str]

@@ -10,7 +10,7 @@ def pretrain(
     recipe: str,
     model: dsl.Output[dsl.Model],
     section: str = "contrastive",
-    stage: str = "contrastive",
+    stage: str = "contrastive",  # what a pipeline of several calls each of them
 ):
     """Pretrain a dual encoder: pictures and their captions into one space, by contrast."""
     from pathlib import Path

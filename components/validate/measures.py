@@ -21,7 +21,7 @@ EDGE = 0.5  # pixels by which rounding may carry a box over the edge
 
 
 def measured(data: Dataset, decode: int | None, decontaminate: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return the table: some 500 bytes a row, whatever the size of the pictures.
+    """Return the table: a row for each of `data`, without the pictures.
 
     Args:
         data: pairs, conversations or preferences.

@@ -14,6 +14,7 @@ from components.curate.cache import Cache
 from components.curate.encoder import Encoder
 from components.dataset import Dataset
 from components.pixels import decode
+from components.sources import closure
 from tests.curate.test_curation import encoded, picture
 from tests.curate.test_score import row, run, squares
 
@@ -139,7 +140,9 @@ def test_an_encoder_is_not_asked_twice_and_a_changed_one_is(
 def test_the_binding_is_of_encoder_and_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
     bound = cache.binding("a")
     assert bound == cache.binding("a") != cache.binding("b")
-    monkeypatch.setattr(cache, "version", lambda library: "0")
+    run = {file.name for file in closure("components.curate.encoder")}
+    assert {"encoder.py", "inference.py", "preprocessing.py", "pixels.py"} <= run
+    monkeypatch.setattr(cache, "code_hash", lambda module: "other code")
     assert cache.binding("a") != bound
 
 
