@@ -37,6 +37,8 @@ def upright(picture: Image.Image) -> Image.Image:
 
 def rgb(picture: Image.Image) -> Image.Image:
     """Any mode to RGB: 16 bits scaled to 8, floats as 0..1 or 0..255, transparency laid on white."""
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
     if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip to white
         scaled = np.clip(np.asarray(picture) >> 8, 0, 255)
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")

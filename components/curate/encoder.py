@@ -22,7 +22,7 @@ from components.sources import code_hash
 if TYPE_CHECKING:
     from components.inference import Loaded
 
-TEXTS = 64  # captions in a batch
+PICTURES, TEXTS = 32, 64  # in a batch on a CPU, where larger ones do not stay in its caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +130,9 @@ class Encoder:
 
         images = [_decoded(image) for image in batch]
         blank = Image.new("RGB", (32, 32))
-        full = [image or blank for image in images] + [blank] * (self.batch_size - len(images))
-        vectors = embed_images(self.loaded, full, self.batch_size)[: len(images)]
+        size = min(PICTURES, self.batch_size) if self.loaded.model.device.type == "cpu" else self.batch_size
+        full = [image or blank for image in images] + [blank] * (-len(images) % size)
+        vectors = embed_images(self.loaded, full, size)[: len(images)]
         vectors[[image is None for image in images]] = np.nan
         return vectors
 

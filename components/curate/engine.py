@@ -26,7 +26,7 @@ from components.process import one_thread, start_method
 
 logger = logging.getLogger(__name__)
 
-GROUPS = 2  # row groups, of 1024 rows each, in a part
+GROUPS = 1  # row groups, of 1024 rows each, in a part
 
 Work = Callable[..., pa.Table]
 Task = tuple[Any, ...]
