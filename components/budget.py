@@ -8,7 +8,7 @@ from typing import Any, Literal
 class Training:
     """A budget in optimizer steps, so that the same recipe gives the same weights on a slow machine.
 
-    `muon_scale` is the rate of the blocks' matrices (Muon) over that of everything else (AdamW).
+    No steps leave the model as it starts. `muon_scale` is the rate of the blocks' matrices (Muon) over that of everything else (AdamW).
     `trainer` holds further arguments of the library's trainer by their own names.
     """
 
@@ -24,8 +24,10 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.batch_size < 1 or self.processes < 1:
-            raise ValueError("max_steps, batch_size and processes must be at least 1")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, got {self.max_steps}")
+        if self.batch_size < 1 or self.processes < 1:
+            raise ValueError("batch_size and processes must be at least 1")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
         if self.learning_rate <= 0 or self.muon_scale <= 0:

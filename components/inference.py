@@ -18,6 +18,7 @@ from components.preprocessing import pixels
 from models.zoo import EMBEDS, SPEAKS, ZOO
 
 T = TypeVar("T")
+PROMPTS = ("a {}", "there is a {}", "a photo with a {}")  # of a zero-shot class
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Loaded:
     processor: Any
     card: dict[str, Any]
     abilities: frozenset[str]
+
+    @property
+    def image_processor(self) -> Any:
+        """What prepares pictures, or None for a model of texts alone."""
+        return image_processor(self.processor)
+
+    @property
+    def tokenizer(self) -> Any:
+        """What prepares texts, or None for a model of pictures alone."""
+        return tokenizer(self.processor)
 
     @property
     def box_convention(self) -> str:
@@ -42,20 +53,32 @@ def load(path: str | Path) -> Loaded:
         ModelError: no model there, or one that transformers cannot load.
     """
     checkpoint = Checkpoint(path)
+    family = ZOO.get(checkpoint.card.get("family", ""))
     try:
-        config = AutoConfig.from_pretrained(path)
-        family = checkpoint.card.get("family")
-        speaks = family in ZOO and ZOO[family].abilities & SPEAKS
-        if family is None:
-            speaks = any("Generation" in name for name in config.architectures or [])
-        auto = AutoModelForImageTextToText if speaks else AutoModel
+        if family:
+            auto, abilities = family.cls, family.abilities
+        else:
+            names = AutoConfig.from_pretrained(path).architectures or []
+            speaks = any("Generation" in name for name in names)
+            auto, abilities = (AutoModelForImageTextToText, SPEAKS) if speaks else (AutoModel, EMBEDS)
         model: Any = auto.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
-    abilities = ZOO[family].abilities if family in ZOO else (SPEAKS if speaks else EMBEDS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Loaded(model.eval().to(device), processor, checkpoint.card, abilities)
+
+
+def image_processor(processor: Any) -> Any:
+    """The part of `processor` that prepares pictures; it may be nothing else, or have none."""
+    found = getattr(processor, "image_processor", None)
+    return processor if found is None and hasattr(processor, "image_mean") else found
+
+
+def tokenizer(processor: Any) -> Any:
+    """The part of `processor` that prepares texts; it may be nothing else, or have none."""
+    found = getattr(processor, "tokenizer", None)
+    return processor if found is None and hasattr(processor, "convert_tokens_to_ids") else found
 
 
 @torch.inference_mode()
@@ -63,7 +86,7 @@ def embed_images(loaded: Loaded, images: Sequence[Image.Image | np.ndarray], bat
     """Unit vectors (N, D) of pictures (PIL, or (H, W, 3) uint8 arrays)."""
     rows = []
     for part in _parts(images, batch_size):
-        batch = pixels(loaded.processor.image_processor, [_picture(p) for p in part])
+        batch = pixels(loaded.image_processor, [_picture(p) for p in part])
         features = _features(loaded.model.get_image_features(pixel_values=batch.to(loaded.model.device)))
         rows.append(F.normalize(features, dim=-1).float().cpu().numpy())
     return np.concatenate(rows)
@@ -74,14 +97,31 @@ def embed_texts(loaded: Loaded, texts: Sequence[str], batch_size: int = 256) -> 
     """Unit vectors (N, D) of captions."""
     rows = []
     for part in _parts(texts, batch_size):
-        batch = tokenize_captions(loaded.processor.tokenizer, loaded.model.config, list(part))
+        batch = tokenize_captions(loaded.tokenizer, loaded.model.config, list(part))
         features = _features(loaded.model.get_text_features(**batch.to(loaded.model.device)))
         rows.append(F.normalize(features, dim=-1).float().cpu().numpy())
     return np.concatenate(rows)
 
 
-def tokenize_captions(tokenizer: Any, config: Any, texts: list[str]) -> Any:
-    """Captions to a batch, cut to the text tower's length; SigLIP wants every caption padded to it."""
+@torch.inference_mode()
+def similarity(loaded: Loaded, images: Sequence[Image.Image | np.ndarray], texts: Sequence[str]) -> np.ndarray:
+    """How well each picture goes with each text, (N, M): cosines, or what the model itself says of every pair."""
+    if "embed" in loaded.abilities:
+        return embed_images(loaded, images) @ embed_texts(loaded, texts).T
+    words = tokenize_captions(loaded.tokenizer, loaded.model.config, list(texts)).to(loaded.model.device)
+    rows = []
+    for part in _parts(images, 32):
+        batch = pixels(loaded.image_processor, [_picture(p) for p in part]).to(loaded.model.device)
+        rows.append(loaded.model.similarity(pixel_values=batch, **words).float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def tokenize_captions(tokenizer: Any, config: Any, texts: Sequence[str] | list[list[str]]) -> Any:
+    """Captions to a batch, cut to the text tower's length; SigLIP wants every caption padded to it.
+
+    Args:
+        texts: as they are, or each as a list of its words, so that the batch knows which token is of which word.
+    """
     text_config = config.get_text_config()
     limit = min(64, text_config.max_position_embeddings)
     padding = "max_length" if config.model_type == "siglip" else True
@@ -91,6 +131,7 @@ def tokenize_captions(tokenizer: Any, config: Any, texts: list[str]) -> Any:
         truncation=True,
         max_length=limit,
         padding_side="right",
+        is_split_into_words=bool(texts) and not isinstance(texts[0], str),
         return_token_type_ids=False,
         return_tensors="pt",
     )
@@ -104,16 +145,19 @@ def classify(loaded: Loaded, images: Sequence[Image.Image | np.ndarray], labels:
 
     Source: Radford et al. 2021, section 3.1.4 (prompt ensembling in embedding space).
     """
-    logits = 100 * embed_images(loaded, images) @ class_vectors(loaded, labels).T
+    if "embed" in loaded.abilities:
+        logits = 100 * embed_images(loaded, images) @ class_vectors(loaded, labels).T
+    else:
+        texts = [prompt.format(label) for label in labels for prompt in PROMPTS]
+        logits = similarity(loaded, images, texts).reshape(len(images), len(labels), -1).mean(2)
     exponent = np.exp(logits - logits.max(1, keepdims=True))
     return exponent / exponent.sum(1, keepdims=True)
 
 
 def class_vectors(loaded: Loaded, labels: Sequence[str]) -> np.ndarray:
     """Unit vectors (C, D) of zero-shot classes, each the mean over a few prompts."""
-    prompts = ("a {}", "there is a {}", "a photo with a {}")
-    texts = [prompt.format(label) for label in labels for prompt in prompts]
-    classes = embed_texts(loaded, texts).reshape(len(labels), len(prompts), -1).mean(1)
+    texts = [prompt.format(label) for label in labels for prompt in PROMPTS]
+    classes = embed_texts(loaded, texts).reshape(len(labels), len(PROMPTS), -1).mean(1)
     return classes / np.linalg.norm(classes, axis=1, keepdims=True)
 
 

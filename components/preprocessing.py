@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-KNOWN = ("CLIPImageProcessor", "SiglipImageProcessor")
+KNOWN = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
 MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
@@ -20,16 +20,41 @@ def pixels(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
     """What `processor` makes of `pictures`: (N, 3, H, W) float32.
 
     Args:
-        processor: an image processor of transformers; one that is not a CLIP's or SigLIP's is asked itself.
+        processor: an image processor of transformers; one that is not of a known kind is asked itself.
         pictures: of any size, RGB.
     """
-    mode = MODES.get(getattr(processor, "resample", None))  # type: ignore[arg-type]
-    plain = type(processor).__name__.startswith(KNOWN) and processor.do_rescale and processor.do_normalize
-    if not (plain and mode and processor.do_resize):
+    if not _plain(processor):
         return processor(list(pictures), return_tensors="pt")["pixel_values"]
-    batch = torch.stack([_cropped(processor, _resized(processor, picture, mode)) for picture in pictures]).float()
+    return normalised(processor, squares(processor, pictures))
+
+
+def squares(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """`pictures` as the model will see them, before they are normalised: (N, 3, H, W) uint8.
+
+    Raises:
+        ValueError: the processor does more than resize, crop and normalise.
+    """
+    if not _plain(processor):
+        raise ValueError(f"{type(processor).__name__} does more than resize, crop and normalise a picture")
+    mode = MODES[processor.resample]
+    return torch.stack([_cropped(processor, _resized(processor, picture, mode)) for picture in pictures])
+
+
+def normalised(processor: Any, squares: torch.Tensor) -> torch.Tensor:
+    """squares: (N, 3, H, W) uint8; returns float32 with the processor's mean and deviation taken out."""
     mean, std = (torch.tensor(getattr(processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
-    return batch.mul_(processor.rescale_factor / std).sub_(mean / std)
+    return squares.float().mul_(processor.rescale_factor / std).sub_(mean / std)
+
+
+def seen(processor: Any, batch: torch.Tensor) -> torch.Tensor:
+    """What `normalised` was made from, clipped to what a picture can hold: (N, 3, H, W) uint8."""
+    mean, std = (torch.tensor(getattr(processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
+    return ((batch * std + mean) / processor.rescale_factor).round().clamp(0, 255).to(torch.uint8)
+
+
+def _plain(processor: Any) -> bool:
+    known = type(processor).__name__.startswith(KNOWN) and processor.do_rescale and processor.do_normalize
+    return bool(known and processor.do_resize and getattr(processor, "resample", None) in MODES)
 
 
 def _resized(processor: Any, picture: Image.Image, mode: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ is its UTF-8 bytes. Encoding and decoding lose nothing but runs of spaces.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<unk>", "<eos>", "<image>", "<user>", "<assistant>")
@@ -32,13 +32,14 @@ PRINTABLE = tuple(map(chr, range(33, 127)))
 
 
 def build(
-    texts: Iterable[str], *, extra: Sequence[str] = (), max_words: int = 4000, min_count: int = 3
+    texts: Iterable[str], *, extra: Sequence[str] = (), frame: str = "", max_words: int = 4000, min_count: int = 3
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer whose words are those that `texts` hold at least `min_count` times.
 
     Args:
         texts: captions, questions and answers of the training split.
-        extra: further tokens that are never cut, such as `<loc00>`.
+        extra: further tokens that are never cut, such as `<loc00>` or `<mask>`.
+        frame: what a text is put in, such as `<cls> $A <sep>`; its tokens must be known. Without it, nothing.
         max_words: the most frequent words that become tokens.
 
     Returns:
@@ -63,13 +64,19 @@ def build(
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     # With no merges and `ignore_merges`, a piece is either one token or its letters.
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, ignore_merges=True))
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in extra])
+    # A mask stands for a word with the space before it.
+    tokenizer.add_tokens([AddedToken(token, normalized=False, lstrip=token == "<mask>") for token in extra])
     tokenizer.pre_tokenizer = split  # type: ignore[assignment]
     tokenizer.decoder = decoders.Sequence(  # type: ignore[assignment]
         [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)]
     )
+    if frame:
+        around = [(token, vocabulary[token]) for token in frame.split() if token != "$A"]
+        tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=around)  # type: ignore[assignment]
+    named = {f"{name}_token": f"<{name}>" for name in ("mask", "cls", "sep") if f"<{name}>" in extra}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        **named,
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="<eos>",

@@ -1,7 +1,7 @@
 """The one table of families: what each is, and what it can do.
 
-Evaluation and serving dispatch on abilities, never on names. A family's builder is named as text, so that
-reading this table imports no torch.
+Evaluation and serving dispatch on abilities, never on names. A family's class and builder are named as text, so that
+reading this table imports no torch. What a family must offer for an ability stands in docs/adding-a-family.md.
 """
 
 from collections.abc import Callable
@@ -9,38 +9,123 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-ABILITIES = ("embed", "classify", "caption", "chat", "ground", "read", "score")
+ABILITIES = {
+    "embed": "picture and text to vectors of one space",
+    "classify": "which of several names fits a picture, with no training on them",
+    "rank": "a score for every picture with every text",
+    "represent": "a picture to a vector for other models to learn from",
+    "match": "whether a picture and a text belong together",
+    "fill": "the words that are hidden in a text",
+    "reconstruct": "the patches that are hidden in a picture",
+    "caption": "describe a picture",
+    "chat": "answer questions about a picture",
+    "ground": "say where something is",
+    "read": "spell a line of text",
+    "score": "how likely an answer is",
+}
 SPEAKS = frozenset({"caption", "chat", "ground", "read", "score"})
-EMBEDS = frozenset({"embed", "classify"})
+EMBEDS = frozenset({"embed", "classify", "rank"})
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family: paradigm as in Bordes et al. 2024, paper, abilities and `module:function` that builds it."""
+    """One family: paradigm as in Bordes et al. 2024, paper, what it minimises, abilities, and where its code is.
+
+    `model` is `module:class` and `builder` `module:function`; `recipes/zoo` holds the values of the families that
+    train by themselves.
+    """
 
     paradigm: str
     paper: str
+    objective: str
     abilities: frozenset[str]
+    model: str
     builder: str
 
-    def build(self, *args: Any, **sizes: Any) -> Any:
-        """Call the builder: texts for the vocabulary, or the dual encoder to grow from, then sizes."""
-        return self._load(self.builder)(*args, **sizes)
+    def build(self, texts: Any, **sizes: Any) -> Any:
+        """A new model and its processor; texts for the vocabulary, then sizes by the builder's own names."""
+        return _load(self.builder)(texts, **sizes)
 
     def grow(self, dual: Any, processor: Any, **sizes: Any) -> Any:
         """A language model and its processor whose picture tower is `dual`'s."""
         module, _ = self.builder.split(":")
-        return self._load(f"{module}:grow")(dual, processor, **sizes)
+        return _load(f"{module}:grow")(dual, processor, **sizes)
 
-    @staticmethod
-    def _load(place: str) -> Callable[..., Any]:
-        module, name = place.split(":")
-        return getattr(import_module(module), name)
+    @property
+    def cls(self) -> Any:
+        """The model's class; importing it registers the family with the Auto classes."""
+        return _load(self.model)
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 ZOO: dict[str, Family] = {
-    "sketch-dual": Family("contrastive", "Radford et al. 2021", EMBEDS, "models.sketch:build_dual_encoder"),
-    "sketch": Family("pretrained backbone", "Liu et al. 2023", SPEAKS | EMBEDS, "models.sketch:build_language_model"),
-    "siglip": Family("contrastive", "Zhai et al. 2023", EMBEDS, "models.contrastive.siglip:build"),
-    "idefics3": Family("pretrained backbone", "Laurençon et al. 2024", SPEAKS, "models.backbone.idefics3:build"),
-}
+    "sketch-dual": Family(
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDS,
+        "models.sketch:SketchDualEncoder", "models.sketch:build_dual_encoder",
+    ),
+    "clip": Family(
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDS,
+        "models.contrastive.clip:CLIP", "models.contrastive.clip:build",
+    ),
+    "siglip": Family(
+        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDS,
+        "models.contrastive.siglip:SigLIP", "models.contrastive.siglip:build",
+    ),
+    "llip": Family(
+        "contrastive", "Lavoie et al. 2024", "SigLIP on a picture vector mixed for each caption",
+        frozenset({"classify", "rank"}), "models.contrastive.llip:Llip", "models.contrastive.llip:build",
+    ),
+    "nce": Family(
+        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDS,
+        "models.contrastive.nce:NCE", "models.contrastive.nce:build",
+    ),
+    "energy": Family(
+        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDS,
+        "models.contrastive.energy:EnergyModel", "models.contrastive.energy:build",
+    ),
+    "bert": Family(
+        "masked", "Devlin et al. 2019", "hidden words", frozenset({"fill"}),
+        "models.masked.bert:MaskedBert", "models.masked.bert:build",
+    ),
+    "visual-bert": Family(
+        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", frozenset({"fill", "match"}),
+        "models.masked.visual_bert:VisualBert", "models.masked.visual_bert:build",
+    ),
+    "vilbert": Family(
+        "masked", "Lu et al. 2019", "hidden words, hidden regions' classes, and whether both match",
+        frozenset({"fill", "match"}), "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
+    ),
+    "mae": Family(
+        "masked", "He et al. 2022", "pixels of hidden patches", frozenset({"represent", "reconstruct"}),
+        "models.masked.mae:MAE", "models.masked.mae:build",
+    ),
+    "ijepa": Family(
+        "masked", "Assran et al. 2023", "features of hidden blocks, as a slow copy sees them",
+        frozenset({"represent"}), "models.masked.ijepa:IJepa", "models.masked.ijepa:build",
+    ),
+    "flava": Family(
+        "masked", "Singh et al. 2022", "contrast, match, hidden words and hidden patches, alone and together",
+        EMBEDS | {"fill", "match"}, "models.masked.flava:Flava", "models.masked.flava:build",
+    ),
+    "mask-vlm": Family(
+        "masked", "Kwon et al. 2023", "each side's hidden parts from the other side, contrast, match",
+        EMBEDS | {"fill", "match", "reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
+    ),
+    "rate-distortion": Family(
+        "masked", "Dubois et al. 2021; Bordes et al. 2024, section 2.3.3", "rate of the code + β · distortion",
+        frozenset({"represent", "reconstruct"}),
+        "models.masked.rate_distortion:RateDistortion", "models.masked.rate_distortion:build",
+    ),
+    "sketch": Family(
+        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", SPEAKS | EMBEDS,
+        "models.sketch:SketchForConditionalGeneration", "models.sketch:build_language_model",
+    ),
+    "idefics3": Family(
+        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", SPEAKS,
+        "transformers:Idefics3ForConditionalGeneration", "models.backbone.idefics3:build",
+    ),
+}  # fmt: skip

@@ -15,7 +15,7 @@ SECTIONS = {
     "validate_curated": "components.validate.section:Validation",
     "tasks": "components.tasks.conversations:Tasks",
     "validate_tasks": "components.validate.section:Validation",
-    "contrastive": "components.pretrain.pretraining:Pretraining",
+    "pretrain": "components.pretrain.pretraining:Pretraining",
     "caption": "components.tuning:Tuning",
     "ground": "components.tuning:Tuning",
     "read": "components.tuning:Tuning",

@@ -139,9 +139,9 @@ def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
     dataset.write(tmp_path / "pairs", "pairs", rows)
     dataset.write(tmp_path / "conversations", "conversations", [])
     done = vlmflow(
-        tmp_path, "step", "pretrain", "--recipe", "recipes/mini.yaml", "--param", "section=contrastive",
+        tmp_path, "step", "pretrain", "--recipe", "recipes/mini.yaml", "--param", "section=pretrain",
         "--in", f"pairs={tmp_path / 'pairs'}", "--in", f"conversations={tmp_path / 'conversations'}",
-        "--out", f"model={tmp_path / 'model'}", "--set", "contrastive.training.processes=2",
+        "--out", f"model={tmp_path / 'model'}", "--set", "pretrain.training.processes=2",
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert (

@@ -137,7 +137,7 @@ def test_a_branch_that_has_moved_is_fetched_again(repo: Path, tmp_path: Path, mo
 
 
 TRAINING = """
-contrastive:
+pretrain:
   family: sketch-dual
   training: {max_steps: 1, batch_size: 2, learning_rate: 1.0e-3, warmup_steps: 0}
 """

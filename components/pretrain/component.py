@@ -9,10 +9,10 @@ def pretrain(
     conversations: dsl.Input[dsl.Dataset],
     recipe: str,
     model: dsl.Output[dsl.Model],
-    section: str = "contrastive",
+    section: str = "pretrain",
     stage: str = "contrastive",  # what a pipeline of several calls each of them
 ):
-    """Pretrain a dual encoder: pictures and their captions into one space, by contrast."""
+    """Pretrain a family of the zoo on pictures and their captions."""
     from pathlib import Path
 
     from components.pretrain.pretraining import Pretraining

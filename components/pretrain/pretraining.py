@@ -1,4 +1,4 @@
-"""Contrastive pretraining of a dual encoder."""
+"""What a recipe says of pretraining, and the way in."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,11 +14,12 @@ from models.zoo import ZOO
 class Pretraining:
     """What to pretrain, and for how long.
 
-    `model` holds sizes by the names of the family's config. `shuffle_pairs` trains the control: every
-    picture with another one's caption.
+    `model` holds sizes by the names of the family's builder. `start` goes on from weights that are there: a folder, or
+    a name on the Hugging Face hub. `shuffle_pairs` trains the control: every picture with another one's caption.
     """
 
     family: str = "sketch-dual"
+    start: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     shuffle_pairs: bool = False
@@ -26,6 +27,8 @@ class Pretraining:
     def __post_init__(self) -> None:
         if self.family not in ZOO:
             raise ValueError(f"family {self.family!r} is not in the zoo: {', '.join(ZOO)}")
+        if self.start is not None and self.model:
+            raise ValueError(f"start {self.start!r} brings its sizes with it; leave model out")
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON holds it."""
@@ -33,7 +36,7 @@ class Pretraining:
 
 
 def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pretraining) -> None:
-    """Train a dual encoder and write a checkpoint to `out`.
+    """Train a family of the zoo and write a checkpoint to `out`.
 
     Args:
         pairs: the dataset of schema `pairs`; its training split is learned from.
@@ -42,7 +45,7 @@ def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pre
     Raises:
         DataError: fewer captioned pairs than one batch.
     """
-    from components.pretrain.contrastive import train  # not for reading a recipe
+    from components.pretrain.training import train  # not for reading a recipe
 
     launch(train, section.training.processes, str(pairs), corpus(pairs, conversations), str(out), section)
 

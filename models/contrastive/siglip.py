@@ -5,14 +5,25 @@ Source: Zhai et al. 2023, algorithm 1.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from transformers import SiglipConfig, SiglipModel, SiglipProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.outputs import PretrainingOutput
 
 TEXT_LENGTH = 64  # every caption is padded to it: the text tower pools its last position
+
+
+class SigLIP(SiglipModel):
+    """`SiglipModel` whose forward is the objective."""
+
+    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> PretrainingOutput:  # type: ignore[override]
+        """pixel_values: (N, 3, H, W), normalised; input_ids: (N, 64), row i the caption of picture i."""
+        loss = super().forward(pixel_values=pixel_values, input_ids=input_ids, return_loss=True).loss
+        return PretrainingOutput(loss, {"contrast": loss})
 
 
 def build(
@@ -23,7 +34,7 @@ def build(
     width: int = 768,
     layers: int = 12,
     heads: int = 12,
-) -> tuple[SiglipModel, SiglipProcessor]:
+) -> tuple[SigLIP, SiglipProcessor]:
     """A new SigLIP of one width for both towers, and its processor with a vocabulary made from `texts`.
 
     transformers starts scale and bias at 0, that is t = 1 and b = 0, which makes every one of the N² − N
@@ -47,7 +58,7 @@ def build(
         },
         vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
     )
-    model = SiglipModel(config)
+    model = SigLIP(config)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10.0))
         model.logit_bias.fill_(-10.0)

@@ -81,8 +81,8 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
 
 def test_the_whole_pipeline(tmp_path: Path) -> None:
     small = ["ingest.scenes.web=160", "ingest.scenes.test=30", "curate.score.model=none", "curate.clusters=null",
-             "contrastive.training.max_steps=2", "contrastive.training.batch_size=16",
-             "contrastive.training.processes=1", "evaluate.processes=1"]  # fmt: skip
+             "pretrain.training.max_steps=2", "pretrain.training.batch_size=16",
+             "pretrain.training.processes=1", "evaluate.processes=1"]  # fmt: skip
     done = vlmflow(tmp_path, "roi", *[part for value in small for part in ("--set", value)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "latest" / "roi" / "returns").read_text())

@@ -1,0 +1,125 @@
+"""A masked or fused model at work: fill in words, say whether a picture and a text belong together, paint patches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from components.inference import Loaded, tokenize_captions
+from components.preprocessing import pixels, seen
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def match(loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+    """A score (N,) for picture i with text i; the higher, the more they belong together."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        found.append(loaded.model.match(**batch(loaded, images[part], texts[part])).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+@torch.inference_mode()
+def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> list[list[str]]:
+    """The likeliest token for every mask token in each text, in order.
+
+    Args:
+        images: one for each text; a model of texts alone takes none.
+
+    Raises:
+        ValueError: a text without the tokenizer's mask token.
+    """
+    mask, answers = loaded.tokenizer.mask_token, []
+    for text in texts:
+        if mask not in text:
+            raise ValueError(f"text: {text!r:.80} holds no {mask}, which stands for a word to fill in")
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        given = batch(loaded, images and images[part], texts[part])
+        best = loaded.model.fill(**given).argmax(-1)
+        for ids, row in zip(given["input_ids"], best, strict=True):
+            places = (ids == loaded.tokenizer.mask_token_id).nonzero()[:, 0]
+            answers.append([loaded.tokenizer.decode([int(row[place])]).strip() for place in places])
+    return answers
+
+
+@torch.inference_mode()
+def recovered(
+    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+) -> np.ndarray:
+    """Whether each text's word number `hidden` (counted by spaces) is found again when all its tokens are masked, (N,)."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        words = [text.split() for text in texts[part]]
+        given = batch(loaded, images and images[part], texts[part], words)
+        encoded = given.pop("encoded")
+        truth = given["input_ids"].clone()
+        masked = torch.zeros_like(truth, dtype=torch.bool)
+        for row, word in enumerate(hidden[part]):
+            masked[row] = torch.tensor([place == word for place in encoded.word_ids(row)])
+        given["input_ids"][masked] = loaded.tokenizer.mask_token_id
+        right = (loaded.model.fill(**given).argmax(-1) == truth) | ~masked
+        found.append((right.all(1) & masked.any(1)).cpu().numpy())
+    return np.concatenate(found)
+
+
+def hide(loaded: Loaded, count: int, seed: int) -> torch.Tensor:
+    """Which patches to hide, (count, P) bool: the model's own share of them, drawn from `seed`."""
+    config = loaded.model.config
+    patches = (config.image_size // config.patch_size) ** 2
+    shown = int(patches * (1 - config.mask_ratio))
+    order = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    return order >= shown
+
+
+@torch.inference_mode()
+def reconstruct(
+    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str] | None, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Pictures with the hidden patches painted by the model: (N, 3, H, W) float32, normalised."""
+    painted = []
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        given = batch(loaded, images[part], texts[part] if texts and loaded.tokenizer else None)
+        painted.append(loaded.model.reconstruct(hidden=hidden[part].to(loaded.model.device), **given).float().cpu())
+    return torch.cat(painted)
+
+
+@torch.inference_mode()
+def represent(loaded: Loaded, images: Sequence[Image.Image]) -> np.ndarray:
+    """Vectors (N, D) of pictures, as they are, for other models to learn from."""
+    found = []
+    for start in range(0, len(images), BATCH):
+        given = batch(loaded, images[start : start + BATCH], None)
+        features: Any = loaded.model.get_image_features(**given)
+        features = features if isinstance(features, torch.Tensor) else features.pooler_output
+        found.append(features.float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def picture(loaded: Loaded, normalised: torch.Tensor) -> Image.Image:
+    """One picture as people see it, from (3, H, W) as the model does."""
+    return Image.fromarray(seen(loaded.image_processor, normalised[None])[0].permute(1, 2, 0).numpy())
+
+
+def batch(
+    loaded: Loaded,
+    images: Sequence[Image.Image] | None,
+    texts: Sequence[str] | None,
+    words: list[list[str]] | None = None,
+) -> dict[str, Any]:
+    """The model's inputs on its device; with `words` the texts go in word by word, and `encoded` says which is which."""
+    device, given = loaded.model.device, {}
+    if images is not None and loaded.image_processor is not None:
+        given["pixel_values"] = pixels(loaded.image_processor, images).to(device)
+    if texts is not None and loaded.tokenizer is not None:
+        encoded = tokenize_captions(loaded.tokenizer, loaded.model.config, words or list(texts))
+        given.update({name: value.to(device) for name, value in encoded.items()})
+        if words:
+            given["encoded"] = encoded
+    return given
