@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from components import preprocessing
 from components.inference import image_processor, tokenize_captions, tokenizer
-from components.pixels import decode, squares
+from components.pixels import decode, square
 
 
 class Batches:
@@ -23,15 +24,17 @@ class Batches:
         self.pictures, self.words = image_processor(processor), tokenizer(processor)
         self.raw = self.config.model_type == "sketch"  # takes bytes, and squeezes pictures its own way
 
-    def rows(self, images: Sequence[bytes], captions: Sequence[str]) -> list[dict[str, Any]]:
-        """Decode every picture once, before the first step."""
+    def rows(self, images: Sequence[bytes | Image.Image], captions: Sequence[str]) -> list[dict[str, Any]]:
+        """Every picture (encoded, or as it is) is made the model's square once, before the first step."""
         if self.pictures is None:
             return [{"caption": caption} for caption in captions]
-        if self.raw:
-            pixels: Any = squares(images, self.config.image_size)
-        else:
-            pixels = [preprocessing.squares(self.pictures, [decode(image)])[0].numpy() for image in images]
-        return [{"pixels": p, "caption": caption} for p, caption in zip(pixels, captions, strict=True)]
+        return [{"pixels": self._square(i), "caption": c} for i, c in zip(images, captions, strict=True)]
+
+    def _square(self, image: bytes | Image.Image) -> np.ndarray:
+        """(3, H, W) uint8."""
+        side = self.config.image_size if self.raw else None
+        picture = decode(image, at_least=side) if isinstance(image, bytes) else image
+        return square(picture, side) if side else preprocessing.squares(self.pictures, [picture])[0].numpy()
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch: dict[str, Any] = {}

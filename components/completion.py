@@ -51,7 +51,7 @@ def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[s
 def recovered(
     loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
 ) -> np.ndarray:
-    """Whether each text's word number `hidden` (counted by spaces) is found again when all its tokens are masked, (N,)."""
+    """Whether each text's word number `hidden` (by spaces) is found again when all its tokens are masked, (N,)."""
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
@@ -113,7 +113,7 @@ def batch(
     texts: Sequence[str] | None,
     words: list[list[str]] | None = None,
 ) -> dict[str, Any]:
-    """The model's inputs on its device; with `words` the texts go in word by word, and `encoded` says which is which."""
+    """The model's inputs on its device; with `words`, texts go in word by word, and `encoded` says which is which."""
     device, given = loaded.model.device, {}
     if images is not None and loaded.image_processor is not None:
         given["pixel_values"] = pixels(loaded.image_processor, images).to(device)

@@ -14,7 +14,7 @@ from PIL import Image
 from sacrebleu.metrics import CHRF
 
 from components.boxes import CANONICAL, CODECS, Box, corners
-from components.inference import Loaded, chat, classify, embed_images, embed_texts, score
+from components.inference import Loaded, chat, classify, score, similarity
 from components.tasks import objects
 
 Pictures = Sequence[Image.Image]
@@ -51,19 +51,19 @@ class Result:
         return ratio if self.higher_is_better else -ratio
 
 
-def _mean(metric: str, score: Any, **more: Any) -> Result:
+def mean(metric: str, score: Any, **more: Any) -> Result:
     score = np.asarray(score, float)
     return Result(metric, score, np.ones_like(score), **more)
 
 
 def retrieval(loaded: Loaded, pictures: Pictures, captions: Sequence[str]) -> Result:
     """Recall@1 from picture to caption; a tie is a miss, and an equal caption elsewhere is a hit."""
-    similarity = embed_images(loaded, pictures) @ embed_texts(loaded, captions).T
+    found = similarity(loaded, pictures, captions)
     same = np.array(captions)[:, None] == np.array(captions)[None, :]
-    ranks = _ranks(similarity, same)
-    back = _ranks(similarity.T, same)
+    ranks = _ranks(found, same)
+    back = _ranks(found.T, same)
     extras = {f"R@{k} {way}": float((r < k).mean()) for way, r in (("i2t", ranks), ("t2i", back)) for k in (1, 5, 10)}
-    return _mean(f"R@1 of {len(captions)}, image to text", ranks < 1, extras=extras)
+    return mean(f"R@1 of {len(captions)}, image to text", ranks < 1, extras=extras)
 
 
 def _ranks(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ def zero_shot(loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> Resu
     """Top-1 accuracy among the labels that the set holds."""
     classes = sorted(set(labels))
     guesses = classify(loaded, pictures, classes).argmax(1)
-    return _mean(
+    return mean(
         f"top-1 of {len(classes)} classes", [classes[g] == label for g, label in zip(guesses, labels, strict=True)]
     )
 
@@ -86,7 +86,7 @@ def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) 
     answers = _ask(loaded, pictures, questions)
     chrf = CHRF(word_order=2)
     each = [chrf.sentence_score(a, [q.answer]).score / 100 for a, q in zip(answers, questions, strict=True)]
-    return _mean("chrF++", each, answers=answers)
+    return mean("chrF++", each, answers=answers)
 
 
 def name_objects(
@@ -104,8 +104,8 @@ def name_objects(
     chair_i = {"CHAIR-i": sum(invented) / mentioned if mentioned else 0.0, "objects mentioned": mentioned}
     exact = [a == q.answer for a, q in zip(answers, questions, strict=True)]
     return {
-        "objects": _mean("exact match", exact, answers=answers),
-        "hallucination": _mean(
+        "objects": mean("exact match", exact, answers=answers),
+        "hallucination": mean(
             "CHAIR-s", [i > 0 for i in invented], higher_is_better=False, extras=chair_i, answers=answers
         ),
     }
@@ -121,7 +121,7 @@ def ground(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) ->
         failures += found is None
         overlaps.append(0.0 if found is None else found.iou(true_box(question)))
     extras = {"mean IoU": float(np.mean(overlaps)), "parse failures": failures / len(questions)}
-    return _mean("Acc@0.5", [o >= 0.5 for o in overlaps], extras=extras, answers=answers)
+    return mean("Acc@0.5", [o >= 0.5 for o in overlaps], extras=extras, answers=answers)
 
 
 def true_box(question: Question) -> Box:
@@ -139,7 +139,7 @@ def read(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> d
     lengths = np.array([max(1, len(q.answer)) for q in questions], float)
     exact = [a == q.answer for a, q in zip(answers, questions, strict=True)]
     return {
-        "reading": _mean("exact match", exact, answers=answers),
+        "reading": mean("exact match", exact, answers=answers),
         "reading errors": Result("CER", errors, lengths, higher_is_better=False, answers=answers),
     }
 
@@ -149,7 +149,7 @@ def yes_no(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) ->
     answers = [a.lower().strip(" .") for a in _ask(loaded, pictures, questions, max_new_tokens=4)]
     extras = {"yes ratio": float(np.mean([a == "yes" for a in answers]))}
     hits = [a == q.answer for a, q in zip(answers, questions, strict=True)]
-    return _mean("accuracy", hits, extras=extras, answers=answers)
+    return mean("accuracy", hits, extras=extras, answers=answers)
 
 
 def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Question, str]]) -> Result:
@@ -157,7 +157,7 @@ def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Questio
     prompts = [question.prompt for question, _ in pairs]
     chosen = score(loaded, pictures, prompts, [question.answer for question, _ in pairs])
     rejected = score(loaded, pictures, prompts, [wrong for _, wrong in pairs])
-    return _mean("truth preferred", chosen > rejected)
+    return mean("truth preferred", chosen > rejected)
 
 
 def _ask(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:

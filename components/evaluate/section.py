@@ -7,7 +7,10 @@ CONTROLS = ("blank", "shuffled")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How many held-out examples a capability is measured on, and how many its controls."""
+    """How many held-out examples a capability is measured on, and how many its controls.
+
+    `held_out_loss` measures the family's own objective too, in batches of `loss_batch` pairs.
+    """
 
     limit: int = 500
     questions: int = 300
@@ -15,6 +18,8 @@ class Evaluation:
     resamples: int = 1000
     confidence: float = 0.95
     samples: int = 6
+    held_out_loss: bool = False
+    loss_batch: int = 32
     processes: int = 1
     seed: int = 0
 
@@ -23,7 +28,7 @@ class Evaluation:
             raise ValueError(
                 "limit, questions and control_questions must be at least 2: an interval needs two examples"
             )
-        if self.processes < 1:
-            raise ValueError("processes must be at least 1")
+        if min(self.processes, self.loss_batch) < 1:
+            raise ValueError("processes and loss_batch must be at least 1")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence {self.confidence} must be between 0 and 1")

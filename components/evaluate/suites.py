@@ -4,7 +4,7 @@ import base64
 import io
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from scipy.stats import bootstrap
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from components.dataset import Dataset
 from components.evaluate import capabilities as can
+from components.evaluate import masked
 from components.evaluate.capabilities import Question, Result
 from components.evaluate.section import CONTROLS, Evaluation
 from components.inference import Loaded, load
@@ -36,12 +38,16 @@ class Measured:
 
 @dataclass
 class Suite:
-    """One measurement: its pictures, the examples' uids and the function that scores them."""
+    """One measurement: its pictures, the examples' uids and the function that scores them.
+
+    `whole`: an example's score hangs on the others, as recall does on all captions, so a control must have as many.
+    """
 
     pictures: list[Image.Image]
     uids: list[str]
     measure: Any  # (loaded, pictures, items) -> Result or {capability: Result}
     items: list[Any]
+    whole: bool = False
 
 
 def measure(model: Path, pairs: Path, conversations: Path, section: Evaluation, share: int) -> dict[str, Measured]:
@@ -56,8 +62,7 @@ def measure(model: Path, pairs: Path, conversations: Path, section: Evaluation, 
 
 def _with_controls(loaded: Loaded, suite: Suite, name: str, section: Evaluation) -> Measured:
     results = _measure(loaded, suite, name)
-    # Recall is of one in all captions, so its controls must choose among as many.
-    few = len(suite.items) if suite.measure is can.retrieval else min(len(suite.items), section.control_questions)
+    few = len(suite.items) if suite.whole else min(len(suite.items), section.control_questions)
     controls = {kind: _measure(loaded, _control(suite, kind, few, section.seed), name) for kind in CONTROLS}
     values, examples = {}, []
     for capability, result in results.items():
@@ -78,15 +83,7 @@ def _with_controls(loaded: Loaded, suite: Suite, name: str, section: Evaluation)
 
 def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Evaluation) -> dict[str, Suite]:
     """The measurements that the model's abilities and the test split allow."""
-    found: dict[str, Suite] = {}
-    if {"embed", "classify"} & loaded.abilities:
-        rows = [r for r in pairs.rows(["uid", "image", "caption", "label", "split"]) if r["split"] == "test"]
-        captioned = _choose([r for r in rows if r["caption"].strip()], section.limit, section.seed)
-        labelled = _choose([r for r in rows if r["label"]], section.limit, section.seed)
-        if len(captioned) > 1:
-            found["retrieval"] = _pair_suite(captioned, can.retrieval, "caption")
-        if len({r["label"] for r in labelled}) > 1:
-            found["zero-shot"] = _pair_suite(labelled, can.zero_shot, "label")
+    found = pair_suites(loaded, pairs, section)
     by_task: dict[str, list[tuple[dict[str, Any], int, str, str]]] = {}
     for row in conversations.rows():
         if row["split"] != "test":
@@ -118,6 +115,61 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
                 [wrong[i] for i in keep],
             )
     return found
+
+
+def pair_suites(loaded: Loaded, pairs: Dataset, section: Evaluation) -> dict[str, Suite]:
+    """The measurements on captioned and on labelled pictures."""
+    can_do, found = loaded.abilities, {}
+    if not can_do & {"classify", "rank", "represent", "match", "fill", "reconstruct"} and not section.held_out_loss:
+        return found
+    rows = list(pairs.rows(["uid", "image", "caption", "label", "split"]))
+    test = [row for row in rows if row["split"] == "test"]
+    captioned = _choose([r for r in test if r["caption"].strip()], section.limit, section.seed)
+    labelled = _choose([r for r in test if r["label"]], section.limit, section.seed)
+    captions = [row["caption"] for row in captioned]
+    if len(captioned) > 1:
+        if "rank" in can_do:
+            found["retrieval"] = _pair_suite(captioned, can.retrieval, captions, whole=True)
+        if "match" in can_do:
+            found["matching"] = _pair_suite(
+                captioned, masked.matching, list(zip(captions, _others(captions), strict=True))
+            )
+        if "fill" in can_do and (
+            told := [(r, w) for r in captioned if (w := hidden_word(r, section.seed)) is not None]
+        ):
+            items = [(row["caption"], word) for row, word in told]
+            found["filling"] = _pair_suite([row for row, _ in told], masked.filling, items)
+        if "reconstruct" in can_do:
+            suite = _pair_suite(captioned, partial(masked.reconstruction, seed=section.seed), captions, whole=True)
+            found["reconstruction"] = replace(suite, items=list(zip(suite.pictures, captions, strict=True)))
+    if len(classes := {row["label"] for row in labelled}) > 1:
+        labels = [row["label"] for row in labelled]
+        if "classify" in can_do:
+            found["zero-shot"] = _pair_suite(labelled, can.zero_shot, labels, whole=True)
+        known = [row for row in rows if row["split"] == "train" and row["label"] in classes]
+        if "represent" in can_do and len({row["label"] for row in known}) > 1:
+            probe = masked.Probe(loaded, _pictures(known), [row["label"] for row in known])
+            found["probe"] = _pair_suite(labelled, probe, labels)
+    if section.held_out_loss and len(captioned) >= 2 * section.loss_batch:
+        measure = partial(masked.held_out_loss, batch_size=section.loss_batch, seed=section.seed)
+        suite = _pair_suite(captioned, measure, captions, whole=True)
+        found["held-out loss"] = replace(
+            suite, uids=[f"batch {i}" for i in range(len(captioned) // section.loss_batch)]
+        )
+    return found
+
+
+def _others(captions: list[str]) -> list[str]:
+    """For each caption the next one that differs."""
+    count = len(captions)
+    return [next((c for c in captions[i + 1 :] + captions[:i] if c != captions[i]), "") for i in range(count)]
+
+
+def hidden_word(row: dict[str, Any], seed: int) -> int | None:
+    """Which word of the caption to hide, by its place: one that says something; None where there is none."""
+    words = row["caption"].split()
+    telling = [i for i, word in enumerate(words) if word.lower().strip(".,;:!?") not in ENGLISH_STOP_WORDS]
+    return random.Random(f"{seed}/{row['uid']}").choice(telling) if telling else None
 
 
 def hallucinate(question: Question, vocabulary: list[str], seed: int) -> str | None:
@@ -168,7 +220,7 @@ def _control(suite: Suite, kind: str, count: int, seed: int) -> Suite:
         random.Random(seed).shuffle(ring)
         after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
         pictures = [suite.pictures[after[i]] for i in range(count)]
-    return Suite(pictures, suite.uids[:count], suite.measure, suite.items[:count])
+    return replace(suite, pictures=pictures, uids=suite.uids[:count], items=suite.items[:count])
 
 
 def _choose(rows: list[Any], count: int, seed: int) -> list[Any]:
@@ -178,9 +230,12 @@ def _choose(rows: list[Any], count: int, seed: int) -> list[Any]:
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
 
 
-def _pair_suite(rows: list[dict[str, Any]], measure: Any, column: str) -> Suite:
-    pictures = [decode(row["image"]["bytes"]) for row in rows]
-    return Suite(pictures, [row["uid"] for row in rows], measure, [row[column] for row in rows])
+def _pair_suite(rows: list[dict[str, Any]], measure: Any, items: list[Any], whole: bool = False) -> Suite:
+    return Suite(_pictures(rows), [row["uid"] for row in rows], measure, items, whole)
+
+
+def _pictures(rows: list[dict[str, Any]]) -> list[Image.Image]:
+    return [decode(row["image"]["bytes"]) for row in rows]
 
 
 def _question_suite(turns: list[tuple[dict[str, Any], int, str, str]], measure: Any, section: Evaluation) -> Suite:

@@ -1,11 +1,12 @@
 """The `scenes` source: small pictures whose truth is known, for a laptop with no network.
 
 Real photos (scikit-image, scikit-learn) carry coloured shapes, real handwritten digits (scikit-learn's
-`load_digits`) and printed words in real fonts (DejaVu, which ships with matplotlib). Four kinds of row:
+`load_digits`) and printed words in real fonts (DejaVu, which ships with matplotlib). Five kinds of row:
 
 - web: a picture and its caption, as found on the web: a share of them wrong, doubled, junk or broken;
 - boxes: a picture with referring expressions and their boxes, and no caption, as annotators deliver it;
 - signs: a larger picture with plates, each a line of random letters and its box;
+- classes: a picture of one object and its class, and no caption, for a probe to learn from;
 - the test split: clean pictures with everything, over photos, digits and strings that training never saw.
 """
 
@@ -43,6 +44,7 @@ class Scenes:
     web: int = 16000
     boxes: int = 6000
     signs: int = 6000
+    classes: int = 0
     test: int = 500
     shuffled: float = 0.30
     duplicates: float = 0.10
@@ -50,8 +52,8 @@ class Scenes:
     bad: float = 0.08
 
     def __post_init__(self) -> None:
-        if min(self.web, self.boxes, self.signs, self.test) < 0:
-            raise ValueError("web, boxes, signs and test count pictures and cannot be negative")
+        if min(self.web, self.boxes, self.signs, self.classes, self.test) < 0:
+            raise ValueError("web, boxes, signs, classes and test count pictures and cannot be negative")
         if self.web and not 0 <= self.shuffled + self.duplicates + self.junk + self.bad <= 1:
             raise ValueError("shuffled, duplicates, junk and bad are shares of the web rows and must sum to at most 1")
 
@@ -68,6 +70,8 @@ def generate(scenes: Scenes, seed: int) -> Iterator[dict[str, Any]]:
         for start in range(0, count, CHUNK)
     ]
     jobs.append((scenes, "test", scenes.test, [seed, len(kinds), 0]))
+    if scenes.classes:  # drawn last, so that asking for them leaves the other rows as they are
+        jobs.append((scenes, "classes", scenes.classes, [seed, len(kinds) + 1, 0]))
     if len(jobs) < 8:  # starting processes would take longer
         for job in jobs:
             yield from _chunk(job)
@@ -84,6 +88,8 @@ def _chunk(job: tuple[Scenes, str, int, list[int]]) -> list[dict[str, Any]]:
         return list(_web(scenes, count, rng))
     if kind == "test":
         return list(_test(count, rng))
+    if kind == "classes":
+        return list(_classes(count, rng, "train"))
     return [_boxes(rng) if kind == "boxes" else _sign(rng, "train") for _ in range(count)]
 
 
@@ -134,13 +140,19 @@ def _test(count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         if caption not in seen:
             seen.add(caption)
             yield _row(_jpeg(picture), caption, "test/scene", "test", regions=phrasing.regions(things))
-    classes = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    for i in range(count):
-        colour, shape = classes[i % len(classes)].split()
-        picture, _ = scene(rng, "test", [(shape, colour)])
-        yield _row(_jpeg(picture), "", "test/class", "test", label=f"{colour} {shape}")
+    yield from _classes(count, rng, "test")
     for _ in range(count // 2):
         yield _sign(rng, "test")
+
+
+def _classes(count: int, rng: np.random.Generator, split: str) -> Iterator[dict[str, Any]]:
+    """Pictures of one object each, the classes in turn."""
+    classes = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    for i in range(count):
+        colour, shape = classes[i % len(classes)]
+        picture, _ = scene(rng, split, [(shape, colour)])
+        source = "classes" if split == "train" else "test/class"
+        yield _row(_jpeg(picture), "", source, split, label=f"{colour} {shape}")
 
 
 def _row(encoded: bytes, caption: str, source: str, split: str, **extra: Any) -> dict[str, Any]:

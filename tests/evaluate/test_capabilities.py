@@ -31,8 +31,7 @@ def questions(*answers: str) -> list[Question]:
 
 
 def vectors(monkeypatch: pytest.MonkeyPatch, image: np.ndarray, text: np.ndarray) -> None:
-    monkeypatch.setattr(can, "embed_images", lambda *_: image)
-    monkeypatch.setattr(can, "embed_texts", lambda *_: text)
+    monkeypatch.setattr(can, "similarity", lambda *_: image @ text.T)
 
 
 def test_a_constant_embedding_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
