@@ -8,21 +8,69 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import SiglipConfig, SiglipModel, SiglipProcessor
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import SiglipConfig, SiglipModel, SiglipProcessor, initialization
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.contrastive import patch_dropout
+from models.contrastive.losses import siglip_loss
+from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
 
-TEXT_LENGTH = 64  # every caption is padded to it: the text tower pools its last position
+
+@strict
+class Config(SiglipConfig):
+    """`SiglipConfig` and what training may add; stock classes pass over it.
+
+    logit_scale, logit_bias: t and b at the start; transformers starts both at 0, that is t = 1 and b = 0, which makes
+    every one of the N² − N negatives cost log 2.
+    micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time. patch_dropout:
+    FLIP's share of patches that are not seen in training. All three are off at 0.
+    """
+
+    logit_scale: float = 10.0
+    logit_bias: float = -10.0
+    micro_batch: int = 0
+    chunk: int = 0
+    patch_dropout: float = 0.0
 
 
 class SigLIP(SiglipModel):
-    """`SiglipModel` whose forward is the objective."""
+    """`SiglipModel` whose forward is the objective, across processes."""
+
+    config: Config  # type: ignore[assignment]
+    config_class = Config
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if config.patch_dropout:
+            patch_dropout.attach(self, config.patch_dropout)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SigLIP):
+            initialization.constant_(module.logit_scale, math.log(self.config.logit_scale))
+            initialization.constant_(module.logit_bias, self.config.logit_bias)
+
+    def embed(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixel_values: (N, 3, H, W); input_ids: (M, L); returns unit vectors (N, D), (M, D)."""
+        image = in_parts(self._embed_images, self.config.micro_batch, pixel_values)
+        return image, in_parts(self._embed_texts, self.config.micro_batch, input_ids)
+
+    def _embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+
+    def _embed_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.get_text_features(input_ids=input_ids).pooler_output, dim=-1)
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> PretrainingOutput:  # type: ignore[override]
-        """pixel_values: (N, 3, H, W), normalised; input_ids: (N, 64), row i the caption of picture i."""
-        loss = super().forward(pixel_values=pixel_values, input_ids=input_ids, return_loss=True).loss
+        """pixel_values: (N, 3, H, W), normalised; input_ids: (N, L), padded to L; row i the caption of picture i."""
+        image, text = self.embed(pixel_values, input_ids)
+        loss = siglip_loss(image, text, self.logit_scale.exp(), self.logit_bias, self.config.chunk)
         return PretrainingOutput(loss, {"contrast": loss})
 
 
@@ -34,34 +82,35 @@ def build(
     width: int = 768,
     layers: int = 12,
     heads: int = 12,
+    text_layers: int = 0,
+    text_length: int = 64,
+    vocab_size: int = 0,
+    **options: Any,
 ) -> tuple[SigLIP, SiglipProcessor]:
     """A new SigLIP of one width for both towers, and its processor with a vocabulary made from `texts`.
 
-    transformers starts scale and bias at 0, that is t = 1 and b = 0, which makes every one of the N² − N
-    negatives cost log 2 at the start; the paper's t = 10 and b = −10 are set here.
+    Args:
+        text_layers: of the text tower, where it is not as deep as the picture tower.
+        text_length: every caption is cut and padded to it, because the text tower pools its last position.
+        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+        options: of `Config`.
     """
     tokenizer = tokenizers.build(texts)
-    tower = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    }
-    specials = {"pad_token_id": 0, "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = SiglipConfig(
+    tokenizer.padding_side = "right"
+    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
+    config = Config(
         text_config={
             **tower,
-            **specials,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": TEXT_LENGTH,
+            "num_hidden_layers": text_layers or layers,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.eos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "vocab_size": max(len(tokenizer), vocab_size),
+            "max_position_embeddings": text_length,
             "projection_size": width,
         },
-        vision_config={**tower, "image_size": image_size, "patch_size": patch_size},
+        vision_config={**tower, "num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size},
+        **options,
     )
-    model = SigLIP(config)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10.0))
-        model.logit_bias.fill_(-10.0)
     pictures = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
-    tokenizer.padding_side = "right"
-    return model, SiglipProcessor(pictures, tokenizer)
+    return SigLIP(config), SiglipProcessor(pictures, tokenizer)

@@ -70,6 +70,7 @@ class VisionTower(nn.Module):
             nn.Conv2d(second, config.vision_width, 3, stride=2, padding=1),
         )
         self.positions = nn.Parameter(torch.empty(config.patches**2, config.vision_width))
+        self.placed = nn.Identity()  # where a hook sees the patches with their places
         layers = range(config.vision_layers)
         self.blocks = nn.ModuleList(Block(config.vision_width, config.vision_heads, config.mlp_ratio) for _ in layers)
         self.norm = nn.LayerNorm(config.vision_width)
@@ -79,7 +80,7 @@ class VisionTower(nn.Module):
         if pixel_values.dtype == torch.uint8:
             pixel_values = pixel_values.to(self.positions.dtype) / 127.5 - 1
         x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
-        x = x.flatten(2).transpose(1, 2) + self.positions
+        x = self.placed(x.flatten(2).transpose(1, 2) + self.positions)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
