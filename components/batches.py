@@ -1,6 +1,6 @@
 """Pairs to the batches that every pretraining family takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,18 @@ class Batches:
 
     def rows(self, images: Sequence[bytes | Image.Image], captions: Sequence[str]) -> list[dict[str, Any]]:
         """Every picture (encoded, or as it is) is made the model's square once, before the first step."""
-        if self.pictures is None:
-            return [{"caption": caption} for caption in captions]
-        return [{"pixels": self._square(i), "caption": c} for i, c in zip(images, captions, strict=True)]
+        parts: dict[str, Iterable[Any]] = {}
+        if self.pictures is not None:
+            parts["pixels"] = map(self._square, images)
+        if self.words is not None:
+            parts["caption"] = captions
+        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch of the picture tower, in pixels."""
+        config = getattr(self.config, "vision_config", self.config)
+        return getattr(config, "patch_size", 8)
 
     def _square(self, image: bytes | Image.Image) -> np.ndarray:
         """(3, H, W) uint8."""
@@ -39,8 +48,15 @@ class Batches:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch: dict[str, Any] = {}
         if self.words is not None:
-            batch.update(tokenize_captions(self.words, self.config, [row["caption"] for row in rows]))
+            batch.update(self.tokens([row["caption"] for row in rows]))
         if self.pictures is not None:
-            pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows]))
-            batch["pixel_values"] = pixels if self.raw else preprocessing.normalised(self.pictures, pixels)
+            batch["pixel_values"] = self.seen(torch.from_numpy(np.stack([row["pixels"] for row in rows])))
         return batch
+
+    def tokens(self, captions: list[str]) -> Any:
+        """`input_ids` and `attention_mask`, (N, L)."""
+        return tokenize_captions(self.words, self.config, captions)
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """pixels: (N, 3, H, W) uint8; returns them as the model takes them."""
+        return pixels if self.raw else preprocessing.normalised(self.pictures, pixels)

@@ -87,7 +87,12 @@ class Task:
         if note is not None:
             self.output_file.write_text(note["executor_output"].replace("{folder}", str(self.folder)), encoding="utf-8")
             self.record(
-                status="done", cached=True, outputs=note["outputs"], peak_mb=note["peak_mb"], took=note["seconds"]
+                status="done",
+                cached=True,
+                outputs=note["outputs"],
+                peak_mb=note["peak_mb"],
+                took=note["seconds"],
+                core_seconds=note.get("core_seconds"),
             )
         return note is not None
 
@@ -115,10 +120,22 @@ class Task:
         executor_output = executor_output.replace(str(staging), "{folder}")
         written.write_text(executor_output.replace("{folder}", str(self.folder)), encoding="utf-8")
         self._settle(staging)
-        seconds, peak = time.monotonic() - self.started, meter.stop()
-        facts = {"executor_output": executor_output, "seconds": round(seconds, 2), "peak_mb": peak}
+        seconds, peak, cores = time.monotonic() - self.started, meter.stop(), round(meter.core_seconds(), 1)
+        facts = {
+            "executor_output": executor_output,
+            "seconds": round(seconds, 2),
+            "peak_mb": peak,
+            "core_seconds": cores,
+        }
         note = Memo(self.run_folder.parent / ".memo").remember(self._key(), self.outputs, **facts)
-        self.record(status="done", cached=False, outputs=note["outputs"], peak_mb=peak, took=note["seconds"])
+        self.record(
+            status="done",
+            cached=False,
+            outputs=note["outputs"],
+            peak_mb=peak,
+            took=note["seconds"],
+            core_seconds=cores,
+        )
 
     def record(self, status: str, **facts: Any) -> None:
         """Write the step's record into the run's folder."""
@@ -218,11 +235,12 @@ def outside(function: str, inputs: dict[str, Path], section: dict[str, Any]) -> 
 
 
 class Meter:
-    """Peak resident memory of this process and its children, sampled twice a second."""
+    """Peak resident memory of this process and its children, sampled twice a second, and their seconds on a core."""
 
     def __init__(self) -> None:
         import psutil  # noqa: F401  not in the thread: a fork meanwhile would wait for that import for ever
 
+        self.started = sum(os.times()[:4])
         self.peak, self.done = 0, threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -241,6 +259,10 @@ class Meter:
             self.peak = max(self.peak, total)
             if self.done.wait(0.5):
                 return
+
+    def core_seconds(self) -> float:
+        """Of this process and of its children that have ended, since the start."""
+        return sum(os.times()[:4]) - self.started
 
     def stop(self) -> int:
         """Stop and return the peak in MB."""

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from components import recipe as recipes
 from components.errors import EXIT_CODE, RecipeError, VlmflowError
+from pipelines.zoo import zoo
 
 console = Console(highlight=False, file=sys.stdout)  # bound now: a run redirects what its libraries print
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -32,18 +32,21 @@ def run(
         str | None, typer.Option(help="Train on the data of this revision (see `fetch` in the recipe); make none.")
     ] = None,
 ) -> None:
-    """Run the whole life on this machine."""
+    """Run the whole life on this machine, or the pipeline that the recipe names."""
+    from pipelines import pipeline
     from pipelines.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
-    from pipelines.life import life, train
+    name = sections.get("pipeline", "life")
+    if data_rev is not None and name != "life":
+        raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
     from pipelines.run import run as start
 
     if data_rev is None:
-        _show(start(life, sections, console))
+        _show(start(pipeline(name), sections, console))
     else:
-        _show(start(train, sections, console, data_rev=data_rev))
+        _show(start(pipeline("train"), sections, console, data_rev=data_rev))
 
 
 def _show(folder: Path) -> None:
@@ -53,7 +56,7 @@ def _show(folder: Path) -> None:
     table = Table(
         "capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left"
     )
-    last = results["stages"].get("align", {})
+    last = results["stages"].get("align") or next(reversed(results["stages"].values()), {})
     for name, score in last.items():
         arrow = "" if score["higher_is_better"] else " ↓"
         controls = [f"{score['controls'][kind]['value']:.2f}" for kind in ("blank", "shuffled")]
@@ -75,7 +78,9 @@ def _show(folder: Path) -> None:
     if version:
         console.print(f"registered: {version.get('uri')} ({version.get('alias')})")
         console.print(f"Serve it: vlmflow serve {version.get('uri')}    MLflow: vlmflow ui")
-    console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Report: {folder / 'report.html'}")
+    report = folder / "report.html"
+    place = f"Report: {report}" if report.exists() else f"Run: {folder}"
+    console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. {place}")
 
 
 @app.command()
@@ -152,12 +157,11 @@ def compile(out: Annotated[Path, typer.Option(help="The folder of the YAML files
     """Write every pipeline as Kubeflow Pipelines IR."""
     from kfp.compiler import Compiler
 
-    from pipelines import PIPELINES
+    from pipelines import PIPELINES, pipeline
 
     out.mkdir(parents=True, exist_ok=True)
-    for name, place in PIPELINES.items():
-        module, function = place.split(":")
-        Compiler().compile(getattr(import_module(module), function), str(out / f"{name}.yaml"))
+    for name in PIPELINES:
+        Compiler().compile(pipeline(name), str(out / f"{name}.yaml"))
         console.print(f"{out / name}.yaml")
 
 
@@ -233,15 +237,7 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
     )
 
 
-@app.command()
-def zoo() -> None:
-    """List the families: what each is and what it can do."""
-    from models.zoo import ZOO
-
-    table = Table("family", "paradigm", "paper", "abilities")
-    for name, family in ZOO.items():
-        table.add_row(name, family.paradigm, family.paper, ", ".join(sorted(family.abilities)))
-    console.print(table)
+app.add_typer(zoo)
 
 
 def main() -> None:

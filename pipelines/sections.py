@@ -6,6 +6,7 @@ from typing import Any
 
 from components import recipe as recipes
 from components.errors import RecipeError
+from pipelines import PIPELINES
 
 SECTIONS = {
     "ingest": "components.ingest.ingestion:Ingestion",
@@ -16,6 +17,9 @@ SECTIONS = {
     "tasks": "components.tasks.conversations:Tasks",
     "validate_tasks": "components.validate.section:Validation",
     "pretrain": "components.pretrain.pretraining:Pretraining",
+    "untrained": "components.pretrain.pretraining:Pretraining",
+    "trained": "components.pretrain.pretraining:Pretraining",
+    "shuffled": "components.pretrain.pretraining:Pretraining",
     "caption": "components.tuning:Tuning",
     "ground": "components.tuning:Tuning",
     "read": "components.tuning:Tuning",
@@ -27,9 +31,10 @@ SECTIONS = {
     "register": "components.register.registration:Registration",
     "deploy": "components.deploy.deployment:Deployment",
     "report": "components.report.page:Report",
+    "check": "components.check.learning:Check",
     "roi": "components.roi.returns:Returns",
 }
-PLAIN = ("seed", "title")
+PLAIN = ("seed", "title", "pipeline")
 
 
 def check(sections: dict[str, Any]) -> None:
@@ -49,5 +54,7 @@ def check(sections: dict[str, Any]) -> None:
         if values is not None:
             module, cls = SECTIONS[name].split(":")
             recipes.load(getattr(import_module(module), cls), sections, name)
+    if (name := sections.get("pipeline", "life")) not in PIPELINES:
+        raise RecipeError(f"pipeline: {name!r} is none of {', '.join(PIPELINES)}")
     if not isinstance(sections.get("seed", 0), int):
         raise RecipeError(f"seed: expected int, got {sections['seed']!r}")

@@ -4,13 +4,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
 
 from components import checkpoint
 from components.batches import Batches
 from components.dataset import Dataset
 from components.errors import DataError, ModelError
+from components.pretrain.control import deal
 from components.pretrain.pretraining import Pretraining
 from components.training import Progress, arguments, optimizers
 from models.zoo import ZOO
@@ -42,8 +42,7 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
     batches = Batches(model, processor)
     rows = batches.rows([image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist())
     if section.shuffle_pairs:
-        order = np.random.default_rng(training.seed).permutation(len(rows))
-        rows = [{**row, "caption": rows[j]["caption"]} for row, j in zip(rows, order, strict=True)]
+        rows = deal(rows, batches.patch, training.seed)
     progress = Progress()
     if training.max_steps:
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +73,7 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
         parent=section.start,
         datasets=[data.hash],
         curve=progress.curve,
-        notes={"pairs": len(rows)},
+        notes={"pairs": len(rows), "parameters": model.num_parameters()},
     )
 
 

@@ -1,0 +1,80 @@
+"""A family that trains by itself: raw pairs to an endpoint, with no language model after it."""
+
+from kfp import dsl
+
+from components.check.component import check
+from components.curate.component import curate
+from components.deploy.component import deploy
+from components.evaluate.component import evaluate
+from components.gate.component import gate
+from components.ingest.component import ingest
+from components.pretrain.component import pretrain
+from components.register.component import register
+from components.tasks.component import tasks
+from components.validate.component import validate
+
+
+@dsl.pipeline(name="pretraining", description=__doc__)
+def pretraining(recipe: str):
+    """Run the life of one pretrained family.
+
+    1. Ingest raw pairs and validate them.
+    2. Curate them, and validate what is left.
+    3. Pretrain the family and evaluate it.
+    4. Gate: may it become the champion?
+    5. Register it, deploy it and try the endpoint.
+
+    Args:
+        recipe: the recipe, as YAML text.
+    """
+    raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
+    checked = validate(data=raw, recipe=recipe, section="validate_raw")
+    pairs = curate(raw=raw, recipe=recipe).after(checked).outputs["curated"]
+    kept = validate(data=pairs, recipe=recipe, section="validate_curated")
+    questions = tasks(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
+    model = pretrain(pairs=pairs, conversations=questions, recipe=recipe, stage="pretrain").outputs["model"]
+    measured = evaluate(model=model, pairs=pairs, conversations=questions, stage="pretrain", recipe=recipe)
+    scores = measured.set_display_name("evaluate pretrain").outputs["scores"]
+    decision = gate(
+        candidate=model,
+        candidate_scores=scores,
+        fallback=model,
+        fallback_scores=scores,
+        pairs=pairs,
+        conversations=questions,
+        recipe=recipe,
+    )
+    version = register(
+        model=decision.outputs["chosen"],
+        scores=decision.outputs["scores"],
+        verdict=decision.outputs["verdict"],
+        recipe=recipe,
+    ).outputs["version"]
+    deploy(model=decision.outputs["chosen"], version=version, pairs=pairs, recipe=recipe)
+
+
+VARIANTS = ("untrained", "trained", "shuffled")
+
+
+@dsl.pipeline(name="zoo-check", description="Whether a family of the zoo learns: untrained, trained, and a control.")
+def zoo_check(recipe: str):
+    """Train a family and its control, and compare.
+
+    1. Ingest pairs and curate them.
+    2. Begin the family and leave it; train it; train it on shuffled pairs.
+    3. Evaluate all three on the same held-out pairs.
+    4. Say whether it learned.
+
+    Args:
+        recipe: the recipe, as YAML text, with a section for each of the three.
+    """
+    raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
+    pairs = curate(raw=raw, recipe=recipe).outputs["curated"]
+    questions = tasks(pairs=pairs, recipe=recipe).outputs["conversations"]
+    models, scores = {}, {}
+    for variant in VARIANTS:
+        begun = pretrain(pairs=pairs, conversations=questions, recipe=recipe, section=variant, stage=variant)
+        models[variant] = begun.outputs["model"]
+        measured = evaluate(model=models[variant], pairs=pairs, conversations=questions, stage=variant, recipe=recipe)
+        scores[variant] = measured.set_display_name(f"evaluate {variant}").outputs["scores"]
+    check(model=models["trained"], pairs=pairs, recipe=recipe, **scores)

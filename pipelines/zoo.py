@@ -1,0 +1,128 @@
+"""`vlmflow zoo`: the families, their size, and whether they learn."""
+
+import difflib
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from components import recipe as recipes
+from components.errors import RecipeError
+from components.sources import ROOT
+from pipelines.pretraining import VARIANTS
+
+zoo = typer.Typer(name="zoo", invoke_without_command=True, help="The families: what each is, and whether it learns.")
+RECIPES = ROOT / "recipes" / "zoo"
+GIB = 2**30
+
+Name = Annotated[str, typer.Argument(help="A family that has a recipe in recipes/zoo.")]
+
+
+@zoo.callback()
+def families(context: typer.Context) -> None:
+    """List the families: what each is, what it minimises and what it can do."""
+    if context.invoked_subcommand:
+        return
+    from models.zoo import ZOO
+
+    table = Table("family", "paradigm", "paper", "objective", "abilities", "recipe")
+    for name, family in ZOO.items():
+        place = RECIPES / f"{name}.yaml"
+        recipe = str(place.relative_to(ROOT)) if place.exists() else "recipes/demo.yaml"
+        recipe = "recipes/mini-stock.yaml" if name == "idefics3" else recipe
+        table.add_row(
+            name, family.paradigm, family.paper, family.objective, ", ".join(sorted(family.abilities)), recipe
+        )
+    Console(highlight=False).print(table)
+
+
+@zoo.command()
+def check(
+    name: Name,
+    seconds: Annotated[
+        float | None, typer.Option(help="Core-seconds of training, instead of the recipe's steps.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for NAME.json and NAME.png.")] = None,
+    assignments: Annotated[list[str], typer.Option("--set", help="Change a value of the recipe.")] = [],  # noqa: B006
+) -> None:
+    """Train a family and a control on shuffled pairs; print as JSON what it learned, with intervals."""
+    from pipelines.run import run
+    from pipelines.sections import check as check_sections
+
+    sections = variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
+    check_sections(sections)
+    from pipelines.pretraining import zoo_check
+
+    folder = run(zoo_check, sections, Console(stderr=True, highlight=False))
+    found = json.loads((folder / "check" / "finding").read_text(encoding="utf-8"))
+    records = {v: json.loads((folder / "steps" / f"pretrain-{v}.json").read_text("utf-8")) for v in VARIANTS}
+    found["core_seconds"] = {variant: record["core_seconds"] for variant, record in records.items()}
+    text = json.dumps(found, indent=2)
+    typer.echo(text)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        shutil.copyfile(folder / "check" / "picture", out / f"{name}.png")
+
+
+def variants(sections: dict[str, Any], seconds: float | None) -> dict[str, Any]:
+    """The recipe with its section `pretrain` made three: untrained, trained and shuffled."""
+    pretrain = sections.pop("pretrain")
+    budget = dict(pretrain.get("training", {}))
+    if seconds is not None:
+        budget = {**{key: value for key, value in budget.items() if key != "max_steps"}, "seconds": seconds}
+    untrained = {key: value for key, value in budget.items() if key != "seconds"} | {"max_steps": 0}
+    made = {"untrained": {"training": untrained}, "trained": {"training": budget}}
+    made["shuffled"] = {"training": budget, "shuffle_pairs": True}
+    kept = {key: value for key, value in sections.items() if key not in ("gate", "register", "deploy", "pipeline")}
+    return {**kept, "pipeline": "zoo-check", **{name: {**pretrain, **more} for name, more in made.items()}}
+
+
+@zoo.command()
+def size(
+    name: Name,
+    large: Annotated[bool, typer.Option(help="At the paper's scale: recipes/zoo/large.")] = True,
+) -> None:
+    """Build a family without its weights; print its parameters and the memory that training takes."""
+    typer.echo(json.dumps(measure(name, large), indent=2))
+
+
+def measure(name: str, large: bool) -> dict[str, Any]:
+    """Parameters of a family as its recipe has it, and GiB of weights, gradients and AdamW's moments in float32."""
+    import torch
+
+    from components.pretrain.pretraining import Pretraining
+    from models.zoo import ZOO
+
+    section = recipes.load(Pretraining, recipes.parse(recipe_of(name, large)), "pretrain")
+    with torch.device("meta"):
+        model, _ = ZOO[section.family].build([], **section.model)
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    every = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    return {
+        "family": name,
+        "parameters": model.num_parameters(),
+        "learned": learned,
+        "weights_gib": round(4 * every / GIB, 3),
+        "training_gib": round(4 * (every + 3 * learned) / GIB, 3),
+    }
+
+
+def recipe_of(name: str, large: bool = False) -> str:
+    """The path of a family's recipe.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    place = (RECIPES / "large" if large else RECIPES) / f"{name}.yaml"
+    if not place.exists():
+        known = sorted(path.stem for path in place.parent.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise RecipeError(
+            f"{name}: no family with a recipe of its own; the nearest is {near!r}, all: {', '.join(known)}"
+        )
+    return str(place)
