@@ -42,3 +42,18 @@ def mask_words(
     other = torch.multinomial(ordinary, input_ids.numel(), replacement=True).view_as(input_ids)
     masked = torch.where(hidden & (fate < 0.8), mask_token_id, input_ids)
     return torch.where(hidden & (fate >= 0.8) & (fate < 0.9), other, masked), labels
+
+
+def swap_captions(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every row with the caption of another row of the batch, and (N,) bool where that reads the same as its own.
+
+    input_ids, attention_mask: (N, L). All rows move on by one number of places, drawn from 1 to N − 1, so that no row
+    keeps its own; but two pictures may be told by the same words, and those are no mistake.
+    """
+    count = len(input_ids)
+    places = int(torch.randint(1, max(count, 2), ()))
+    ids, mask = input_ids.roll(places, 0), attention_mask.roll(places, 0)
+    same = (ids.masked_fill(mask == 0, -1) == input_ids.masked_fill(attention_mask == 0, -1)).all(1)
+    return ids, mask, same

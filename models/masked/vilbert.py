@@ -1,0 +1,375 @@
+"""ViLBERT: one stream for words, one for regions, and co-attention between them.
+
+The text stream is transformers' `BertModel`, so that it can start from public weights, as in the paper
+(`model.text = BertModel.from_pretrained(…)`). Regions are the cells of a grid instead of a detector's, and their
+classes those of a fixed codebook. Source: Lu et al. 2019, sections 2.2 and 3.1.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertIntermediate, BertLayer, BertOutput, BertSelfOutput
+
+from models.masked.codebook import Codebook, patchify
+from models.masked.regions import GridFeatures, grid_boxes, pair_processor
+from models.masked.words import IGNORED, mask_words, swap_captions
+from models.outputs import PretrainingOutput
+
+
+@strict
+class VilbertConfig(PreTrainedConfig):
+    """Sizes of the streams, by default the paper's; `hidden_size` and its like are those of the text stream."""
+
+    model_type = "vilbert"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    image_size: int = 224
+    patch_size: int = 32
+    region_width: int = 2048
+    vision_width: int = 1024
+    vision_layers: int = 6
+    vision_heads: int = 8
+    vision_intermediate_size: int = 1024
+    links: int = 6
+    link_width: int = 1024
+    link_heads: int = 8
+    classes: int = 1601
+    word_share: float = 0.15
+    region_share: float = 0.15
+    dropout: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    mask_token_id: int = 103
+    special_token_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
+
+    def stream(self, **sizes: Any) -> BertConfig:
+        """A BERT with what both streams share."""
+        return BertConfig(
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            initializer_range=self.initializer_range,
+            **{"attn_implementation": "sdpa", **sizes},
+        )
+
+    @property
+    def text(self) -> BertConfig:
+        """The text stream."""
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        names += ("max_position_embeddings", "pad_token_id")
+        return self.stream(**{name: getattr(self, name) for name in names})
+
+    @property
+    def vision(self) -> BertConfig:
+        """The stream of regions."""
+        return self.stream(
+            hidden_size=self.vision_width,
+            num_attention_heads=self.vision_heads,
+            intermediate_size=self.vision_intermediate_size,
+        )
+
+
+class Attend(nn.Module):
+    """One side of a link: a stream's queries on the other stream's keys and values, then its own feed-forward."""
+
+    def __init__(self, config: VilbertConfig, own: BertConfig, other: BertConfig):
+        super().__init__()
+        self.heads, self.width = config.link_heads, config.link_width
+        self.query = nn.Linear(own.hidden_size, self.width)
+        self.key = nn.Linear(other.hidden_size, self.width)
+        self.value = nn.Linear(other.hidden_size, self.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = BertSelfOutput(own)  # x + dense(…), normalised
+        self.output.dense = nn.Linear(self.width, own.hidden_size)
+        self.intermediate, self.feed_forward = BertIntermediate(own), BertOutput(own)
+
+    def forward(
+        self, x: torch.Tensor, other: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: (N, L, D); other: (N, K, D'); mask: (N, 1, 1, K) bool; returns (N, L, D) and weights (N, heads, L, K)."""
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, L or K, D/heads)
+            for y in (self.query(x), self.key(other), self.value(other))
+        )
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        found = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # (N, L, link width)
+        x = self.output(found, x)
+        return self.feed_forward(self.intermediate(x), x), weights
+
+
+class Link(nn.Module):
+    """A co-attentional transformer layer: both streams look at each other at once. Source: figure 2b."""
+
+    def __init__(self, config: VilbertConfig):
+        super().__init__()
+        self.to_regions = Attend(config, config.text, config.vision)
+        self.to_words = Attend(config, config.vision, config.text)
+
+    def forward(self, words: torch.Tensor, regions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Words (N, L, D) and regions (N, R, D') after the link, and the weights of words and of regions."""
+        new_words, of_words = self.to_regions(words, regions)
+        new_regions, of_regions = self.to_words(regions, words, mask)
+        return new_words, new_regions, of_words, of_regions
+
+
+class RegionEmbeddings(nn.Module):
+    """Features and places of regions, after a global one: LN(W f + W' (x0, y0, x1, y1, area)). Source: section 3.1."""
+
+    def __init__(self, config: VilbertConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.features = GridFeatures(config.region_width, config.patch_size)
+        self.what = nn.Linear(config.region_width, config.vision_width)
+        self.where = nn.Linear(5, config.vision_width)
+        self.norm = nn.LayerNorm(config.vision_width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, pixel_values: torch.Tensor, zeroed: torch.Tensor | None = None) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); zeroed: (N, R) bool, regions not to be seen; returns (N, 1 + R, D).
+
+        Pixels are zeroed as well as features, for a convolution sees its neighbours. The global region is the mean of
+        the features that are left, at the place of the whole picture.
+        """
+        side = pixel_values.shape[-1] // self.patch_size
+        if zeroed is not None:
+            cells = zeroed.view(-1, 1, side, side)
+            cells = cells.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
+            pixel_values = pixel_values.masked_fill(cells, 0.0)
+        features = self.features(pixel_values)  # (N, R, region width)
+        if zeroed is not None:
+            features = features.masked_fill(zeroed[..., None], 0.0)
+        features = torch.cat([features.mean(1, keepdim=True), features], dim=1)
+        boxes = torch.cat([grid_boxes(1), grid_boxes(side)]).to(features)  # (1 + R, 5)
+        return self.dropout(self.norm(self.what(features) + self.where(boxes)))
+
+
+class Head(nn.Module):
+    """BERT's head: a layer, and then the classes."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.decoder = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., D); returns (..., classes)."""
+        return self.decoder(self.norm(F.gelu(self.dense(x))))
+
+
+class Vilbert(PreTrainedModel):
+    """Two streams, their links, and the three tasks they learn by."""
+
+    config: VilbertConfig
+    config_class = VilbertConfig
+    main_input_name = "pixel_values"
+    _tied_weights_keys = {"words.decoder.weight": "text.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: VilbertConfig):
+        super().__init__(config)
+        if config.links > min(config.num_hidden_layers, config.vision_layers):
+            raise ValueError(f"links {config.links}: each stream needs a layer for every link")
+        self.text = BertModel(config.text, add_pooling_layer=False)
+        self.regions = RegionEmbeddings(config)
+        self.vision = nn.ModuleList(BertLayer(config.vision) for _ in range(config.vision_layers))
+        self.links = nn.ModuleList(Link(config) for _ in range(config.links))
+        self.text_pooler = nn.Linear(config.hidden_size, config.link_width)
+        self.vision_pooler = nn.Linear(config.vision_width, config.link_width)
+        self.words = Head(config.hidden_size, config.vocab_size)
+        self.classes = Head(config.vision_width, config.classes)
+        self.match_head = nn.Linear(config.link_width, 1)
+        self.codebook = Codebook(config.patch_size, config.classes)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Codebook):
+            module.draw()
+
+    def streams(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        zeroed: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Words (N, L, D), regions (N, 1 + R, D'), and each link's weights, (N, heads, L, 1 + R) and the other way.
+
+        pixel_values: (N, 3, H, W); input_ids, attention_mask: (N, L); zeroed: (N, R) bool, regions not to be seen.
+        The last layers of both streams have a link before each of them: in the paper before text layers 6 to 11 and
+        layers 0 to 5 of regions. What comes earlier reads alone.
+        """
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = attention_mask[:, None, None].bool()  # (N, 1, 1, L)
+        words, regions, looks = self.text.embeddings(input_ids=input_ids), self.regions(pixel_values, zeroed), []
+        text, vision = list(self.text.encoder.layer), list(self.vision)
+        alone, seeing = len(text) - len(self.links), len(vision) - len(self.links)
+        for layer in text[:alone]:
+            words = layer(words, mask)
+        for layer in vision[:seeing]:
+            regions = layer(regions)
+        for link, own, other in zip(self.links, text[alone:], vision[seeing:], strict=True):
+            words, regions, of_words, of_regions = link(words, regions, mask)
+            looks.append((of_words, of_regions))
+            words, regions = own(words, mask), other(regions)
+        return words, regions, looks
+
+    def forward(  # type: ignore[override]
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
+    ) -> PretrainingOutput:
+        """Hidden words + classes of hidden regions + whether text and picture match, unweighted.
+
+        Each picture is seen with its own caption and with another one of the batch. Words and regions are hidden in
+        both, and asked for in the first: another picture's caption tells nothing of them (Lu et al. 2020).
+
+        pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of picture i.
+        """
+        other, other_mask, same = swap_captions(input_ids, attention_mask)
+        matches = torch.cat([torch.ones_like(same), same])  # (2 N,)
+        mask = torch.cat([attention_mask, other_mask])
+        masked, labels = mask_words(
+            torch.cat([input_ids, other]),
+            mask,
+            mask_token_id=self.config.mask_token_id,
+            vocab_size=self.config.vocab_size,
+            special_ids=tuple(self.config.special_token_ids),
+            share=self.config.word_share,
+        )
+        patches = patchify(pixel_values, self.config.patch_size)  # (N, R, 3·p²)
+        hidden, zeroed = self.hide_regions(2 * len(patches), patches.shape[1])
+        words, regions = self.streams(pixel_values.repeat(2, 1, 1, 1), masked, mask, zeroed)[:2]
+        labels = labels.masked_fill(~matches[:, None], IGNORED)
+        own = hidden[: len(patches)]
+        parts = {
+            "words": F.cross_entropy(self.words(words).flatten(0, 1), labels.flatten()),
+            "regions": region_loss(self.classes(regions[: len(patches), 1:][own]), self.codebook(patches[own])),
+            "match": F.binary_cross_entropy_with_logits(self.fits(words, regions), matches.to(words.dtype)),
+        }
+        return PretrainingOutput(sum(parts.values(), start=words.new_zeros(())), parts)
+
+    def hide_regions(self, count: int, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which regions to find, and which of them are not seen, (count, R) bool: 9 of 10 are not.
+
+        Cells of a grid do not overlap; a detector's regions that overlap a hidden one would have to be hidden too.
+        """
+        hidden = torch.rand(count, regions, device=self.device) < self.config.region_share
+        return hidden, hidden & (torch.rand(count, regions, device=self.device) < 0.9)
+
+    def fits(self, words: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        """Log odds (N,) that both belong together, from h_CLS ⊙ h_IMG. Source: section 2.2."""
+        both = F.relu(self.text_pooler(words[:, 0])) * F.relu(self.vision_pooler(regions[:, 0]))
+        return self.match_head(both)[:, 0]
+
+    def match(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log odds (N,) that text i tells of picture i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
+        words, regions, _ = self.streams(pixel_values, input_ids, attention_mask)
+        return self.fits(words, regions)
+
+    def fill(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (N, L, V) for every place of the text; input_ids, attention_mask: (N, L)."""
+        words, _, _ = self.streams(pixel_values, input_ids, attention_mask)
+        return self.words(words)
+
+    def co_attention(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each word looks, (N, links, heads, L, 1 + R), and each region, (N, links, heads, 1 + R, L).
+
+        Region 0 is the whole picture, the others go row by row.
+        """
+        _, _, looks = self.streams(pixel_values, input_ids, attention_mask)
+        of_words, of_regions = zip(*looks, strict=True)
+        return torch.stack(of_words, 1), torch.stack(of_regions, 1)
+
+
+def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean KL(target ‖ softmax(logits)) over regions, 0 where there are none; logits, target: (M, K)."""
+    each = F.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1)
+    return each.sum() / max(len(each), 1)
+
+
+AutoConfig.register("vilbert", VilbertConfig)
+AutoModel.register(VilbertConfig, Vilbert)
+
+
+def build(
+    texts: Iterable[str],
+    *,
+    image_size: int = 224,
+    patch_size: int = 32,
+    region_width: int = 2048,
+    vision_width: int = 1024,
+    vision_layers: int = 6,
+    vision_heads: int = 8,
+    vision_intermediate_size: int = 1024,
+    text_width: int = 768,
+    text_layers: int = 12,
+    head_width: int = 64,
+    links: int = 6,
+    link_width: int = 1024,
+    link_heads: int = 8,
+    classes: int = 1601,
+    text_length: int = 512,
+    word_share: float = 0.15,
+    region_share: float = 0.15,
+    dropout: float = 0.1,
+    initializer_range: float = 0.02,
+    vocab_size: int = 0,
+) -> tuple[Vilbert, CLIPProcessor]:
+    """A new ViLBERT and its processor, with a vocabulary made from `texts`.
+
+    Args:
+        region_width: of a region's features, before the stream.
+        head_width: width of an attention head of the text stream.
+        links: co-attention layers; each stream has at least as many layers.
+        classes: of regions, in the codebook.
+        word_share, region_share: of what is hidden.
+        initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
+        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+    """
+    processor = pair_processor(texts, image_size)
+    tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]
+    config = VilbertConfig(
+        vocab_size=max(len(tokenizer), vocab_size),
+        hidden_size=text_width,
+        num_hidden_layers=text_layers,
+        num_attention_heads=text_width // head_width,
+        intermediate_size=4 * text_width,
+        max_position_embeddings=text_length,
+        image_size=image_size,
+        patch_size=patch_size,
+        region_width=region_width,
+        vision_width=vision_width,
+        vision_layers=vision_layers,
+        vision_heads=vision_heads,
+        vision_intermediate_size=vision_intermediate_size,
+        links=links,
+        link_width=link_width,
+        link_heads=link_heads,
+        classes=classes,
+        word_share=word_share,
+        region_share=region_share,
+        dropout=dropout,
+        initializer_range=initializer_range,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        special_token_ids=sorted(tokenizer.all_special_ids),
+    )
+    return Vilbert(config), processor
