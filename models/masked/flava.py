@@ -1,0 +1,280 @@
+"""FLAVA: one model of pictures, of texts and of both; six losses, three of which need pairs.
+
+A picture encoder and a text encoder run alone; a third encoder reads what both say, one after the other in a single
+sequence with a token of its own in front, and attends to all of it. The encoders and heads are transformers'
+`FlavaForPreTraining`, so that public weights load; what is hidden, what is swapped and how it adds up is ours.
+Source: Singh et al. 2022, section 3.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import FlavaConfig, FlavaForPreTraining, FlavaProcessor
+from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
+
+from models import tokenizer as tokenizers
+from models.contrastive.losses import clip_loss
+from models.masked.codebook import Codebook, patchify
+from models.masked.words import IGNORED, mask_words
+from models.outputs import PretrainingOutput
+
+
+@strict
+class FlavaPretrainingConfig(FlavaConfig):
+    """FLAVA's sizes, and how much of a batch is hidden or swapped. The token ids are those of the public vocabulary.
+
+    hidden_patches: at most so many of a picture, in blocks of at least `smallest_block`.
+    hidden_words: share of a text's.
+    swapped: share of the pairs whose caption is another's, for matching.
+    """
+
+    hidden_patches: int = 75
+    smallest_block: int = 16
+    hidden_words: float = 0.15
+    swapped: float = 0.1
+    mask_token_id: int = 103
+    special_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
+
+
+class Flava(FlavaForPreTraining):
+    """`FlavaForPreTraining` that hides, swaps and learns from pairs alone.
+
+    A unimodal encoder sees nothing of the other side, so that one pass over masked pairs gives the losses that the
+    paper takes from pictures alone and texts alone, and what the multimodal encoder reads.
+    """
+
+    config: FlavaPretrainingConfig
+    config_class = FlavaPretrainingConfig
+
+    def __init__(self, config: FlavaPretrainingConfig):
+        super().__init__(config)  # type: ignore[arg-type]
+        if self.image_codebook is None:  # public weights bring the discrete VAE's encoder
+            self.codebook = Codebook(config.image_config.patch_size, config.image_config.vocab_size)
+        for encoder in (self.flava.image_model, self.flava.text_model, self.flava.multimodal_model):
+            encoder.pooler.requires_grad_(False)  # no loss uses them
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Codebook):
+            module.draw()
+        else:
+            super()._init_weights(module)  # type: ignore[arg-type]
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The factor on cosines, 1 to 100."""
+        return self.flava.logit_scale.clamp(0, math.log(100.0)).exp()
+
+    def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); returns (N, D) in the space of the contrastive loss."""
+        return self.flava.image_projection(self.flava.image_model(pixel_values).last_hidden_state[:, 0])
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> torch.Tensor:
+        """input_ids, attention_mask: (N, L); returns (N, D) in the space of the contrastive loss."""
+        return self.flava.text_projection(self.flava.text_model(input_ids, attention_mask).last_hidden_state[:, 0])
+
+    def fuse(self, image: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """image: (N, 1 + P, D), text: (N, L, D), both before their last norm; returns (N, 1 + 1 + P + L, D)."""
+        pair = [self.flava.image_to_mm_projection(image), self.flava.text_to_mm_projection(text)]
+        places = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the token in front, and the picture
+        mask = torch.cat([places, attention_mask], dim=1)
+        return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask).last_hidden_state
+
+    def pairs(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the multimodal encoder says of N pairs with nothing hidden but the text's mask tokens, as `fuse`."""
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        image = self.flava.image_model(pixel_values, output_hidden_states=True).hidden_states[-1]
+        text = self.flava.text_model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
+        return self.fuse(image, text, attention_mask)
+
+    def match(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); input_ids: (N, L); returns (N,), log p(match) − log p(mismatch)."""
+        logits = self.itm_head(self.pairs(pixel_values, input_ids, attention_mask))
+        return logits[:, 1] - logits[:, 0]
+
+    def fill(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """input_ids: (N, L) with mask tokens; pixel_values: (N, 3, H, W); returns (N, L, V) logits."""
+        return self.mmm_text_head(self.pairs(pixel_values, input_ids, attention_mask)[:, -input_ids.shape[1] :])
+
+    def patch_classes(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What a hidden patch is to be called: (N, P) of the codebook's classes."""
+        size = self.config.image_config.patch_size
+        if self.image_codebook is None:
+            return self.codebook.classes(patchify(pixel_values, size))
+        # The VAE's encoder shrinks eightfold and takes grey levels in 0.1..0.9.
+        picture = FlavaImageProcessorPil
+        mean, std = (pixel_values.new_tensor(x)[:, None, None] for x in (picture.image_mean, picture.image_std))
+        shrunk = F.interpolate(pixel_values * std + mean, scale_factor=8 / size, mode="bicubic", antialias=True)
+        return self.image_codebook.get_codebook_indices(0.1 + 0.8 * shrunk.clamp(0, 1)).flatten(1)
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        hidden: torch.Tensor | None = None,
+        words: tuple[torch.Tensor, torch.Tensor] | None = None,
+        partner: torch.Tensor | None = None,
+        **_: Any,
+    ) -> PretrainingOutput:
+        """The six losses, by the names that transformers gives them.
+
+        The multimodal encoder reads picture i with caption `partner[i]`. Where that is another caption, the row counts
+        for matching alone; the contrastive loss always takes the true pairs, of which nothing is hidden.
+
+        Args:
+            pixel_values: (N, 3, H, W), normalised.
+            input_ids, attention_mask: (N, L), row i the caption of picture i.
+            hidden: (N, P) bool, patches to hide; drawn if not given, as are the next two.
+            words: the masked ids and the labels, (N, L) each, as `mask_words` returns them.
+            partner: (N,), whose caption picture i is read with.
+
+        Source: Singh et al. 2022, section 3.2.
+        """
+        config, count = self.config, len(input_ids)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if hidden is None:
+            side = config.image_config.image_size // config.image_config.patch_size
+            hidden = block_masks(count, side, config.hidden_patches, config.smallest_block, pixel_values.device)
+        masked, labels = self.hide_words(input_ids, attention_mask) if words is None else words
+        partner = swap(count, config.swapped, input_ids.device) if partner is None else partner
+
+        image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        contrast = clip_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.scale)
+
+        seen = self.flava.image_model(pixel_values, bool_masked_pos=hidden, output_hidden_states=True)
+        read = self.flava.text_model(masked, attention_mask, output_hidden_states=True)
+        fused = self.fuse(seen.hidden_states[-1], read.hidden_states[-1][partner], attention_mask[partner])
+
+        match = (input_ids[partner] == input_ids).all(1)  # another's caption may say the same
+        kept = (match | ~match.any())[:, None]  # with no match at all, every row: a loss of nothing is no number
+        classes, patches = self.patch_classes(pixel_values), hidden.shape[1]
+        told, shown = labels != IGNORED, kept & hidden
+        said, spoken = labels[partner], kept & told[partner]
+        parts = {
+            "mim": F.cross_entropy(self.mim_head(seen.last_hidden_state[:, 1:][hidden]), classes[hidden]),
+            "mlm": F.cross_entropy(self.mlm_head(read.last_hidden_state[told]), labels[told]),
+            "itm": F.cross_entropy(self.itm_head(fused), match.long()),
+            "global_contrastive": contrast,
+            "mmm_image": F.cross_entropy(self.mmm_image_head(fused[:, 2 : 2 + patches][shown]), classes[shown]),
+            "mmm_text": F.cross_entropy(self.mmm_text_head(fused[:, 2 + patches :][spoken]), said[spoken]),
+        }
+        loss = torch.stack([getattr(config, f"{name}_weight") * part for name, part in parts.items()]).sum()
+        return PretrainingOutput(loss, parts)
+
+    def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masked ids and labels, (N, L) each."""
+        config = self.config
+        return mask_words(
+            input_ids,
+            attention_mask,
+            mask_token_id=config.mask_token_id,
+            vocab_size=config.text_config.vocab_size,
+            special_ids=tuple(config.special_ids),
+            share=config.hidden_words,
+        )
+
+
+def swap(count: int, share: float, device: torch.device) -> torch.Tensor:
+    """Whose caption each picture is read with, (N,): its own, or, for `share` of them, the next one's among those."""
+    partner = torch.arange(count, device=device)
+    chosen = (torch.rand(count, device=device) < share).nonzero()[:, 0]
+    partner[chosen] = chosen.roll(1)
+    return partner
+
+
+def block_masks(count: int, side: int, most: int, smallest: int, device: torch.device) -> torch.Tensor:
+    """Hide rectangles until about `most` patches are hidden, and never more.
+
+    Each rectangle has an area between `smallest` and what is still to hide, and sides in a ratio of 0.3 to 1/0.3; one
+    that would hide too much, or nothing new, is drawn again, ten times.
+
+    Returns:
+        (count, side²) bool.
+
+    Source: Bao et al. 2022 (BEiT), algorithm 1.
+    """
+    hidden = torch.zeros(count, side, side, dtype=torch.bool, device=device)
+    axis = torch.arange(side, device=device)
+    for _ in range(10):
+        left = most - hidden.sum((1, 2))  # (N,)
+        area, ratio, row, column = torch.rand(4, count, device=device)
+        area = smallest + area * (left - smallest)
+        ratio = (math.log(0.3) * (1 - 2 * ratio)).exp()
+        tall, wide = ((area * x).sqrt().round().clamp(1, side) for x in (ratio, 1 / ratio))
+        top, edge = (row * (side - tall + 1)).floor(), (column * (side - wide + 1)).floor()
+        rows = (axis >= top[:, None]) & (axis < (top + tall)[:, None])  # (N, side)
+        columns = (axis >= edge[:, None]) & (axis < (edge + wide)[:, None])
+        union = hidden | (rows[:, :, None] & columns[:, None, :])
+        fits = union.sum((1, 2)) <= most
+        hidden = torch.where(fits[:, None, None], union, hidden)
+    return hidden.flatten(1)
+
+
+def build(
+    texts: Iterable[str],
+    *,
+    image_size: int = 224,
+    patch_size: int = 16,
+    width: int = 768,
+    image_layers: int = 12,
+    text_layers: int = 12,
+    fusion_layers: int = 6,
+    projection: int = 768,
+    head_width: int = 64,
+    text_length: int = 77,
+    vocab_size: int = 0,
+    classes: int = 8192,
+    hidden_patches: int = 75,
+    smallest_block: int = 16,
+    hidden_words: float = 0.15,
+    swapped: float = 0.1,
+    initializer_range: float = 0.02,
+) -> tuple[Flava, FlavaProcessor]:
+    """A new FLAVA and its processor; hidden patches, words and swapped pairs as in `FlavaPretrainingConfig`.
+
+    Args:
+        width: of all three encoders.
+        head_width: width of an attention head.
+        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+        classes: of patches, in the codebook.
+        initializer_range: deviation of the initial weights.
+    """
+    tokenizer = tokenizers.build(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
+    tokenizer.padding_side = "right"
+    start = {"initializer_range": initializer_range}
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // head_width, **start}
+    text = {"vocab_size": max(len(tokenizer), vocab_size), "max_position_embeddings": text_length}
+    image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": classes}
+    config = FlavaPretrainingConfig(
+        text_config={**sizes, **text, "num_hidden_layers": text_layers, "pad_token_id": tokenizer.pad_token_id},
+        image_config={**sizes, **image, "num_hidden_layers": image_layers},
+        multimodal_config={**sizes, "num_hidden_layers": fusion_layers},
+        hidden_size=width,
+        projection_dim=projection,
+        init_codebook=False,
+        hidden_patches=hidden_patches,
+        smallest_block=smallest_block,
+        hidden_words=hidden_words,
+        swapped=swapped,
+        mask_token_id=tokenizer.mask_token_id,
+        special_ids=tuple(tokenizer.all_special_ids),
+        **start,
+    )
+    side = {"height": image_size, "width": image_size}
+    pictures = FlavaImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
+    return Flava(config), FlavaProcessor(pictures, tokenizer)

@@ -1,0 +1,399 @@
+"""MaskVLM: what is hidden on one side is found from what is left of it and all of the other side.
+
+Each encoder runs on its whole input and on a masked one. Masked patches look at the whole text and become pixels,
+p(I | T); masked words look at the whole picture and become words, p(T | I). Contrast aligns the two encoders, and
+matching the two cross-modality encoders.
+Source: Kwon et al. 2023, section 3.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, CLIPProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from models import tokenizer as tokenizers
+from models.contrastive.losses import clip_loss
+from models.masked.codebook import patchify
+from models.masked.words import IGNORED, mask_words
+from models.outputs import PretrainingOutput
+from models.sketch.blocks import Block, ResidualOutput, waves, waves_2d
+
+
+@strict
+class MaskVLMConfig(PreTrainedConfig):
+    """Sizes of both encoders, how deep they look into each other, and how much is hidden.
+
+    stem_channels: of convolutions of stride 2 before the last one, or none for a patch that is a linear map.
+    mask_ratio: share of a picture's patches that are hidden; mask_words: share of a text's words.
+    """
+
+    model_type = "mask-vlm"
+
+    image_size: int = 224
+    patch_size: int = 16
+    stem_channels: tuple[int, ...] | list[int] = ()
+    hidden_size: int = 768
+    image_layers: int = 12
+    text_layers: int = 12
+    cross_layers: int = 3
+    num_attention_heads: int = 12
+    mlp_ratio: int = 4
+    projection_dim: int = 256
+    vocab_size: int = 50265
+    max_position_embeddings: int = 77
+    mask_ratio: float = 0.6
+    mask_words: float = 0.3
+    mask_token_id: int = 0
+    pad_token_id: int | None = 0
+    special_ids: tuple[int, ...] | list[int] = (0,)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.stem_channels and 2 ** (len(self.stem_channels) + 1) != self.patch_size:
+            raise ValueError(
+                f"{len(self.stem_channels) + 1} strides of 2 do not make a patch_size of {self.patch_size}"
+            )
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm attention to the other side, and an MLP; starts as the identity.
+
+    A query sees nothing of its own side, so that the first token's outcome needs no other token.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.context_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.attention_output = ResidualOutput(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_input = nn.Linear(width, mlp_ratio * width)
+        self.mlp_output = ResidualOutput(mlp_ratio * width, width)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x: (N, Q, D) looks at context: (N, K, D) where mask: (N, 1, 1, K) is true; returns (N, Q, D)."""
+        context = self.context_norm(context)
+        q = self.query(self.attention_norm(x))
+        q, k, v = (
+            t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, self.key(context), self.value(context))
+        )
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.attention_output(y.transpose(1, 2).flatten(2))
+        return x + self.mlp_output(F.gelu(self.mlp_input(self.mlp_norm(x))))
+
+
+class CrossEncoder(nn.Module):
+    """Cross blocks one after the other."""
+
+    def __init__(self, config: MaskVLMConfig, layers: int):
+        super().__init__()
+        sizes = config.hidden_size, config.num_attention_heads, config.mlp_ratio
+        self.blocks = nn.ModuleList(CrossBlock(*sizes) for _ in range(layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """x: (N, Q, D), context: (N, K, D), mask: (N, K), 1 where there is something to see; returns (N, Q, D)."""
+        where = None if mask is None else mask.bool()[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, context, where)
+        return self.norm(x)
+
+
+class PictureEncoder(nn.Module):
+    """A transformer over patches, and a token of the whole picture before them."""
+
+    def __init__(self, config: MaskVLMConfig):
+        super().__init__()
+        self.patch_size, width = config.patch_size, config.hidden_size
+        channels = (3, *config.stem_channels)
+        stem: list[nn.Module] = []
+        for inner, outer in pairwise(channels):
+            stem += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GELU()]
+        size, padding = (3, 1) if config.stem_channels else (config.patch_size, 0)
+        stride = 2 if config.stem_channels else config.patch_size
+        self.stem = nn.Sequential(*stem, nn.Conv2d(channels[-1], width, size, stride=stride, padding=padding))
+        self.first, self.mask = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty((config.image_size // config.patch_size) ** 2, width))
+        sizes = width, config.num_attention_heads, config.mlp_ratio
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.image_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pixel_values: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); hidden: (N, P) bool, patches not to be seen; returns (N, 1 + P, D)."""
+        if hidden is not None:  # pixels too: the stem's convolutions reach over a patch's edge
+            pixel_values = pixel_values * ~spread(hidden, self.patch_size, pixel_values.shape[-1])
+        x = (
+            self.stem(pixel_values.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
+        )  # (N, P, D)
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.mask, x)
+        x = torch.cat([self.first.expand(len(x), 1, -1), x + self.positions], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class TextEncoder(nn.Module):
+    """A transformer over words; the first token is the whole text's."""
+
+    def __init__(self, config: MaskVLMConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
+        sizes = config.hidden_size, config.num_attention_heads, config.mlp_ratio
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.text_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask: (N, L); returns (N, L, D)."""
+        x = self.tokens(input_ids) + self.positions[: input_ids.shape[1]]
+        mask = attention_mask.bool()[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+
+class MaskVLM(PreTrainedModel):
+    """Two encoders that also run on masked inputs, and two cross-modality encoders between them."""
+
+    config: MaskVLMConfig
+    config_class = MaskVLMConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: MaskVLMConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.picture, self.text = PictureEncoder(config), TextEncoder(config)
+        self.picture_cross = CrossEncoder(config, config.cross_layers)
+        self.text_cross = CrossEncoder(config, config.cross_layers)
+        self.decoder = CrossEncoder(config, 1)
+        self.pixel_head = nn.Linear(width, 3 * config.patch_size**2)
+        self.word_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.word_bias = nn.Parameter(torch.empty(config.vocab_size))
+        self.match_head = nn.Linear(2 * width, 2)
+        self.image_projection = nn.Linear(width, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(width, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        width = self.config.hidden_size
+        if isinstance(module, ResidualOutput):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(width))  # logits of unit size: they are the output too
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, PictureEncoder):
+            nn.init.normal_(module.first, std=0.02)
+            nn.init.normal_(module.mask, std=0.02)
+            module.positions.copy_(0.2 * waves_2d(self.config.image_size // self.config.patch_size, width))
+        elif isinstance(module, TextEncoder):
+            length = self.config.max_position_embeddings
+            module.positions.copy_(waves(torch.arange(length) / length, width) / math.sqrt(width))
+        elif isinstance(module, MaskVLM):
+            nn.init.zeros_(module.word_bias)
+            nn.init.constant_(module.logit_scale, math.log(1 / 0.07))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text.tokens
+
+    def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); returns unit vectors (N, E)."""
+        return F.normalize(self.image_projection(self.picture(pixel_values)[:, 0]), dim=-1)
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        """input_ids, attention_mask: (N, L); returns unit vectors (N, E)."""
+        return F.normalize(self.text_projection(self.text(input_ids, attention_mask)[:, 0]), dim=-1)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The factor on cosines, at most 100."""
+        return self.logit_scale.clamp(max=math.log(100.0)).exp()
+
+    def paint(self, patches: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """patches: (N, 1 + P, D) of a masked picture, text: (N, L, D), whole; returns pixels (N, P, 3·p²)."""
+        x = self.picture_cross(patches[:, 1:], text, attention_mask)
+        return self.pixel_head(self.decoder(x, text, attention_mask))
+
+    def speak(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        """words: (N, L, D) of a masked text, picture: (N, 1 + P, D), whole; returns logits (N, L, V)."""
+        return F.linear(self.word_head(self.text_cross(words, picture)), self.text.tokens.weight, self.word_bias)
+
+    def judge(self, picture: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """picture: (N, 1 + P, D), text: (N, L, D), both whole; returns logits (N, 2) of mismatch and match."""
+        seen = self.picture_cross(picture[:, :1], text, attention_mask)[:, 0]
+        read = self.text_cross(text[:, :1], picture)[:, 0]
+        return self.match_head(torch.cat([seen, read], dim=-1))
+
+    def match(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); input_ids: (N, L); returns (N,), log p(match) − log p(mismatch)."""
+        logits = self.judge(self.picture(pixel_values), self.text(input_ids, attention_mask), attention_mask)
+        return logits[:, 1] - logits[:, 0]
+
+    def fill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """input_ids: (N, L) with mask tokens; pixel_values: (N, 3, H, W); returns (N, L, V) logits."""
+        return self.speak(self.text(input_ids, attention_mask), self.picture(pixel_values))
+
+    def reconstruct(
+        self, pixel_values: torch.Tensor, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); hidden: (N, P) bool; returns (N, 3, H, W), the hidden patches painted."""
+        patches = self.paint(self.picture(pixel_values, hidden), self.text(input_ids, attention_mask), attention_mask)
+        size = self.config.patch_size
+        painted = F.fold(patches.transpose(1, 2), tuple(pixel_values.shape[-2:]), size, stride=size)
+        return torch.where(spread(hidden, size, pixel_values.shape[-1]), painted, pixel_values)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        hidden: torch.Tensor | None = None,
+        words: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **_: Any,
+    ) -> PretrainingOutput:
+        """MIM + MLM + ITC + ITM.
+
+        Args:
+            pixel_values: (N, 3, H, W), normalised.
+            input_ids, attention_mask: (N, L), row i the caption of picture i.
+            hidden: (N, P) bool, patches to hide; drawn if not given, as are words.
+            words: the masked ids and the labels, (N, L) each, as `mask_words` returns them.
+        """
+        hidden = self.hide_patches(len(pixel_values)) if hidden is None else hidden
+        masked, labels = self.hide_words(input_ids, attention_mask) if words is None else words
+        picture, text = self.picture(pixel_values), self.text(input_ids, attention_mask)
+        told = labels != IGNORED
+        painted = self.paint(self.picture(pixel_values, hidden), text, attention_mask)[hidden]
+        spoken = self.speak(self.text(masked, attention_mask), picture)[told]
+        image = F.normalize(self.image_projection(picture[:, 0]), dim=-1)
+        caption = F.normalize(self.text_projection(text[:, 0]), dim=-1)
+        same = (input_ids[:, None] == input_ids[None]).all(-1)
+        parts = {
+            "mim": F.l1_loss(painted, patchify(pixel_values, self.config.patch_size)[hidden]),
+            "mlm": F.cross_entropy(spoken, labels[told]),
+            "itc": clip_loss(image, caption, self.scale),
+            "itm": self.matching(picture, text, attention_mask, self.scale * image @ caption.T, same),
+        }
+        return PretrainingOutput(torch.stack(list(parts.values())).sum(), parts)
+
+    def matching(
+        self,
+        picture: torch.Tensor,
+        text: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits: torch.Tensor,
+        same: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cross-entropy of N pairs, and of 2N mismatches that are hard to tell.
+
+        Every picture gets another's caption, and every caption another's picture, drawn by how similar the contrast
+        finds the two: softmax over the batch, with pairs that say the `same` left out.
+
+        Source: Li et al. 2021 (ALBEF), section 3.2.
+        """
+        logits = logits.detach().masked_fill(same, -math.inf)
+        some = ~same.all(1)  # a picture whose batch holds but one caption has no mismatch
+        own = torch.arange(len(same), device=same.device)
+        captions = logits[some].softmax(1).multinomial(1)[:, 0]
+        pictures = logits.T[some].softmax(1).multinomial(1)[:, 0]
+        i, j = torch.cat([own, own[some], pictures]), torch.cat([own, captions, own[some]])
+        label = torch.arange(len(i), device=same.device) < len(own)
+        return F.cross_entropy(self.judge(picture[i], text[j], attention_mask[j]), label.long())
+
+    def hide_patches(self, count: int) -> torch.Tensor:
+        """Which patches to hide, (count, P) bool: the same number in every picture."""
+        patches = len(self.picture.positions)
+        order = torch.rand(count, patches, device=self.device).argsort(1)
+        return order >= int(patches * (1 - self.config.mask_ratio))
+
+    def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masked ids and labels, (N, L) each."""
+        config = self.config
+        return mask_words(
+            input_ids,
+            attention_mask,
+            mask_token_id=config.mask_token_id,
+            vocab_size=config.vocab_size,
+            special_ids=tuple(config.special_ids),
+            share=config.mask_words,
+        )
+
+
+def spread(hidden: torch.Tensor, patch_size: int, image_size: int) -> torch.Tensor:
+    """hidden: (N, P), a value for each patch; returns (N, 1, H, W), the same value for each of its pixels."""
+    side = image_size // patch_size
+    return hidden.view(-1, 1, side, side).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+
+
+def build(
+    texts: Iterable[str],
+    *,
+    image_size: int = 224,
+    patch_size: int = 16,
+    stem_channels: tuple[int, ...] | list[int] = (),
+    width: int = 768,
+    image_layers: int = 12,
+    text_layers: int = 12,
+    cross_layers: int = 3,
+    head_width: int = 64,
+    mlp_ratio: int = 4,
+    projection: int = 256,
+    text_length: int = 77,
+    vocab_size: int = 0,
+    mask_ratio: float = 0.6,
+    mask_words: float = 0.3,
+) -> tuple[MaskVLM, CLIPProcessor]:
+    """A new MaskVLM and its processor; stem and masks as in `MaskVLMConfig`.
+
+    Args:
+        width: of all encoders.
+        head_width: width of an attention head.
+        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+    """
+    tokenizer = tokenizers.build(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
+    tokenizer.padding_side = "right"
+    config = MaskVLMConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        stem_channels=stem_channels,
+        hidden_size=width,
+        image_layers=image_layers,
+        text_layers=text_layers,
+        cross_layers=cross_layers,
+        num_attention_heads=width // head_width,
+        mlp_ratio=mlp_ratio,
+        projection_dim=projection,
+        vocab_size=max(len(tokenizer), vocab_size),
+        max_position_embeddings=text_length,
+        mask_ratio=mask_ratio,
+        mask_words=mask_words,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        special_ids=tuple(tokenizer.all_special_ids),
+    )
+    side = {"height": image_size, "width": image_size}
+    pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
+    return MaskVLM(config), CLIPProcessor(pictures, tokenizer)
+
+
+AutoConfig.register(MaskVLMConfig.model_type, MaskVLMConfig)
+AutoModel.register(MaskVLMConfig, MaskVLM)

@@ -1,0 +1,252 @@
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor, FlavaConfig, FlavaForPreTraining
+from transformers.models.flava.image_processing_pil_flava import FlavaMaskingGenerator
+
+from models.masked.flava import Flava, block_masks, build, swap
+from models.masked.words import IGNORED
+from models.zoo import ZOO
+
+TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle above two green stars"]
+SIZES = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 32,
+    "image_layers": 2,
+    "text_layers": 2,
+    "fusion_layers": 2,
+    "projection": 24,
+    "head_width": 16,
+    "text_length": 16,
+    "classes": 12,
+    "hidden_patches": 6,
+    "smallest_block": 2,
+    "hidden_words": 0.4,
+    "swapped": 0.5,
+    "initializer_range": 0.2,  # so that what is compared is far from zero
+}
+
+
+@pytest.fixture(scope="module")
+def made():
+    torch.manual_seed(0)
+    model, processor = build(TEXTS * 3, **SIZES)
+    return model.eval(), processor
+
+
+@pytest.fixture
+def batch(made):
+    words = made[1].tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    return {"pixel_values": torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1)), **words}
+
+
+@pytest.fixture
+def drawn(made, batch):
+    torch.manual_seed(2)
+    words = made[0].hide_words(batch["input_ids"], batch["attention_mask"])
+    return {"hidden": block_masks(4, 4, 6, 2, torch.device("cpu")), "words": words, "partner": torch.arange(4)}
+
+
+def stock(model, batch, hidden, words, partner, **given):
+    """transformers' own losses on the same model; what is hidden and swapped is made by hand."""
+    classes = model.patch_classes(batch["pixel_values"])
+    text = {
+        "input_ids": batch["input_ids"][partner],
+        "input_ids_masked": words[0][partner],
+        "attention_mask": batch["attention_mask"][partner],
+        "mlm_labels": words[1][partner],
+    }
+    picture = {"pixel_values": batch["pixel_values"], "bool_masked_pos": hidden, "mim_labels": classes.clone()}
+    both = {**text, **picture, "itm_labels": (partner == torch.arange(len(partner))).long()}
+    chosen = {"text": text, "picture": picture, "both": both}[given.pop("side")]
+    return FlavaForPreTraining.forward(model, **chosen, return_loss=True, return_dict=True).loss_info
+
+
+def test_the_six_losses_are_those_of_transformers_on_pairs_on_texts_and_on_pictures(made, batch, drawn):
+    model, _ = made
+    with torch.no_grad():
+        ours = model(**batch, **drawn)
+        pairs, text, picture = (stock(model, batch, **drawn, side=side) for side in ("both", "text", "picture"))
+    assert pairs.mim is None and pairs.mlm is None  # a paired batch has no unimodal losses there
+    assert {name for name, value in text.items() if value is not None} == {"mlm"}
+    assert {name for name, value in picture.items() if value is not None} == {"mim"}
+    expected = {"mim": picture.mim, "mlm": text.mlm, "itm": pairs.itm, "global_contrastive": pairs.global_contrastive}
+    expected |= {"mmm_image": pairs.mmm_image, "mmm_text": pairs.mmm_text}
+    assert ours.parts.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(ours.parts[name], value, msg=lambda m, name=name: f"{name}: {m}")
+    torch.testing.assert_close(ours.loss, sum(expected.values()))
+
+
+def test_swapped_captions_count_for_matching_alone_as_in_transformers(made, batch, drawn):
+    model, _ = made
+    drawn["partner"] = torch.tensor([2, 1, 0, 3])
+    with torch.no_grad():
+        ours, theirs = model(**batch, **drawn).parts, stock(model, batch, **drawn, side="both")
+    for name in ("itm", "mmm_image", "mmm_text"):
+        torch.testing.assert_close(ours[name], theirs[name])
+    pixels = batch["pixel_values"].requires_grad_()
+    parts = model(**batch, **drawn).parts
+    fused = (
+        torch.autograd.grad(parts["mmm_image"] + parts["mmm_text"], pixels, retain_graph=True)[0].abs().sum((1, 2, 3))
+    )
+    assert (fused > 0).tolist() == [False, True, False, True]
+    assert (torch.autograd.grad(parts["itm"], pixels)[0].abs().sum((1, 2, 3)) > 0).all()
+
+
+def test_contrast_is_of_whole_true_pairs_whatever_is_hidden_or_swapped(made, batch, drawn):
+    model, _ = made
+    with torch.no_grad():
+        one = model(**batch, **drawn).parts
+        other = model(**batch, **{**drawn, "hidden": ~drawn["hidden"], "partner": torch.tensor([1, 2, 3, 0])}).parts
+        image, text = (
+            model.get_image_features(batch["pixel_values"]),
+            model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+        )
+    assert torch.equal(one["global_contrastive"], other["global_contrastive"])
+    assert not torch.equal(one["mim"], other["mim"])
+    logits = [[float(F.cosine_similarity(x, y, dim=0)) / 0.07 for y in text] for x in image]
+    rows = [-torch.tensor(logits[i]).log_softmax(0)[i] for i in range(4)]
+    columns = [-torch.tensor([logits[j][i] for j in range(4)]).log_softmax(0)[i] for i in range(4)]
+    torch.testing.assert_close(one["global_contrastive"], torch.stack(rows + columns).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_swapped_caption_that_says_the_same_is_a_match(made, batch, drawn):
+    model, _ = made
+    for name in ("input_ids", "attention_mask"):
+        batch[name] = batch[name][[0, 0, 2, 3]]
+    drawn["words"] = tuple(x[[0, 0, 2, 3]] for x in drawn["words"])
+    with torch.no_grad():
+        own = model(**batch, **drawn).parts
+        same = model(**batch, **{**drawn, "partner": torch.tensor([1, 0, 2, 3])}).parts
+        wrong = model(**batch, **{**drawn, "partner": torch.tensor([0, 2, 1, 3])}).parts
+    torch.testing.assert_close(own["itm"], same["itm"])
+    assert not torch.allclose(own["itm"], wrong["itm"])
+
+
+def test_match_and_fill_are_the_heads_of_transformers_and_look_at_the_picture(made, batch):
+    model, _ = made
+    batch["input_ids"][:, 2] = model.config.mask_token_id
+    with torch.no_grad():
+        given = {**batch, "input_ids_masked": batch["input_ids"]}
+        theirs = FlavaForPreTraining.forward(model, **given, return_loss=False, return_dict=True)
+        match, fill = model.match(**batch), model.fill(**batch)
+        batch["pixel_values"] = batch["pixel_values"].flip(0)
+        assert not torch.allclose(fill, model.fill(**batch))
+        assert not torch.allclose(match, model.match(**batch))
+    torch.testing.assert_close(match, theirs.itm_logits[:, 1] - theirs.itm_logits[:, 0])
+    torch.testing.assert_close(fill, theirs.mmm_text_logits)
+
+
+def test_padding_changes_nothing(made, batch):
+    model, _ = made
+    longer = {name: F.pad(batch[name], (0, 4)) for name in ("input_ids", "attention_mask")}
+    longer["pixel_values"] = batch["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(model.match(**batch), model.match(**longer))
+        torch.testing.assert_close(
+            model.get_text_features(batch["input_ids"], batch["attention_mask"]),
+            model.get_text_features(longer["input_ids"], longer["attention_mask"]),
+        )
+
+
+def test_every_parameter_that_is_not_frozen_learns(made, batch):
+    model, _ = made
+    torch.manual_seed(0)
+    model(**batch).loss.backward()
+    still = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    # Attention is blind to what moves all keys alike: their bias has no gradient but rounding.
+    assert not [name for name in still if not name.endswith("key.bias")]
+    model.zero_grad()
+
+
+def test_block_masks_are_rectangles_up_to_the_share_that_the_paper_hides():
+    torch.manual_seed(0)
+    hidden = block_masks(500, 14, 75, 16, torch.device("cpu"))
+    counts = hidden.sum(1)
+    theirs = torch.stack([FlavaMaskingGenerator(14, 75, mask_group_min_patches=16)() for _ in range(100)]).sum((1, 2))
+    assert counts.max() <= 75
+    assert abs(counts.float().mean() - theirs.float().mean()) < 3
+    # Next to a hidden patch another one is hidden far more often than the 38% of single draws.
+    grid = hidden.view(-1, 14, 14)
+    assert (grid[:, :, 1:] & grid[:, :, :-1]).sum() / grid[:, :, :-1].sum() > 0.7
+    # Most often one block is enough: all of its bounding box, no longer than 1/0.3 of its other side but for rounding.
+    single = block_masks(500, 14, 16, 16, torch.device("cpu")).view(-1, 14, 14)
+    tall, wide = single.any(2).sum(1), single.any(1).sum(1)
+    filled = single.sum((1, 2))
+    one = filled == tall * wide
+    assert one.float().mean() > 0.6
+    assert (torch.maximum(tall, wide) / torch.minimum(tall, wide))[one & (filled >= 12)].max() <= 4.5
+
+
+def test_a_share_of_the_captions_goes_round():
+    torch.manual_seed(0)
+    partner = swap(10000, 0.3, torch.device("cpu"))
+    assert sorted(partner.tolist()) == list(range(10000))
+    assert abs((partner != torch.arange(10000)).float().mean() - 0.3) < 0.02
+    assert torch.equal(swap(8, 0.0, torch.device("cpu")), torch.arange(8))
+
+
+def test_what_is_hidden_is_drawn_by_the_global_generator(made, batch):
+    model, _ = made
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            losses.append(model(**batch).loss)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_hidden_words_are_found_from_the_mask_token_in_most_places(made, batch):
+    model, processor = made
+    masked, labels = model.hide_words(batch["input_ids"], batch["attention_mask"])
+    assert (labels != IGNORED).any(1).all()
+    assert not torch.isin(labels, torch.tensor(processor.tokenizer.all_special_ids)).any()
+    assert (masked == processor.tokenizer.mask_token_id).any()
+
+
+def test_a_saved_model_is_the_same_again_here_and_in_transformers(made, batch, tmp_path):
+    model, processor = made
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, towers = ZOO["flava"].cls.from_pretrained(tmp_path).eval(), AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(model.match(**batch), again.match(**batch))
+        assert torch.equal(model.patch_classes(batch["pixel_values"]), again.patch_classes(batch["pixel_values"]))
+        theirs = towers.get_image_features(batch["pixel_values"]).pooler_output[:, 0]
+        assert torch.equal(model.get_image_features(batch["pixel_values"]), theirs)
+    assert again.config.hidden_patches == 6
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.tokenizer("two crosses")["input_ids"] == processor.tokenizer("two crosses")["input_ids"]
+    assert loaded.image_processor.size == processor.image_processor.size
+
+
+def test_public_weights_bring_their_own_codebook(batch, tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = FlavaConfig(
+        text_config={**sizes, "vocab_size": 400, "max_position_embeddings": 16},
+        image_config={**sizes, "image_size": 32, "patch_size": 16, "vocab_size": 9},
+        multimodal_config=sizes,
+        image_codebook_config={"hidden_size": 4, "vocab_size": 9, "num_blocks_per_group": 1},
+        hidden_size=16,
+        projection_dim=16,
+    )
+    theirs = FlavaForPreTraining(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = Flava.from_pretrained(tmp_path).eval()
+    assert ours.config.mask_token_id == 103  # of BERT's vocabulary, which public weights were trained with
+    pixels = batch["pixel_values"]
+    with torch.no_grad():
+        assert torch.equal(ours.get_image_features(pixels), theirs.flava.get_image_features(pixels).pooler_output[:, 0])
+        classes = ours.patch_classes(pixels)
+        mean, std = (
+            torch.tensor([0.48145466, 0.4578275, 0.40821073]),
+            torch.tensor([0.26862954, 0.26130258, 0.27577711]),
+        )
+        grey = (pixels.permute(0, 2, 3, 1) * std + mean).permute(0, 3, 1, 2)
+        halved = F.interpolate(grey, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
+        assert torch.equal(classes, theirs.image_codebook.get_codebook_indices(halved * 0.8 + 0.1).view(4, 4))
+        loss = ours(**batch).loss
+    assert loss.isfinite()
