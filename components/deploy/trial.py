@@ -45,7 +45,7 @@ def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
 
 
 def converse(url: str, name: str, picture: bytes, prompt: str) -> list[dict[str, Any]]:
-    """Put one question through V1 predict and through OpenAI chat, or ask for an embedding where it cannot chat.
+    """Put one question through V1 predict and through OpenAI chat; what cannot chat is asked for what it can.
 
     Returns:
         The exchanges: protocol, path, request (without the picture's bytes), status, response, latency in ms.
@@ -56,8 +56,8 @@ def converse(url: str, name: str, picture: bytes, prompt: str) -> list[dict[str,
     encoded = base64.b64encode(picture).decode()
     with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS) as client:
         listed = _exchange(client, "OpenAI models", "/openai/v1/models", None, encoded)
-        chats = "chat" in listed["response"]["data"][0]["abilities"]
-        instance = {"image": {"b64": encoded}, **({"prompt": prompt} if chats else {})}
+        served = listed["response"]["data"][0]
+        chats, instance = "chat" in served["abilities"], _question(served, encoded, prompt)
         predicted = _exchange(client, "V1 predict", f"/v1/models/{name}:predict", {"instances": [instance]}, encoded)
         if not chats:
             return [listed, predicted]
@@ -72,6 +72,18 @@ def converse(url: str, name: str, picture: bytes, prompt: str) -> list[dict[str,
     if one != other:
         raise ServiceError(f"{name} answers {one!r} through V1 and {other!r} through OpenAI chat to the same question")
     return [listed, predicted, chatted]
+
+
+def _question(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:
+    """An instance that the model can answer."""
+    abilities, image = set(served["abilities"]), {"image": {"b64": encoded}}
+    if "chat" in abilities:
+        return {**image, "prompt": prompt}
+    if abilities & {"embed", "represent"}:
+        return image
+    if abilities & {"match", "rank"}:
+        return {**image, "text": prompt}
+    return {"text": f"a {served['mask_token']}"}
 
 
 def _exchange(client: httpx.Client, protocol: str, path: str, body: Any, encoded: str) -> dict[str, Any]:

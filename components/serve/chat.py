@@ -30,7 +30,9 @@ async def models(request: Request) -> Response:
     """List the model that is served, with what it can do."""
     predictor: Predictor = request.app.state.predictor
     entry = {"id": predictor.name, "object": "model", "created": 0, "owned_by": "vlmflow"}
-    return JSONResponse({"object": "list", "data": [{**entry, "abilities": sorted(predictor.abilities)}]})
+    mask = getattr(predictor.loaded.tokenizer, "mask_token", None) if "fill" in predictor.abilities else None
+    said = {"abilities": sorted(predictor.abilities), **({"mask_token": mask} if mask else {})}
+    return JSONResponse({"object": "list", "data": [{**entry, **said}]})
 
 
 @router.post("/chat/completions")

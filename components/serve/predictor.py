@@ -2,8 +2,8 @@
 
     python -m components.serve.predictor --model_dir /mnt/models --model_name vlm --http_port 8080
 
-A V1 instance is `{"image": {"b64": …}, "prompt": …}` (an answer), `{"image": …, "labels": […]}` (probabilities), or
-`{"image": …}` or `{"text": …}` (an embedding); what the model cannot do is refused with what it can.
+A V1 instance is `{"image": {"b64": …}, "prompt": …}`, or one of those in `instances.py`; what the model cannot do is
+refused with what it can.
 """
 
 import asyncio
@@ -29,7 +29,6 @@ from components.serve.pictures import picture
 
 MAX_NEW_TOKENS = 64
 MAX_INSTANCES = 64
-_KEYS = ("image", "prompt", "labels", "text")
 
 # At module level, where KServe's server finds them.
 app.include_router(chat.router)
@@ -74,8 +73,9 @@ class Predictor(Model):
             ValueError: the model does not chat, or a prompt holds one of its control tokens, or is too long for it.
         """
         from components import inference
+        from components.serve.instances import need
 
-        self._need("chat")
+        need(self.loaded, "chat")
         for prompt in prompts:
             self._check_prompt(prompt, options["max_new_tokens"])
         return await self._run(inference.chat, self.loaded, images, prompts, **options)
@@ -122,30 +122,19 @@ class Predictor(Model):
 
     async def _each(self, instances: list[dict[str, Any]], max_new_tokens: int) -> list[Any]:
         """Prompts are answered as one batch, the other kinds one by one; results stand in the order asked."""
-        from components import inference
+        from components.serve import instances as kinds
 
         results: list[Any] = [None] * len(instances)
         asked: list[tuple[int, Image.Image, str]] = []
         for place, instance in enumerate(instances):
-            if unknown := instance.keys() - {"image", "prompt", "labels", "text"}:
-                raise ValueError(
-                    f"instance {place}: {sorted(unknown)[0]!r} is unknown; known: image, prompt, labels, text"
-                )
-            if "text" in instance:
-                self._need("embed")
-                rows = await self._run(inference.embed_texts, self.loaded, [_text(instance["text"], "text")])
-                results[place] = {"embedding": rows[0].tolist()}
-                continue
-            image = picture(instance.get("image"))
+            if unknown := instance.keys() - set(kinds.KEYS):
+                raise ValueError(f"instance {place}: {sorted(unknown)[0]!r} is unknown; known: {', '.join(kinds.KEYS)}")
             if "prompt" in instance:
-                self._need("chat")
-                asked.append((place, image, _text(instance["prompt"], "prompt")))
-            elif "labels" in instance:
-                results[place] = await self._classify(image, instance["labels"])
+                image = picture(instance.get("image"))
+                kinds.need(self.loaded, "chat")
+                asked.append((place, image, kinds.text(instance["prompt"], "prompt")))
             else:
-                self._need("embed")
-                rows = await self._run(inference.embed_images, self.loaded, [image])
-                results[place] = {"embedding": rows[0].tolist()}
+                results[place] = await self._run(kinds.answer, self.loaded, instance)
         if asked:
             images, prompts = [image for _, image, _ in asked], [prompt for _, _, prompt in asked]
             answers = await self.answer(images, prompts, max_new_tokens=max_new_tokens)
@@ -153,31 +142,9 @@ class Predictor(Model):
                 results[place] = {"answer": answer}
         return results
 
-    async def _classify(self, image: Image.Image, labels: Any) -> dict[str, Any]:
-        from components import inference
-
-        self._need("classify")
-        if not isinstance(labels, list) or len(labels) < 2:
-            raise ValueError("labels: expected a list of at least two names")
-        names = [_text(label, "labels") for label in labels]
-        (row,) = await self._run(inference.classify, self.loaded, [image], names)
-        probabilities = [float(p) for p in row]
-        best = max(range(len(names)), key=probabilities.__getitem__)
-        return {"label": names[best], "probabilities": dict(zip(names, probabilities, strict=True))}
-
-    def _need(self, ability: str) -> None:
-        if ability not in self.abilities:
-            raise ValueError(f"this model cannot {ability}; it can {', '.join(sorted(self.abilities))}")
-
     async def _run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         async with self.turn:
             return await asyncio.to_thread(function, *arguments, **options)
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}: expected text, got {value!r:.80}")
-    return value
 
 
 def _tokens(parameters: Any) -> int:
