@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-data docs
+.PHONY: help demo test check benchmark-data zoo docs
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,7 +24,11 @@ check: $(READY)  ## Lint, format and types
 benchmark-data: $(READY)  ## Pairs a second of the curation, against a plain script and datasets.map
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data
 
-docs: $(READY)  ## Write the generated part of the README
+zoo: $(READY)  ## Train every family and its control, two at a time; write benchmarks/results/zoo
+	ls recipes/zoo/*.yaml | xargs -n 1 basename -s .yaml | \
+		xargs -P 2 -I NAME sh -c '$(BIN)/vlmflow zoo check NAME --out benchmarks/results/zoo > /dev/null'
+
+docs: $(READY)  ## Write the generated parts of README and docs
 	$(BIN)/python -m pipelines.docs
 
 # torch first and by itself: the exact version takes the CPU build where an index offers one.

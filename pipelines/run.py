@@ -75,9 +75,9 @@ def _folder(home: Path) -> Path:
         folder = home / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder.mkdir()
         (folder / "pid").write_text(str(os.getpid()))
-        latest = home / "latest"
-        latest.unlink(missing_ok=True)
-        latest.symlink_to(folder.name)
+        link = folder / "latest"
+        link.symlink_to(folder.name)
+        link.replace(home / "latest")  # in one move: another run may be starting beside us
     except OSError as error:
         raise SpaceError(f"{home}: cannot be written: {error.strerror}; make room, or set VLMFLOW_HOME") from None
     return folder

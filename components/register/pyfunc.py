@@ -3,6 +3,8 @@
 MLflow keeps this file as it is (models from code) and executes it: no pickle is written or loaded.
 """
 
+import base64
+import json
 from typing import Any
 
 import pandas as pd
@@ -11,7 +13,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class VisionLanguageModel(PythonModel):
-    """Answers the prompt about the picture, row by row."""
+    """Answers the prompt about the picture, row by row; a model that cannot chat does what it can, as JSON."""
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint that lies in the version's artifacts."""
@@ -22,9 +24,16 @@ class VisionLanguageModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Answer each row, `image` (encoded bytes) and `prompt`, with a text."""
         from components import inference, pixels
+        from components.serve import instances
 
-        images = [pixels.decode(image) for image in model_input["image"]]
-        return inference.chat(self.loaded, images, list(model_input["prompt"]))
+        images, prompts = list(model_input["image"]), list(model_input["prompt"])
+        if "chat" in self.loaded.abilities:
+            return inference.chat(self.loaded, [pixels.decode(image) for image in images], prompts)
+        asked = [
+            {"image": {"b64": base64.b64encode(image).decode()}, **({"text": prompt} if prompt else {})}
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return [json.dumps(instances.answer(self.loaded, instance)) for instance in asked]
 
 
 set_model(VisionLanguageModel())
