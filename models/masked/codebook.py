@@ -32,7 +32,7 @@ class Codebook(nn.Module):
     projection: torch.Tensor
     codewords: torch.Tensor
 
-    def __init__(self, patch_size: int, classes: int, width: int = 16, temperature: float = 0.05):
+    def __init__(self, patch_size: int, classes: int, width: int = 8, temperature: float = 0.05):
         super().__init__()
         self.patch_size, self.temperature = patch_size, temperature
         self.register_buffer("projection", torch.empty(3 * patch_size**2, width))

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
+
+from models.masked.bert import MaskedBert, build
+from models.masked.words import IGNORED, mask_words
+from models.zoo import ZOO
+
+TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3
+SIZES = {"width": 32, "layers": 2, "head_width": 16, "text_length": 16}
+
+
+@pytest.fixture
+def bert():
+    torch.manual_seed(0)
+    model, tokenizer = build(TEXTS, **SIZES)
+    batch = tokenizer(TEXTS[:3], padding=True, return_tensors="pt", return_token_type_ids=False)
+    return model.eval(), tokenizer, batch
+
+
+def test_the_loss_is_the_mean_log_probability_of_hidden_words(bert):
+    model, tokenizer, batch = bert
+    torch.manual_seed(1)
+    loss = model(**batch).loss
+    torch.manual_seed(1)
+    facts = {"mask_token_id": tokenizer.mask_token_id, "special_ids": tuple(tokenizer.all_special_ids)}
+    seen, labels = mask_words(batch["input_ids"], batch["attention_mask"], vocab_size=len(tokenizer), **facts)
+    chances = model.fill(seen, batch["attention_mask"]).softmax(-1)
+    logs = [
+        chances[row, place, labels[row, place]].log()
+        for row in range(3)
+        for place in range(labels.shape[1])
+        if labels[row, place] != IGNORED
+    ]
+    assert len(logs) >= 3
+    torch.testing.assert_close(loss, -sum(logs) / len(logs))
+
+
+def test_places_that_are_not_asked_for_do_not_count(bert, monkeypatch):
+    model, _, batch = bert
+    torch.manual_seed(1)
+    logits = []
+    stock = BertForMaskedLM.forward
+
+    def kept(*args, **kwargs):
+        found = stock(*args, **kwargs)
+        found.logits.retain_grad()
+        logits.append(found.logits)
+        return found
+
+    monkeypatch.setattr(BertForMaskedLM, "forward", kept)
+    model(**batch).loss.backward()
+    asked = logits[0].grad.abs().sum(-1) > 0
+    words = batch["attention_mask"].bool() & (batch["input_ids"] > 8)
+    assert asked.any(1).all()
+    assert not (asked & ~words).any()
+    assert asked.sum() < words.sum()
+
+
+def test_words_on_both_sides_count_and_padding_does_not(bert):
+    model, tokenizer, _ = bert
+    ids = tokenizer("a red <mask> left of a blue star", return_tensors="pt")["input_ids"]
+    place = ids[0].tolist().index(tokenizer.mask_token_id)
+    before = model.fill(ids)[0, place]
+    for other in (place - 1, place + 1):
+        changed = ids.clone()
+        changed[0, other] = tokenizer.convert_tokens_to_ids("▁green")
+        assert not torch.allclose(model.fill(changed)[0, place], before)
+    padded = torch.cat([ids, torch.tensor([[7, 7]])], dim=1)
+    mask = torch.cat([torch.ones_like(ids), torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    torch.testing.assert_close(model.fill(padded, mask)[0, place], before)
+
+
+def test_every_weight_learns(bert):
+    model, _, batch = bert
+    model(**batch).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+def test_a_saved_model_comes_back_also_as_the_stock_class(bert, tmp_path: Path):
+    model, tokenizer, batch = bert
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = model.fill(**batch)
+    again = ZOO["bert"].cls.from_pretrained(tmp_path)
+    assert again.config.special_token_ids == sorted(tokenizer.all_special_ids)
+    torch.testing.assert_close(again.fill(**batch), expected)
+    stock = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert type(stock) is BertForMaskedLM
+    torch.testing.assert_close(stock(**batch).logits, expected)
+    assert AutoConfig.from_pretrained(tmp_path).mask_token_id == tokenizer.mask_token_id
+    words = AutoProcessor.from_pretrained(tmp_path)
+    assert words.mask_token == "<mask>"
+    assert words("a <mask> circle")["input_ids"] == tokenizer("a <mask> circle")["input_ids"]
+
+
+def test_weights_of_the_stock_class_load(tmp_path: Path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    stock = BertForMaskedLM(BertConfig(vocab_size=200, **sizes)).eval()
+    stock.save_pretrained(tmp_path)
+    model = MaskedBert.from_pretrained(tmp_path)
+    ids = torch.randint(104, 200, (2, 5))
+    torch.testing.assert_close(model.fill(ids), stock(ids).logits)
+    assert model.config.mask_token_id == 103  # of bert-base-uncased
+    assert model(ids, torch.ones_like(ids)).loss > 0

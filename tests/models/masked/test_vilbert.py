@@ -1,0 +1,231 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
+
+from models.masked.codebook import Codebook, patchify
+from models.masked.regions import grid_boxes
+from models.masked.vilbert import Vilbert, build, region_loss
+from models.masked.words import IGNORED, mask_words, swap_captions
+from models.zoo import ZOO
+
+TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3
+SIZES = {
+    "image_size": 32,
+    "patch_size": 8,
+    "region_width": 24,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "vision_intermediate_size": 40,
+    "text_width": 48,
+    "text_layers": 3,
+    "head_width": 16,
+    "links": 2,
+    "link_width": 20,
+    "link_heads": 2,
+    "classes": 16,
+    "text_length": 16,
+    "initializer_range": 0.15,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture
+def fused() -> tuple[Vilbert, object, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    model, processor = build(TEXTS, **SIZES)
+    batch = processor.tokenizer(TEXTS[:3], padding=True, return_tensors="pt", return_token_type_ids=False)
+    return model.eval(), processor, {**batch, "pixel_values": torch.randn(3, 3, 32, 32)}
+
+
+def test_without_the_links_outputs_a_picture_changes_no_word(fused):
+    model, _, batch = fused
+    other = {**batch, "pixel_values": torch.randn(3, 3, 32, 32)}
+    assert not torch.allclose(model.fill(**batch), model.fill(**other), atol=1e-3)
+    with torch.no_grad():
+        for link in model.links:
+            link.to_regions.output.dense.weight.zero_()
+    assert torch.equal(model.fill(**batch), model.fill(**other))
+    read = {"pixel_values": batch["pixel_values"], "attention_mask": batch["attention_mask"]}
+    one, two = (model.streams(input_ids=ids, **read)[1] for ids in (batch["input_ids"], batch["input_ids"].flip(1)))
+    assert not torch.allclose(one, two, atol=1e-3)  # the other way is still open
+
+
+def test_a_link_is_queries_of_one_stream_on_keys_and_values_of_the_other(fused):
+    model, _, _ = fused
+    side = model.links[0].to_regions
+    words, regions = torch.randn(1, 4, 48), torch.randn(1, 5, 32)
+    q, k, v = side.query(words)[0], side.key(regions)[0], side.value(regions)[0]
+    found = torch.zeros(4, 20)
+    for head in (slice(0, 10), slice(10, 20)):
+        for i in range(4):
+            scores = torch.stack([q[i, head] @ k[j, head] / 10**0.5 for j in range(5)])
+            found[i, head] = sum(w * v[j, head] for j, w in enumerate(scores.exp() / scores.exp().sum()))
+    x = F.layer_norm(words[0] + side.output.dense(found), (48,), eps=1e-12)
+    inner = side.feed_forward.dense(F.gelu(side.intermediate.dense(x)))
+    expected = F.layer_norm(x + inner, (48,), eps=1e-12)
+    torch.testing.assert_close(side(words, regions)[0][0], expected)
+
+
+def test_co_attention_is_a_distribution_and_no_region_looks_at_padding(fused):
+    model, _, batch = fused
+    of_words, of_regions = model.co_attention(**batch)
+    length = batch["input_ids"].shape[1]
+    assert of_words.shape == (3, 2, 2, length, 17)
+    assert of_regions.shape == (3, 2, 2, 17, length)
+    torch.testing.assert_close(of_words.sum(-1), torch.ones(3, 2, 2, length))
+    torch.testing.assert_close(of_regions.sum(-1), torch.ones(3, 2, 2, 17))
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (of_regions.permute(0, 4, 1, 2, 3)[padding] == 0).all()
+
+
+def test_padding_changes_nothing(fused):
+    model, processor, batch = fused
+    alone = processor.tokenizer(TEXTS[1], return_tensors="pt", return_token_type_ids=False)
+    length = alone["input_ids"].shape[1]
+    assert length < batch["input_ids"].shape[1]
+    one = batch["pixel_values"][1:2]
+    torch.testing.assert_close(model.fill(pixel_values=one, **alone)[0], model.fill(**batch)[1, :length])
+    torch.testing.assert_close(model.match(one, **alone), model.match(**batch)[1:2])
+
+
+def test_cells_lie_row_by_row_from_the_upper_left():
+    assert grid_boxes(1).tolist() == [[0, 0, 1, 1, 1]]
+    assert grid_boxes(2)[1].tolist() == [0.5, 0, 1, 0.5, 0.25]
+    boxes = grid_boxes(4)
+    torch.testing.assert_close((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), boxes[:, 4])
+    assert float(boxes[:, 4].sum()) == 1
+
+
+def test_the_global_region_comes_first_and_is_the_mean_of_what_is_seen(fused):
+    model, _, batch = fused
+    whole = model.regions
+    zeroed = torch.zeros(3, 16, dtype=torch.bool)
+    torch.testing.assert_close(whole(batch["pixel_values"], zeroed), whole(batch["pixel_values"]))
+    features = whole.features(batch["pixel_values"])
+    first = F.layer_norm(whole.what(features.mean(1)) + whole.where(torch.tensor([0.0, 0, 1, 1, 1])), (32,), eps=1e-12)
+    torch.testing.assert_close(whole(batch["pixel_values"])[:, 0], first)
+
+
+def test_nothing_of_a_hidden_region_is_seen(fused):
+    model, _, batch = fused
+    zeroed = torch.zeros(3, 16, dtype=torch.bool)
+    zeroed[:, 5] = True  # rows and columns 8 to 16
+    changed = batch["pixel_values"].clone()
+    changed[:, :, 8:16, 8:16] = 7.0
+    torch.testing.assert_close(model.regions(changed, zeroed), model.regions(batch["pixel_values"], zeroed))
+    assert not torch.allclose(model.regions(changed)[:, 1:], model.regions(batch["pixel_values"])[:, 1:])
+
+
+def test_the_region_loss_is_a_divergence():
+    torch.manual_seed(0)
+    target = torch.randn(4, 6).softmax(-1)
+    assert float(region_loss(target.log() + 3.0, target)) == pytest.approx(0, abs=1e-6)
+    logits = torch.randn(4, 6)
+    slow = [
+        sum(float(p) * float((p / q).log()) for p, q in zip(row, guess, strict=True))
+        for row, guess in zip(target, logits.softmax(-1), strict=True)
+    ]
+    assert float(region_loss(logits, target)) == pytest.approx(sum(slow) / 4)
+    assert min(slow) > 0
+    assert float(region_loss(logits[:0], target[:0])) == 0
+
+
+def test_nine_of_ten_hidden_regions_are_not_seen(fused):
+    model, *_ = fused
+    torch.manual_seed(0)
+    hidden, zeroed = model.hide_regions(1000, 100)
+    assert not (zeroed & ~hidden).any()
+    assert float(hidden.float().mean()) == pytest.approx(0.15, abs=0.01)
+    assert float(zeroed.sum() / hidden.sum()) == pytest.approx(0.9, abs=0.01)
+
+
+def test_each_part_of_the_loss_row_by_row(fused):
+    """Words and regions of own captions only; own and swapped captions told apart."""
+    model, _, batch = fused
+    torch.manual_seed(5)
+    found = model(**batch)
+    torch.manual_seed(5)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    other, other_mask, _ = swap_captions(ids, mask)
+    facts = {"mask_token_id": model.config.mask_token_id, "special_ids": tuple(model.config.special_token_ids)}
+    masks = torch.cat([mask, other_mask])
+    seen, labels = mask_words(torch.cat([ids, other]), masks, vocab_size=model.config.vocab_size, **facts)
+    hidden, zeroed = model.hide_regions(6, 16)
+    patches, words, regions, match = patchify(batch["pixel_values"], 8), [], [], []
+    for row in range(6):
+        one, picture = slice(row, row + 1), batch["pixel_values"][row % 3 : row % 3 + 1]
+        text, image, _ = model.streams(picture, seen[one], masks[one], zeroed[one])
+        chance = torch.sigmoid(model.fits(text, image)).item()
+        match.append(-torch.tensor(chance if row < 3 else 1 - chance).log())
+        if row < 3:
+            logs = model.words(text).log_softmax(-1)[0]
+            words += [-logs[i, label] for i, label in enumerate(labels[row].tolist()) if label != IGNORED]
+            guess = model.classes(image[:, 1:]).log_softmax(-1)[0]
+            true = model.codebook(patches[row])
+            regions += [(true[i] * (true[i].log() - guess[i])).sum() for i in range(16) if hidden[row, i]]
+    for name, parts in (("words", words), ("regions", regions), ("match", match)):
+        assert parts
+        torch.testing.assert_close(found.parts[name], sum(parts) / len(parts), msg=name)
+    torch.testing.assert_close(found.loss, sum(found.parts.values()))
+
+
+def test_every_weight_learns_and_both_modalities_reach_both_tasks(fused):
+    model, _, batch = fused
+    torch.manual_seed(0)
+    pixels = batch["pixel_values"].requires_grad_()
+    found = model(**batch)
+    table = model.text.embeddings.position_embeddings.weight
+    assert torch.autograd.grad(found.parts["words"], pixels, retain_graph=True)[0].abs().sum() > 0
+    assert torch.autograd.grad(found.parts["regions"], table, retain_graph=True)[0].abs().sum() > 0
+    found.loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+def test_links_need_layers():
+    with pytest.raises(ValueError, match="links 3"):
+        build(TEXTS, **{**SIZES, "links": 3})
+
+
+def test_text_starts_from_public_weights(fused, tmp_path: Path):
+    """The text stream before the first link is BERT."""
+    model, _, batch = fused
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+    config = BertConfig(vocab_size=model.config.vocab_size, max_position_embeddings=16, **sizes)
+    stock = BertModel(config, add_pooling_layer=False).eval()
+    stock.save_pretrained(tmp_path)
+    model.text = BertModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    with torch.no_grad():
+        for link in model.links:
+            for dense in (link.to_regions.output.dense, link.to_regions.feed_forward.dense):
+                dense.weight.zero_()
+                dense.bias.zero_()
+    words = model.streams(**batch)[0]
+    torch.testing.assert_close(
+        words, stock(batch["input_ids"], batch["attention_mask"]).last_hidden_state, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_saved_model_comes_back(fused, tmp_path: Path):
+    model, processor, batch = fused
+    with torch.no_grad():
+        model.codebook.codewords += 1.0  # what is saved counts, not what is drawn
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for again in (ZOO["vilbert"].cls.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(again) is Vilbert
+        torch.testing.assert_close(again.fill(**batch), model.fill(**batch))
+        torch.testing.assert_close(again.match(**batch), model.match(**batch))
+        assert torch.equal(again.codebook.codewords, model.codebook.codewords)
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.mask_token_id == model.config.mask_token_id
+
+
+def test_weights_without_a_codebook_load(fused, tmp_path: Path):
+    model, *_ = fused
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "codebook" not in k})
+    again = Vilbert.from_pretrained(tmp_path)
+    assert torch.equal(again.codebook.codewords, Codebook(8, 16).codewords)
