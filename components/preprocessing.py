@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-KNOWN = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
+KNOWN = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor", "FlavaImageProcessor")
 MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
