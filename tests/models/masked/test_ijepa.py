@@ -1,0 +1,212 @@
+"""I-JEPA: masks that never meet, a slow copy in closed form, and a loss written out patch by patch."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoProcessor, IJepaConfig, IJepaModel
+
+from models.masked.ijepa import IJepa, IJepaPretrainingConfig, block_size, build, multiblock
+
+SIZES: dict[str, Any] = {"image_size": 24, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
+PREDICTOR: dict[str, Any] = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2}
+
+
+def tiny(**more) -> IJepa:
+    torch.manual_seed(0)
+    return build([], **SIZES, **PREDICTOR, **{"min_context": 4, "total_steps": 10, "initializer_range": 0.1} | more)[0]
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+
+def trainable(model: IJepa) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def grid(side: int, **more) -> IJepaPretrainingConfig:
+    return IJepaPretrainingConfig(image_size=side * 14, patch_size=14, **more)
+
+
+@pytest.mark.parametrize("side", [6, 8, 14, 16])
+def test_context_and_targets_never_meet(side: int):
+    config = grid(side, min_context=10 if side > 8 else 2)
+    torch.manual_seed(0)
+    for _ in range(20):
+        context, targets = multiblock(16, config)
+        assert targets.shape[:2] == (16, 4)
+        assert context.shape[1] >= config.min_context
+        for row in range(16):
+            kept = context[row].tolist()
+            assert len(set(kept)) == len(kept)
+            assert not set(kept) & set(targets[row].flatten().tolist())
+            assert all(0 <= place < side * side for place in kept)
+
+
+def test_targets_are_rectangles_that_reach_every_patch():
+    torch.manual_seed(0)
+    reached = set()
+    for _ in range(60):
+        _, targets = multiblock(8, grid(8, min_context=1))
+        for block in targets.flatten(0, 1):
+            rows, columns = {p // 8 for p in block.tolist()}, {p % 8 for p in block.tolist()}
+            height, width = max(rows) - min(rows) + 1, max(columns) - min(columns) + 1
+            assert len(rows) == height and len(columns) == width and height * width == len(set(block.tolist()))
+            reached |= set(block.tolist())
+    assert reached == set(range(64))
+
+
+def test_blocks_keep_to_scale_and_aspect():
+    torch.manual_seed(0)
+    for _ in range(200):
+        height, width = block_size(32, (0.15, 0.2), (0.75, 1.5))
+        assert 0.14 < height * width / 1024 < 0.21
+        assert 0.7 < height / width < 1.6
+    assert block_size(8, (1.0, 1.0), (1.0, 1.0)) == (8, 8)
+
+
+def test_a_grid_too_small_for_the_context_still_keeps_targets_out():
+    context, targets = multiblock(8, grid(4, min_context=16))
+    assert all(not set(c.tolist()) & set(t.flatten().tolist()) for c, t in zip(context, targets, strict=True))
+    with pytest.raises(ValueError, match="target_scale smaller"):
+        multiblock(8, grid(4, target_scale=(1.0, 1.0), target_aspect=(1.0, 1.0)))
+
+
+def test_loss_is_smooth_l1_to_layer_normed_features_of_the_whole_picture():
+    model, given = tiny().eval(), pictures()
+    with torch.no_grad():
+        for parameter in model.ijepa.parameters():  # a slow copy of its own
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    context, targets = multiblock(3, model.config)
+    output = model(pixel_values=given, places=context, targets=targets)
+    errors = []
+    for row in range(3):
+        whole = model.ijepa(given[row : row + 1]).last_hidden_state[0]
+        states = model.context.visible(given[row : row + 1], context[row : row + 1])
+        for block in targets[row]:  # one at a time, so that no block sees another
+            said = model.predictor(states, context[row : row + 1], block[None, None])[0, 0]
+            for place, guess in zip(block.tolist(), said, strict=True):
+                truth = whole[place] - whole[place].mean()
+                truth = truth / torch.sqrt(truth.square().mean() + 1e-5)
+                gap = (guess - truth).abs()
+                errors.append(torch.where(gap < 1, 0.5 * gap * gap, gap - 0.5).mean())
+    torch.testing.assert_close(output.loss, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
+    assert output.parts["features"] is output.loss
+
+
+def test_the_context_sees_its_own_patches_and_the_target_all_of_them():
+    model, given = tiny().eval(), pictures(1)
+    places = torch.arange(12)[None]  # the two upper rows of six
+    below, above = given.clone(), given.clone()
+    below[..., 8:, :] += 1
+    above[..., :8, :] += 1
+    seen = model.context.visible(given, places)
+    torch.testing.assert_close(model.context.visible(below, places), seen, rtol=0, atol=0)
+    assert not torch.allclose(model.context.visible(above, places), seen)
+    lower = [model.ijepa(x).last_hidden_state[:, 30:] for x in (given, above)]
+    assert not torch.allclose(*lower)
+
+
+def test_gradients_reach_context_and_predictor_and_never_the_slow_copy():
+    model = tiny().train()
+    model(pixel_values=pictures()).loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.ijepa.parameters())
+    trained = [*model.context.parameters(), *model.predictor.parameters()]
+    assert all(p.grad is not None for p in trained if p.requires_grad)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith("ijepa.")}
+    assert frozen == {"context.embeddings.position_embeddings", "predictor.positions"}
+
+
+def test_the_slow_copy_is_the_closed_form_of_its_average():
+    model = tiny(momentum=0.5, total_steps=4).train()
+    name = "layers.0.mlp.fc1.weight"
+    own = dict(model.context.named_parameters())[name]
+    slow = dict(model.ijepa.named_parameters())[name]
+    assert torch.equal(own, slow)
+    momenta = [0.5, 0.625, 0.75, 0.875]  # of steps 0 to 3 of 4
+    assert [model.momentum(step) for step in (0, 1, 2, 3, 4, 9)] == [*momenta, 1.0, 1.0]
+    weights = [slow.clone()]
+    for _ in range(4):
+        model(pixel_values=pictures())
+        with torch.no_grad():  # the optimizer's step
+            own.add_(torch.randn_like(own))
+        weights.append(own.detach().clone())
+    model(pixel_values=pictures())  # follows the last step
+    # f̄ = Σ_k (1 − m_k) Π_{j > k} m_j · f_k, and what was there first
+    wanted = weights[0] * math.prod(momenta)
+    for k in range(4):
+        wanted = wanted + (1 - momenta[k]) * math.prod(momenta[k + 1 :]) * weights[k + 1]
+    torch.testing.assert_close(slow, wanted)
+    still = slow.clone()
+    model.eval()(pixel_values=pictures())
+    assert torch.equal(slow, still)
+
+
+def test_the_papers_momentum_rises_from_0_996_to_1():
+    model = tiny(total_steps=1000)
+    assert model.momentum(0) == 0.996
+    assert model.momentum(500) == pytest.approx(0.998)
+    assert model.momentum(1000) == 1.0
+
+
+def test_features_are_the_slow_copys_mean():
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.context.parameters():
+            parameter.zero_()
+    features = model.get_image_features(pixel_values=pictures())
+    torch.testing.assert_close(features, model.ijepa(pictures()).last_hidden_state.mean(1))
+    assert features.std(0).min() > 0
+
+
+def test_transformers_weights_load_into_both_encoders(tmp_path):
+    sizes = {key: value for key, value in tiny().config.to_diff_dict().items() if hasattr(IJepaConfig(), key)}
+    stock = IJepaModel(IJepaConfig(**sizes)).eval()
+    with torch.no_grad():
+        stock.embeddings.position_embeddings.normal_()  # as trained elsewhere
+    stock.save_pretrained(tmp_path)
+    model = IJepa.from_pretrained(tmp_path, predictor_size=16, predictor_heads=2, predictor_layers=1)
+    for encoder in (model.ijepa, model.context):
+        torch.testing.assert_close(encoder(pictures()).last_hidden_state, stock(pictures()).last_hidden_state)
+    assert int(model.steps) == 0
+    assert model.predictor.positions.abs().sum() > 0
+    assert trainable(model) == trainable(tiny())
+
+
+def test_saved_it_goes_on_where_it_was_and_transformers_loads_the_slow_copy(tmp_path):
+    model, processor = build([], **SIZES, **PREDICTOR, min_context=4, total_steps=10)
+    model(pixel_values=pictures())
+    with torch.no_grad():
+        model.context.layernorm.weight.add_(1.0)
+    model(pixel_values=pictures())
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, stock = IJepa.from_pretrained(tmp_path), IJepaModel.from_pretrained(tmp_path)
+    assert int(again.steps) == 2
+    for (name, old), new in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(old, new), name
+    assert trainable(again) == trainable(model)
+    features = model.eval().get_image_features(pixel_values=pictures())
+    torch.testing.assert_close(again.get_image_features(pixel_values=pictures()), features)
+    torch.testing.assert_close(stock(pictures()).last_hidden_state.mean(1), features)
+    assert AutoProcessor.from_pretrained(tmp_path).size["height"] == 24
+
+
+def test_the_loss_falls_and_features_do_not_collapse():
+    torch.manual_seed(0)
+    model = tiny(momentum=0.9, total_steps=80).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    colours = torch.randn(64, 3, 1, 1).expand(-1, -1, 24, 24) + 0.3 * torch.randn(64, 3, 24, 24)
+    losses = []
+    for _ in range(80):
+        loss = model(pixel_values=colours[torch.randint(64, (16,))]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    features = F.layer_norm(model.eval().ijepa(colours).last_hidden_state, (32,)).mean(1)
+    assert features.std(0).mean() > 0.1  # 0 if all pictures look alike
