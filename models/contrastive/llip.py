@@ -1,0 +1,214 @@
+"""Llip: a picture's vector is mixed anew for every caption that it is compared with.
+
+CLIP's vision tower gives K vectors of a picture instead of one; the caption says by cross-attention how much of each
+it wants. Every pair of a picture and a caption is then one logit of SigLIP's loss.
+
+Source: Lavoie et al. 2024, section 3; the loss is Zhai et al. 2023, algorithm 1.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import initialization as init
+
+from models.contrastive.clip import MAX_LOGIT_SCALE, towers
+from models.contrastive.losses import gathered
+from models.outputs import PretrainingOutput
+
+
+def sigmoid_loss(logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
+    """−(1/N) Σ_ij log σ(z_ij · logit_ij), z = 1 for a picture's own caption and −1 for all others.
+
+    Args:
+        logits: (N, M), pictures by captions.
+        offset: the column of the first picture's own caption; columns outside M are other chunks' concern.
+
+    Source: Zhai et al. 2023, equation 1.
+    """
+    own = torch.zeros_like(logits)
+    rows = torch.arange(len(logits), device=logits.device)
+    rows = rows[(rows + offset >= 0) & (rows + offset < logits.shape[1])]
+    own[rows, rows + offset] = 1
+    return F.softplus((1 - 2 * own) * logits).sum() / len(logits)
+
+
+@strict
+class LlipConfig(CLIPConfig):
+    """CLIP's config, and how a picture's vector is mixed.
+
+    `mixture_tokens` is K; `mixture_temperature` is τ, which stands where attention has the root of its width.
+    `caption_chunk` captions are mixed at a time, so that memory does not grow with all pairs; 0 is all.
+    """
+
+    model_type = "llip"
+
+    mixture_tokens: int = 64
+    mixture_heads: int = 8
+    mixture_temperature: float = 5.0
+    logit_scale_init_value: float | int | None = math.log(10.0)
+    logit_bias_init_value: float = -10.0
+    caption_chunk: int = 0
+
+    def validate_architecture(self) -> None:
+        """Raises: ValueError for no token, or heads that do not divide the width."""
+        if self.mixture_tokens < 1:
+            raise ValueError(f"mixture_tokens must be at least 1, got {self.mixture_tokens}")
+        width = self.vision_config.hidden_size  # type: ignore[union-attr]
+        if width % self.mixture_heads:
+            raise ValueError(f"mixture_heads {self.mixture_heads} do not divide the vision width {width}")
+
+
+class Mixer(nn.Module):
+    """The learnt tokens, and the cross-attention's projections."""
+
+    def __init__(self, text: int, vision: int, count: int):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(count - 1, vision))
+        self.query = nn.Linear(text, vision, bias=False)
+        self.key = nn.Linear(vision, vision, bias=False)
+        self.value = nn.Linear(vision, vision, bias=False)
+
+
+class Llip(CLIPModel):
+    """`CLIPModel` with K − 1 tokens beside its class token, and cross-attention from the caption to all K.
+
+    The visual projection comes after the mixing; with K = 1 this is SigLIP on CLIP's towers.
+    """
+
+    config: LlipConfig  # type: ignore[assignment]
+    config_class = LlipConfig
+
+    def __init__(self, config: LlipConfig):
+        super().__init__(config)
+        text, vision = self.text_embed_dim, self.vision_embed_dim
+        self.mixer = Mixer(text, vision, config.mixture_tokens)
+        self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init_value))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Mixer):
+            init.normal_(module.tokens, std=module.tokens.shape[1] ** -0.5)
+            for linear in (module.query, module.key, module.value):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
+        elif isinstance(module, Llip) and hasattr(module, "logit_bias"):  # CLIP's weights have none
+            init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """t, the factor on cosines, at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def mixture(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """h_i^k, the K vectors of every picture: (N, 3, H, W) to (N, K, width)."""
+        tower, count = self.vision_model, self.config.mixture_tokens
+        seen = tower.embeddings(pixel_values)  # (N, 1 + patches, width), the class token first
+        more = self.mixer.tokens.to(seen.dtype).expand(len(seen), -1, -1)
+        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(torch.cat([seen[:, :1], more, seen[:, 1:]], 1)))
+        return tower.post_layernorm(hidden.last_hidden_state[:, :count])
+
+    def captions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """g_j, the text tower's vector of every caption: (M, L) to (M, text width)."""
+        return self.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+
+    def weights(self, mixture: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """How much of each vector each caption wants: (N, K, width), (M, text width) to (N, M, heads, K), sum 1.
+
+        softmax_k(⟨W_q g_j, W_k h_i^k⟩ / τ), head by head.
+        """
+        query, key = self._heads(self.mixer.query(captions)), self._heads(self.mixer.key(mixture))
+        return (torch.einsum("mhd,nkhd->nmhk", query, key) / self.config.mixture_temperature).softmax(-1)
+
+    def logits(self, mixture: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """t · cos(ẑ_ij, ẑ'_j) + b of every pair: (N, K, width), (M, text width) to (N, M)."""
+        weights, value = self.weights(mixture, captions), self._heads(self.mixer.value(mixture))
+        mixed = torch.einsum("nmhk,nkhd->nmhd", weights, value).flatten(2)  # (N, M, width)
+        image = self.visual_projection(mixed)  # (N, M, D): a vector for every pair
+        return self.scale * torch.cosine_similarity(image, self.text_projection(captions), dim=-1) + self.logit_bias
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.config.mixture_heads, -1))
+
+    def similarity(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The logit of every pair: pixel_values (N, 3, H, W), input_ids and attention_mask (M, L) to (N, M)."""
+        mixture, captions = self.mixture(pixel_values), self.captions(input_ids, attention_mask)
+        return torch.cat([self.logits(mixture, part) for part in captions.split(self._chunk(captions))], 1)
+
+    def mixing(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What `weights` says of pixel_values (N, 3, H, W) and captions (M, L): (N, M, heads, K)."""
+        return self.weights(self.mixture(pixel_values), self.captions(input_ids, attention_mask))
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
+    ) -> PretrainingOutput:
+        """pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of picture i.
+
+        With several processes each one compares its own pictures with all captions; the mean over processes is the
+        loss of the whole batch.
+        """
+        mixture, captions = self.mixture(pixel_values), self.captions(input_ids, attention_mask)
+        place = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        offset, captions = place * len(captions), gathered(captions)
+        chunk, loss = self._chunk(captions), mixture.new_zeros(())
+        for start in range(0, len(captions), chunk):
+            given = mixture, captions[start : start + chunk], offset - start
+            whole = chunk == len(captions)
+            loss = loss + (self._loss(*given) if whole else checkpoint(self._loss, *given, use_reentrant=False))
+        return PretrainingOutput(loss, {"contrast": loss})
+
+    def _loss(self, mixture: torch.Tensor, captions: torch.Tensor, offset: int) -> torch.Tensor:
+        return sigmoid_loss(self.logits(mixture, captions), offset)
+
+    def _chunk(self, captions: torch.Tensor) -> int:
+        return self.config.caption_chunk or len(captions)
+
+
+AutoConfig.register("llip", LlipConfig)
+AutoModel.register(LlipConfig, Llip)
+
+
+def build(
+    texts: Iterable[str],
+    *,
+    mixture_tokens: int = 64,
+    mixture_heads: int = 8,
+    mixture_temperature: float = 5.0,
+    logit_bias: float = -10.0,
+    caption_chunk: int = 0,
+    **sizes: Any,
+) -> tuple[Llip, CLIPProcessor]:
+    """A new Llip and its processor; options as in `LlipConfig`, sizes as in `clip.towers`.
+
+    `logit_bias` is b at the start: −10 makes the many wrong pairs cost nothing, which a short training with small
+    batches spends its time to undo.
+    """
+    clip, processor = towers(texts, **sizes)
+    config = LlipConfig.from_dict(
+        {
+            **clip.to_dict(),
+            "mixture_tokens": mixture_tokens,
+            "mixture_heads": mixture_heads,
+            "mixture_temperature": mixture_temperature,
+            "logit_scale_init_value": math.log(10.0),
+            "logit_bias_init_value": logit_bias,
+            "caption_chunk": caption_chunk,
+        }
+    )
+    return Llip(config), processor

@@ -1,0 +1,180 @@
+"""Llip against loops over pairs, heads and tokens, and where it falls back to SigLIP."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
+
+from components.inference import tokenize_captions
+from components.launch import launch
+from models.contrastive.llip import Llip, LlipConfig, build, sigmoid_loss
+from models.contrastive.losses import siglip_loss
+
+TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
+SIZES = {
+    "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 2, "text_width": 12, "text_layers": 1,
+    "projection": 10, "head_width": 4, "text_length": 16, "mixture_heads": 2, "mixture_temperature": 1.5,
+    "logit_bias": -2.0,
+}  # fmt: skip
+
+
+def made(**options: Any) -> tuple[Llip, Any]:
+    torch.manual_seed(0)
+    model, processor = build(TEXTS, **{**SIZES, "mixture_tokens": 3, **options})
+    return model.eval(), processor
+
+
+def batch(model: Llip, processor: Any, count: int = 4) -> dict[str, torch.Tensor]:
+    words = tokenize_captions(processor.tokenizer, model.config, TEXTS[:count])
+    pixels = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return {"pixel_values": pixels, **words}
+
+
+def test_every_pair_has_a_vector_of_its_own_by_cross_attention() -> None:
+    model, processor = made()
+    given = batch(model, processor)
+    with torch.no_grad():
+        found, weights = model.similarity(**given), model.mixing(**given)
+        mixture = model.mixture(given["pixel_values"])
+        captions = model.text_model(given["input_ids"], given["attention_mask"]).pooler_output
+        mixer = model.mixer
+        for i in range(4):
+            for j in range(4):
+                query, keys, values = mixer.query(captions[j]), mixer.key(mixture[i]), mixer.value(mixture[i])
+                heads = []
+                for head in (slice(0, 8), slice(8, 16)):
+                    scores = [math.exp(float(query[head] @ keys[k, head]) / 1.5) for k in range(3)]
+                    share = [score / sum(scores) for score in scores]
+                    assert weights[i, j, len(heads)].tolist() == pytest.approx(share, abs=1e-5)
+                    heads.append(sum(share[k] * values[k, head] for k in range(3)))
+                image, text = model.visual_projection(torch.cat(heads)), model.text_projection(captions[j])
+                true = 10 * float(image @ text / image.norm() / text.norm()) - 2
+                assert found[i, j].item() == pytest.approx(true, abs=1e-4)
+    assert weights.sum(-1).allclose(torch.ones(4, 4, 2))
+    assert weights.std(1).max() > 1e-3  # captions differ in what they want
+
+
+def test_the_loss_is_a_logistic_regression_for_every_pair() -> None:
+    model, processor = made()
+    given = batch(model, processor)
+    logits, true = model.similarity(**given).tolist(), 0.0
+    for i in range(4):
+        true += sum(math.log1p(math.exp(-logits[i][j] if i == j else logits[i][j])) for j in range(4)) / 4
+    assert model(**given).loss.item() == pytest.approx(true, rel=1e-5)
+
+
+def test_one_token_is_siglip_on_that_tokens_vector() -> None:
+    model, processor = made(mixture_tokens=1)
+    given = batch(model, processor)
+    with torch.no_grad():
+        assert model.mixing(**given).eq(1).all()
+        stock = model.vision_model(given["pixel_values"]).pooler_output  # CLIP's own: the class token's
+        image = F.normalize(model.visual_projection(model.mixer.value(stock)), dim=-1)
+        text = model.text_model(given["input_ids"], given["attention_mask"]).pooler_output
+        text = F.normalize(model.text_projection(text), dim=-1)
+        true = siglip_loss(image, text, torch.tensor(10.0), torch.tensor(-2.0))
+        torch.testing.assert_close(model(**given).loss, true)
+        torch.testing.assert_close(model.similarity(**given), 10 * image @ text.T - 2)
+
+
+def test_the_order_of_tokens_means_nothing_and_equal_captions_are_equal() -> None:
+    model, processor = made(mixture_tokens=5)
+    given = batch(model, processor, 6)  # captions 4 and 5 are 0 and 1 again
+    with torch.no_grad():
+        scores, weights = model.similarity(**given), model.mixing(**given)
+        torch.testing.assert_close(scores[:, 4:], scores[:, :2])
+        assert (scores[:, 0] - scores[:, 1]).abs().min() > 1e-4
+        model.mixer.tokens.copy_(model.mixer.tokens[[2, 0, 3, 1]].clone())
+        torch.testing.assert_close(model.similarity(**given), scores, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model.mixing(**given), weights[..., [0, 3, 1, 4, 2]], atol=1e-5, rtol=1e-4)
+
+
+def gradients(model: Llip, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(**given).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 50])
+def test_chunks_of_captions_change_nothing(chunk: int) -> None:
+    model, processor = made()
+    given = batch(model, processor, 7)
+    loss, scores, true = model(**given).loss, model.similarity(**given), gradients(model, given)
+    model.config.caption_chunk = chunk
+    torch.testing.assert_close(model(**given).loss, loss)
+    torch.testing.assert_close(model.similarity(**given), scores)
+    found = gradients(model, given)
+    assert found.keys() == true.keys() == dict(model.named_parameters()).keys()  # nothing is left out
+    for name in true:
+        torch.testing.assert_close(found[name], true[name], atol=1e-5, rtol=1e-4)
+
+
+def test_rows_of_one_process_find_their_captions_among_all() -> None:
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    sign = 1 - 2 * torch.eye(6)
+    true = F.softplus(sign * logits).sum() / 6
+    shares = [sigmoid_loss(logits[place : place + 2], place) for place in (0, 2, 4)]
+    torch.testing.assert_close(torch.stack(shares).mean(), true)
+    parts = [sigmoid_loss(logits[2:4, start : start + 3], 2 - start) for start in (0, 3)]
+    torch.testing.assert_close(sum(parts), shares[1])
+
+
+def _share(folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    model, processor = made(caption_chunk=4)
+    rank, given = dist.get_rank(), batch(model, processor, 6)
+    given = {name: tensor.chunk(2)[rank] for name, tensor in given.items()}
+    torch.save((model(**given).loss.detach(), gradients(model, given)), Path(folder) / str(rank))
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    launch(_share, 2, str(tmp_path))
+    model, processor = made()
+    given = batch(model, processor, 6)
+    (one, found), (other, more) = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
+    torch.testing.assert_close((one + other) / 2, model(**given).loss.detach())
+    for name, true in gradients(model, given).items():
+        torch.testing.assert_close((found[name] + more[name]) / 2, true, atol=1e-5, rtol=1e-4)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model, processor = made()
+    with torch.no_grad():
+        model.logit_bias.fill_(-3.0)
+    given = batch(model, processor)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for cls in (AutoModel, Llip):
+        again = cls.from_pretrained(tmp_path)
+        assert type(again) is Llip and type(again.config) is LlipConfig
+        assert torch.equal(again.similarity(**given), model.similarity(**given))
+    words = tokenize_captions(AutoProcessor.from_pretrained(tmp_path).tokenizer, model.config, TEXTS[:4])
+    assert torch.equal(words["input_ids"], given["input_ids"])
+
+
+def test_begins_at_a_stock_clip(tmp_path: Path) -> None:
+    model, processor = made()
+    torch.manual_seed(1)
+    sizes = model.config.to_dict()
+    parts = {name: sizes[name] for name in ("text_config", "vision_config", "projection_dim")}
+    stock = CLIPModel(CLIPConfig(**parts)).eval()
+    stock.save_pretrained(tmp_path)
+    begun = Llip.from_pretrained(tmp_path, mixture_heads=2)
+    given = batch(model, processor)
+    assert begun.config.mixture_tokens == 64 and begun.logit_bias.item() == -10
+    assert 0.5 < begun.mixer.tokens.std().item() * 4 < 2 and 0.5 < begun.mixer.query.weight.std().item() * 12**0.5 < 2
+    torch.testing.assert_close(begun.captions(given["input_ids"]), stock.text_model(given["input_ids"]).pooler_output)
+    assert begun(**given).loss.isfinite()
+
+
+@pytest.mark.parametrize("wrong", [{"mixture_tokens": 0}, {"mixture_heads": 3}])
+def test_sizes_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(Exception, match=next(iter(wrong))):
+        made(**wrong)
