@@ -8,11 +8,14 @@ from typing import Any, Literal
 class Training:
     """A budget in optimizer steps, so that the same recipe gives the same weights on a slow machine.
 
-    No steps leave the model as it starts. `muon_scale` is the rate of the blocks' matrices (Muon) over that of everything else (AdamW).
-    `trainer` holds further arguments of the library's trainer by their own names.
+    No steps leave the model as it starts. `seconds` is a budget of each process's own time instead: a few steps on a
+    copy say how many fit in it, and the schedule runs to its end. `muon_scale` is the rate of the blocks' matrices
+    (Muon) over that of everything else (AdamW). `trainer` holds further arguments of the library's trainer by their
+    own names.
     """
 
     max_steps: int = 100
+    seconds: float | None = None
     batch_size: int = 32  # over all processes
     learning_rate: float = 1e-3
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -26,6 +29,11 @@ class Training:
     def __post_init__(self) -> None:
         if self.max_steps < 0:
             raise ValueError(f"max_steps must not be negative, got {self.max_steps}")
+        if self.seconds is not None:
+            if self.seconds <= 0:
+                raise ValueError(f"seconds must be above 0, got {self.seconds}")
+            if self.max_steps != type(self).max_steps:
+                raise ValueError(f"max_steps {self.max_steps} and seconds {self.seconds} are two budgets; give one")
         if self.batch_size < 1 or self.processes < 1:
             raise ValueError("batch_size and processes must be at least 1")
         if self.batch_size % self.processes:

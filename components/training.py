@@ -5,6 +5,8 @@ import math
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from components.budget import Training
 
 logger = logging.getLogger(__name__)
 
+WARM, TIMED = 2, 8  # steps of a trial
 NOT_MUON = ("embed", "head", "positions", "tokens", "projection")
 
 
@@ -158,3 +161,42 @@ class Progress(TrainerCallback):
             logger.info(
                 "step %d of %d  loss %.3f  %.0f s left", state.global_step, state.max_steps, numbers["loss"], left
             )
+
+
+class Clock(TrainerCallback):
+    """The times at which the steps of a trial ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time."""
+        self.ends.append(now())
+
+
+def now() -> float:
+    """This process's own time, so that a busy machine learns no less; with a GPU, which works beside it, the wall's."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def steps_within(training: Training, trial: Callable[[Training, Clock], Any]) -> Training:
+    """The budget `training.seconds` in steps, the same in every process; what a trial takes counts as spent.
+
+    Args:
+        trial: trains a copy of the model by the budget and with the clock that it is given.
+    """
+    assert training.seconds is not None
+    start, clock = now(), Clock()
+    quiet = {**training.trainer, "logging_strategy": "no", "report_to": "none"}
+    trial(replace(training, seconds=None, max_steps=WARM + TIMED, trainer=quiet), clock)
+    each = (clock.ends[-1] - clock.ends[WARM - 1]) / TIMED
+    steps = torch.tensor((training.seconds - (now() - start)) / each)
+    if dist.is_available() and dist.is_initialized():
+        steps = steps.cuda() if torch.cuda.is_available() else steps
+        dist.all_reduce(steps, dist.ReduceOp.MIN)
+    chosen = max(1, int(steps))
+    logger.info("%d steps of %.3f s in a budget of %g s", chosen, each, training.seconds)
+    return replace(training, seconds=None, max_steps=chosen)

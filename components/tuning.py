@@ -30,6 +30,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay {self.replay} is a share and must be in [0, 1)")
+        if self.training.seconds is not None:
+            raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
 
 
 def tune(*, model_in: Path | None, conversations: Path, out: Path, section: Tuning, step: str) -> None:

@@ -33,6 +33,8 @@ class Alignment:
             raise ValueError(f"losses and weights must go in pairs, got {self.losses} and {self.weights}")
         if self.training.processes != 1:
             raise ValueError("training.processes must be 1: DPO and its control are the two processes")
+        if self.training.seconds is not None:
+            raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
 
 
 def align(start: Path, preferences: Path, model: Path, control: Path, recipe: str, section: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from components import recipe
-from components.errors import ModelError
+from components.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
     from components.pretrain.pretraining import Pretraining
@@ -58,7 +58,10 @@ def bootstrap_section(values: dict[str, Any], seed: int) -> "Pretraining":
     from components.pretrain.pretraining import Pretraining
 
     training = {"seed": seed} | values.get("training", {})
-    return recipe.load(Pretraining, {"bootstrap": values | {"training": training}}, "bootstrap")
+    section = recipe.load(Pretraining, {"bootstrap": values | {"training": training}}, "bootstrap")
+    if section.training.seconds is not None:
+        raise RecipeError("bootstrap.training.seconds: what is kept must not hang on the machine; give max_steps")
+    return section
 
 
 def bootstrap(pairs: Path, out: Path, section: "Pretraining") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from components.budget import Training
 from components.dataset import Dataset
 from components.launch import launch
+from components.pretrain.augmentation import Augmentation, Views
 from models.zoo import ZOO
 
 
@@ -15,7 +16,14 @@ class Pretraining:
     """What to pretrain, and for how long.
 
     `model` holds sizes by the names of the family's builder. `start` goes on from weights that are there: a folder, or
-    a name on the Hugging Face hub. `shuffle_pairs` trains the control: every picture with another one's caption.
+    a name on the Hugging Face hub. `shuffle_pairs` trains the control: what belongs together is dealt at
+    random (see `control.py`).
+
+    What follows is off unless it is given. `augment` changes pictures each time they are seen, `views` says how for
+    the two that SLIP compares. `negatives` captions that are nearly right stand against every caption. `mining` is
+    the share of a batch whose captions are alike. `max_logit_scale` bounds the factor on cosines after every step.
+    `ema` is the decay of the weights' moving average, which is then what is kept. `drop_patches` is the share of the
+    patches that a picture tower does not see while it learns.
     """
 
     family: str = "sketch-dual"
@@ -23,12 +31,29 @@ class Pretraining:
     model: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
     shuffle_pairs: bool = False
+    augment: Augmentation | None = None
+    views: Views | None = None
+    negatives: int = 0
+    mining: float = 0.0
+    max_logit_scale: float | None = None
+    ema: float | None = None
+    drop_patches: float = 0.0
 
     def __post_init__(self) -> None:
         if self.family not in ZOO:
             raise ValueError(f"family {self.family!r} is not in the zoo: {', '.join(ZOO)}")
         if self.start is not None and self.model:
             raise ValueError(f"start {self.start!r} brings its sizes with it; leave model out")
+        if self.negatives < 0:
+            raise ValueError(f"negatives must not be negative, got {self.negatives}")
+        if not 0 <= self.mining <= 1:
+            raise ValueError(f"mining is a share from 0 to 1, got {self.mining}")
+        if self.max_logit_scale is not None and self.max_logit_scale < 1:
+            raise ValueError(f"max_logit_scale must be at least 1, got {self.max_logit_scale}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is a decay between 0 and 1, got {self.ema}")
+        if not 0 <= self.drop_patches < 1:
+            raise ValueError(f"drop_patches is a share from 0 to below 1, got {self.drop_patches}")
 
     def plain(self) -> dict[str, Any]:
         """The section as JSON holds it."""

@@ -1,18 +1,27 @@
 """Pretraining of any family of the zoo on the pairs of a dataset."""
 
+import inspect
 import tempfile
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
+import torch
+from torch.utils.data import Sampler
+from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from components import checkpoint
-from components.batches import Batches
+from components.budget import Training
 from components.dataset import Dataset
-from components.errors import DataError, ModelError
+from components.errors import DataError, ModelError, RecipeError
+from components.pretrain.callbacks import Average, Clamp
 from components.pretrain.control import deal
+from components.pretrain.mining import HardBatches
 from components.pretrain.pretraining import Pretraining
-from components.training import Progress, arguments, optimizers
+from components.pretrain.variation import TrainingBatches
+from components.training import Progress, arguments, optimizers, steps_within
+from models.contrastive import patch_dropout
 from models.zoo import ZOO
 
 
@@ -22,6 +31,7 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
     Raises:
         DataError: fewer captioned pairs than one batch.
         ModelError: `section.start` names no such model.
+        RecipeError: an option that the family has no place for.
     """
     training = section.training
     data = Dataset(pairs, "pairs")
@@ -39,30 +49,18 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
     table = table.take(keep)
     set_seed(training.seed)
     model, processor = begin(section, texts)
-    batches = Batches(model, processor)
+    batches = TrainingBatches(model, processor, section)
+    check_options(section, model, batches)
     rows = batches.rows([image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist())
     if section.shuffle_pairs:
         rows = deal(rows, batches.patch, training.seed)
+    batches.learn(rows)
+    run = partial(fit, rows=rows, batches=batches, section=section)
+    if training.seconds is not None:
+        training = steps_within(training, lambda trial, clock: run(deepcopy(model), trial, [clock]))
     progress = Progress()
-    if training.max_steps:
-        with tempfile.TemporaryDirectory() as folder:
-            options = arguments(
-                training,
-                Path(folder),
-                dataloader_drop_last=True,  # the whole batch gives the negatives: a short one is a different task
-                ddp_find_unused_parameters=ZOO[section.family].paradigm != "contrastive",
-            )
-            trainer = Trainer(
-                model=model,
-                args=TrainingArguments(**options),
-                train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
-                data_collator=batches,
-                optimizers=optimizers(model, training),
-                callbacks=[progress],
-            )
-            trainer.train()
-            if not trainer.is_world_process_zero():
-                return
+    if training.max_steps and not run(model, training, [progress]):
+        return
     checkpoint.save(
         out,
         model,
@@ -75,6 +73,74 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
         curve=progress.curve,
         notes={"pairs": len(rows), "parameters": model.num_parameters()},
     )
+
+
+def check_options(section: Pretraining, model: Any, batches: TrainingBatches) -> None:
+    """Raise RecipeError where `section` asks for what the family has no place for."""
+    takes, config = inspect.signature(model.forward).parameters, model.config
+    needs = {
+        "augment": (section.augment, batches.pictures, "sees no pictures"),
+        "views": (section.views, batches.views, "compares no views; give its model a slip_weight where it takes one"),
+        "negatives": (section.negatives, "negative_input_ids" in takes, "takes no negative captions; clip does"),
+        "mining": (section.mining, batches.words, "reads no captions"),
+        "max_logit_scale": (section.max_logit_scale, hasattr(model, "logit_scale"), "has no logit_scale"),
+        "drop_patches": (section.drop_patches, not getattr(config, "patch_dropout", 0), "drops patches by its model"),
+    }
+    for name, (asked, there, why) in needs.items():
+        if asked and not there:
+            raise RecipeError(f"pretrain.{name}: {getattr(section, name)!r}: the family {section.family!r} {why}")
+
+
+class _Trainer(Trainer):
+    """The library's trainer, which takes rows in an `order` where one is given."""
+
+    order: Sampler[int] | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)
+
+
+def fit(
+    model: Any,
+    training: Training,
+    callbacks: list[TrainerCallback],
+    *,
+    rows: list[dict[str, Any]],
+    batches: TrainingBatches,
+    section: Pretraining,
+) -> bool:
+    """Train `model` in place; returns whether this process is the one that writes."""
+    if section.max_logit_scale is not None:
+        callbacks = [*callbacks, Clamp(section.max_logit_scale)]
+    if section.ema is not None:
+        callbacks = [*callbacks, Average(section.ema)]
+    if section.drop_patches:
+        try:
+            patch_dropout.attach(model, section.drop_patches)
+        except ValueError as error:
+            raise RecipeError(f"pretrain.drop_patches: {error}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        options = arguments(
+            training,
+            Path(folder),
+            dataloader_drop_last=True,  # the whole batch gives the negatives: a short one is a different task
+            ddp_find_unused_parameters=ZOO[section.family].paradigm != "contrastive",
+        )
+        trainer = _Trainer(
+            model=model,
+            args=TrainingArguments(**options),
+            train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
+            data_collator=batches,
+            optimizers=optimizers(model, training),
+            callbacks=callbacks,
+        )
+        if section.mining:
+            captions = [row["caption"] for row in rows]
+            trainer.order = HardBatches(captions, training.batch_size, section.mining, training.seed)
+        # What is drawn for a batch (crops, masks) is drawn by each process for its own part.
+        torch.manual_seed(training.seed + trainer.args.process_index)
+        trainer.train()
+        return trainer.is_world_process_zero()
 
 
 def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:

@@ -1,0 +1,231 @@
+"""Options of pretraining: each does what it says, and none of them where a family has no place for it."""
+
+import io
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+
+from components import dataset, recipe
+from components.budget import Training
+from components.errors import RecipeError
+from components.launch import launch
+from components.pretrain.augmentation import Augmentation
+from components.pretrain.callbacks import Average
+from components.pretrain.mining import HardBatches
+from components.pretrain.pretraining import Pretraining, corpus, pretrain
+from components.pretrain.training import begin, check_options, fit
+from components.pretrain.variation import TrainingBatches
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
+SIZES = {
+    "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16, "text_layers": 1,
+    "projection": 8, "head_width": 8, "text_length": 12,
+}  # fmt: skip
+
+
+def section(family: str = "clip", **options: Any) -> Pretraining:
+    training = Training(**{"max_steps": 3, "batch_size": 8, "warmup_steps": 0, **options.pop("training", {})})
+    return Pretraining(family=family, model=options.pop("model", SIZES), training=training, **options)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 pictures of two halves, each in a colour."""
+    folder, rows = tmp_path_factory.mktemp("pairs"), []
+    for i in range(48):
+        one, other = (list(COLOURS)[j] for j in (i % 4, i // 4 % 4))
+        picture = Image.new("RGB", (16, 16), COLOURS[one])
+        picture.paste(COLOURS[other], (8, 0, 16, 16))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        row = {
+            "image": buffer.getvalue(),
+            "caption": f"{one} left of {other}",
+            "width": 16,
+            "height": 16,
+            "uid": str(i),
+        }
+        rows.append({**row, "source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []})
+    dataset.write(folder, "pairs", rows)
+    return folder
+
+
+def prepared(pairs: Path, asked: Pretraining) -> tuple[Any, TrainingBatches, list[dict[str, Any]]]:
+    table = dataset.Dataset(pairs).table(["image", "caption"]).to_pylist()
+    model, processor = begin(asked, corpus(pairs, None))
+    batches = TrainingBatches(model, processor, asked)
+    check_options(asked, model, batches)
+    rows = batches.rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
+    batches.learn(rows)
+    return model, batches, rows
+
+
+def trained(pairs: Path, out: Path, asked: Pretraining) -> dict[str, torch.Tensor]:
+    pretrain(pairs=pairs, conversations=None, out=out, section=asked)
+    return load_file(out / "model.safetensors")
+
+
+class Watch(TrainerCallback):
+    """Keeps the weights after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.seen.append(deepcopy(model.state_dict()))
+
+
+def test_the_logit_scale_is_clamped_after_every_step(pairs: Path, tmp_path: Path) -> None:
+    free = trained(pairs, tmp_path / "free", section())
+    bound = trained(pairs, tmp_path / "bound", section(max_logit_scale=5.0))
+    assert free["logit_scale"] > math.log(5)
+    assert bound["logit_scale"] == pytest.approx(math.log(5), abs=0.01)
+    assert bound["logit_scale"] <= math.log(5) + 1e-6
+
+
+def test_the_average_is_the_closed_form_and_is_what_is_kept(pairs: Path) -> None:
+    asked = section(ema=0.7, training={"max_steps": 4, "learning_rate": 0.05})
+    model, batches, rows = prepared(pairs, asked)
+    watch = Watch()
+    fit(model, asked.training, [watch], rows=rows, batches=batches, section=asked)
+    for name, kept in model.state_dict().items():
+        if not kept.is_floating_point():
+            continue
+        one, two, three, four = (seen[name] for seen in watch.seen)
+        # The first step's weights carry all that is before them.
+        expected = 0.7**3 * one + 0.3 * (0.7**2 * two + 0.7 * three + four)
+        torch.testing.assert_close(kept, expected, atol=1e-6, rtol=1e-5)
+    moved = (model.logit_scale - watch.seen[-1]["logit_scale"]).abs()
+    assert moved > 1e-4, "the last step's weights are others"
+
+
+def test_an_average_of_nothing_is_the_start() -> None:
+    model, average = nn.Linear(2, 2), Average(0.9)
+    start = deepcopy(model.state_dict())
+    average.on_train_begin(None, None, None, model=model)  # type: ignore[arg-type]
+    average.on_train_end(None, None, None, model=model)  # type: ignore[arg-type]
+    assert all(torch.equal(start[name], value) for name, value in model.state_dict().items())
+
+
+def test_pictures_of_a_batch_change_only_where_that_is_asked_for(pairs: Path) -> None:
+    _, plain, rows = prepared(pairs, section())
+    _, varied, _ = prepared(pairs, section(augment=Augmentation(area=(0.3, 0.6))))
+    assert torch.equal(plain(rows[:8])["pixel_values"], plain(rows[:8])["pixel_values"])
+    assert set(plain(rows[:8])) == {"pixel_values", "input_ids", "attention_mask"}
+    one, other = varied(rows[:8]), varied(rows[:8])
+    assert not torch.equal(one["pixel_values"], other["pixel_values"])
+    assert torch.equal(one["input_ids"], other["input_ids"])
+    spread = one["pixel_values"].std() / plain(rows[:8])["pixel_values"].std()
+    assert 0.7 < spread < 1.3, "normalised as before"
+
+
+def test_two_views_come_for_a_model_that_compares_them(pairs: Path) -> None:
+    asked = section(model={**SIZES, "slip_weight": 1.0, "slip_width": 16, "slip_projection": 8})
+    model, batches, rows = prepared(pairs, asked)
+    torch.manual_seed(0)
+    batch = batches(rows[:8])
+    assert batch["views"].shape == (8, 2, 3, 16, 16)
+    assert not torch.equal(batch["views"][:, 0], batch["views"][:, 1])
+    out = model(**batch)
+    assert torch.isfinite(out.loss) and "views" in out.parts
+    changed = model(**{**batch, "views": batch["views"].flip(0) * 0.5})
+    assert out.parts["views"] != changed.parts["views"], "the batch's views are the ones compared"
+
+
+def test_negative_captions_stand_in_the_batch_and_teach_the_difference(pairs: Path, tmp_path: Path) -> None:
+    asked = section(negatives=2)
+    model, batches, rows = prepared(pairs, asked)
+    batch = batches(rows[:8])
+    decoded = batches.words.batch_decode(batch["negative_input_ids"], skip_special_tokens=True)
+    words = [text.replace("<start>", "").replace("<end>", "").strip() for text in decoded]
+    assert len(words) == len(batch["negative_attention_mask"]) == 16
+    for i, near in enumerate(words):
+        assert near != rows[i // 2]["caption"] and len(near.split()) == 4, near
+    without = {name: tensor for name, tensor in batch.items() if not name.startswith("negative")}
+    assert model(**batch).loss > model(**without).loss, "more to be told apart"
+    trained(pairs, tmp_path, section(negatives=1, shuffle_pairs=True))
+
+
+def test_patches_are_dropped_while_the_model_learns_and_only_then(pairs: Path) -> None:
+    asked = section(drop_patches=0.5)
+    model, batches, rows = prepared(pairs, asked)
+    seen: list[int] = []
+    model.vision_model.encoder.register_forward_pre_hook(
+        lambda module, args, given: seen.append((given.get("inputs_embeds", args[0] if args else None)).shape[1]),
+        with_kwargs=True,
+    )
+    fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+    with torch.no_grad():
+        model.eval()(**batches(rows[:8]))
+    assert seen == [1 + 8] * 3 + [1 + 16]
+
+
+def _record(folder: str, pairs: str) -> None:
+    asked = section(mining=0.5, training={"processes": 2})
+    model, batches, rows = prepared(Path(pairs), asked)
+    seen, collate = [], batches.__class__.__call__
+
+    class Recording(TrainingBatches):
+        def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            seen.append([row["caption"] for row in rows])
+            return collate(self, rows)
+
+    batches.__class__ = Recording
+    fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+    rank = torch.distributed.get_rank()
+    (Path(folder) / f"{rank}.json").write_text(json.dumps([seen, [row["caption"] for row in rows]]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_batches_of_alike_captions(pairs: Path, tmp_path: Path) -> None:
+    launch(_record, 2, str(tmp_path), str(pairs))
+    (one, captions), (other, _) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    order = [captions[i] for i in HardBatches(captions, 8, 0.5, 0)]
+    for step in range(3):
+        assert one[step] + other[step] == order[8 * step : 8 * (step + 1)]
+
+
+def test_a_budget_in_seconds_is_spent_and_the_schedule_ends(pairs: Path, tmp_path: Path) -> None:
+    import time
+
+    asked = section(training={"max_steps": Training.max_steps, "seconds": 3.0, "warmup_steps": 2})
+    start = time.process_time()
+    trained(pairs, tmp_path, asked)
+    spent = time.process_time() - start
+    assert 1.5 < spent < 5.0
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["recipe"]["training"]["seconds"] == 3.0
+    last = card["curve"][-1]
+    assert last["step"] > 10 and last["learning_rate"] < 0.1 * asked.training.learning_rate
+
+
+def test_values_that_cannot_be() -> None:
+    for wrong in (
+        {"negatives": -1}, {"mining": 1.5}, {"max_logit_scale": 0.5}, {"ema": 1}, {"drop_patches": 1},
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match=next(iter(wrong))):
+            recipe.load(Pretraining, {"pretrain": wrong}, "pretrain")
+    with pytest.raises(ValueError, match="two budgets"):
+        Training(max_steps=7, seconds=3)
+    with pytest.raises(ValueError, match="seconds"):
+        Training(seconds=0)
+
+
+def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
+    sketch: dict[str, Any] = {"family": "sketch-dual", "model": {}}
+    for asked, message in (
+        (section(**sketch, negatives=1), "takes no negative captions"),
+        (section(views=recipe.load(Pretraining, {"p": {"views": {}}}, "p").views), "slip_weight"),
+        (section(drop_patches=0.5, model={**SIZES, "patch_dropout": 0.5}), "drops patches by its model"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            prepared(pairs, asked)
