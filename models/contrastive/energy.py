@@ -163,6 +163,8 @@ def build(
     langevin_noise: float = 1.0,
     langevin_share: float = 1.0,
     energy_penalty: float = 1e-3,
+    micro_batch: int = 0,
+    patch_dropout: float = 0.0,
     **sizes: Any,
 ) -> tuple[EnergyModel, CLIPProcessor]:
     """A new energy model and its processor; options as in `EnergyConfig`, sizes as in `clip.towers`."""
@@ -175,6 +177,8 @@ def build(
             "langevin_noise": langevin_noise,
             "langevin_share": langevin_share,
             "energy_penalty": energy_penalty,
+            "micro_batch": micro_batch,
+            "patch_dropout": patch_dropout,
         }
     )
     return EnergyModel(config), processor

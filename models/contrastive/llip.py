@@ -16,36 +16,34 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, AutoModel, CLIPProcessor
 from transformers import initialization as init
 
-from models.contrastive.clip import MAX_LOGIT_SCALE, towers
+from models.contrastive.clip import CLIP, Config, towers
 from models.contrastive.losses import gathered
+from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
 
 
-def sigmoid_loss(logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
-    """−(1/N) Σ_ij log σ(z_ij · logit_ij), z = 1 for a picture's own caption and −1 for all others.
+def pair_costs(logits: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """−log σ(z_ij · logit_ij) of every pair, z = 1 for a picture's own caption and −1 for all others: (N, M).
 
     Args:
-        logits: (N, M), pictures by captions.
-        offset: the column of the first picture's own caption; columns outside M are other chunks' concern.
+        logits: (N, M), pictures by captions; the own caption of row i is column `first + i`.
 
-    Source: Zhai et al. 2023, equation 1.
+    Source: Zhai et al. 2023, equation of section 3.2.
     """
-    own = torch.zeros_like(logits)
-    rows = torch.arange(len(logits), device=logits.device)
-    rows = rows[(rows + offset >= 0) & (rows + offset < logits.shape[1])]
-    own[rows, rows + offset] = 1
-    return F.softplus((1 - 2 * own) * logits).sum() / len(logits)
+    sign = torch.ones_like(logits)
+    sign.diagonal(first).neg_()
+    return F.softplus(sign * logits)
 
 
 @strict
-class LlipConfig(CLIPConfig):
+class LlipConfig(Config):
     """CLIP's config, and how a picture's vector is mixed.
 
     `mixture_tokens` is K; `mixture_temperature` is τ, which stands where attention has the root of its width.
-    `caption_chunk` captions are mixed at a time, so that memory does not grow with all pairs; 0 is all.
+    With `chunk`, so many pictures are mixed at a time, each for all captions.
     """
 
     model_type = "llip"
@@ -55,7 +53,6 @@ class LlipConfig(CLIPConfig):
     mixture_temperature: float = 5.0
     logit_scale_init_value: float | int | None = math.log(10.0)
     logit_bias_init_value: float = -10.0
-    caption_chunk: int = 0
 
     def validate_architecture(self) -> None:
         """Raises: ValueError for no token, or heads that do not divide the width."""
@@ -77,8 +74,8 @@ class Mixer(nn.Module):
         self.value = nn.Linear(vision, vision, bias=False)
 
 
-class Llip(CLIPModel):
-    """`CLIPModel` with K − 1 tokens beside its class token, and cross-attention from the caption to all K.
+class Llip(CLIP):
+    """CLIP with K − 1 tokens beside its class token, and cross-attention from the caption to all K.
 
     The visual projection comes after the mixing; with K = 1 this is SigLIP on CLIP's towers.
     """
@@ -102,11 +99,6 @@ class Llip(CLIPModel):
                 init.normal_(linear.weight, std=linear.in_features**-0.5)
         elif isinstance(module, Llip) and hasattr(module, "logit_bias"):  # CLIP's weights have none
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
-
-    @property
-    def scale(self) -> torch.Tensor:
-        """t, the factor on cosines, at most 100."""
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def mixture(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """h_i^k, the K vectors of every picture: (N, 3, H, W) to (N, K, width)."""
@@ -143,7 +135,7 @@ class Llip(CLIPModel):
     ) -> torch.Tensor:
         """The logit of every pair: pixel_values (N, 3, H, W), input_ids and attention_mask (M, L) to (N, M)."""
         mixture, captions = self.mixture(pixel_values), self.captions(input_ids, attention_mask)
-        return torch.cat([self.logits(mixture, part) for part in captions.split(self._chunk(captions))], 1)
+        return torch.cat([self.logits(part, captions) for part in mixture.split(self.config.chunk or len(mixture))])
 
     def mixing(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -163,21 +155,23 @@ class Llip(CLIPModel):
         With several processes each one compares its own pictures with all captions; the mean over processes is the
         loss of the whole batch.
         """
-        mixture, captions = self.mixture(pixel_values), self.captions(input_ids, attention_mask)
+        size = self.config.micro_batch
+        mixture = in_parts(self.mixture, size, pixel_values)  # (N, K, width)
+        captions = gathered(in_parts(self.captions, size, input_ids, attention_mask))  # (W·N, text width)
         place = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        offset, captions = place * len(captions), gathered(captions)
-        chunk, loss = self._chunk(captions), mixture.new_zeros(())
-        for start in range(0, len(captions), chunk):
-            given = mixture, captions[start : start + chunk], offset - start
-            whole = chunk == len(captions)
-            loss = loss + (self._loss(*given) if whole else checkpoint(self._loss, *given, use_reentrant=False))
+        pairs, chunk = len(mixture), self.config.chunk or len(mixture)
+
+        def block(part: torch.Tensor, start: int) -> torch.Tensor:
+            return pair_costs(self.logits(part, captions), place * pairs + start).sum()
+
+        loss = mixture.new_zeros(())
+        for start in range(0, pairs, chunk):
+            part = mixture[start : start + chunk]
+            loss = loss + (
+                block(part, start) if chunk >= pairs else checkpoint(block, part, start, use_reentrant=False)
+            )
+        loss = loss / pairs
         return PretrainingOutput(loss, {"contrast": loss})
-
-    def _loss(self, mixture: torch.Tensor, captions: torch.Tensor, offset: int) -> torch.Tensor:
-        return sigmoid_loss(self.logits(mixture, captions), offset)
-
-    def _chunk(self, captions: torch.Tensor) -> int:
-        return self.config.caption_chunk or len(captions)
 
 
 AutoConfig.register("llip", LlipConfig)
@@ -191,7 +185,9 @@ def build(
     mixture_heads: int = 8,
     mixture_temperature: float = 5.0,
     logit_bias: float = -10.0,
-    caption_chunk: int = 0,
+    micro_batch: int = 0,
+    chunk: int = 0,
+    patch_dropout: float = 0.0,
     **sizes: Any,
 ) -> tuple[Llip, CLIPProcessor]:
     """A new Llip and its processor; options as in `LlipConfig`, sizes as in `clip.towers`.
@@ -208,7 +204,9 @@ def build(
             "mixture_temperature": mixture_temperature,
             "logit_scale_init_value": math.log(10.0),
             "logit_bias_init_value": logit_bias,
-            "caption_chunk": caption_chunk,
+            "micro_batch": micro_batch,
+            "chunk": chunk,
+            "patch_dropout": patch_dropout,
         }
     )
     return Llip(config), processor

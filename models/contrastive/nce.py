@@ -111,9 +111,23 @@ AutoModel.register(NCEConfig, NCE)
 
 
 def build(
-    texts: Iterable[str], *, noise: int = 255, log_normaliser: float = 0.0, **sizes: Any
+    texts: Iterable[str],
+    *,
+    noise: int = 255,
+    log_normaliser: float = 0.0,
+    micro_batch: int = 0,
+    patch_dropout: float = 0.0,
+    **sizes: Any,
 ) -> tuple[NCE, CLIPProcessor]:
     """A new NCE and its processor; `noise` is ν, `log_normaliser` c at the start; sizes as in `clip.towers`."""
     clip, processor = towers(texts, **sizes)
-    config = NCEConfig.from_dict({**clip.to_dict(), "noise": noise, "log_normaliser_init_value": log_normaliser})
+    config = NCEConfig.from_dict(
+        {
+            **clip.to_dict(),
+            "noise": noise,
+            "log_normaliser_init_value": log_normaliser,
+            "micro_batch": micro_batch,
+            "patch_dropout": patch_dropout,
+        }
+    )
     return NCE(config), processor

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
 from components.inference import tokenize_captions
 from components.launch import launch
-from models.contrastive.llip import Llip, LlipConfig, build, sigmoid_loss
+from models.contrastive.llip import Llip, LlipConfig, build
 from models.contrastive.losses import siglip_loss
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
@@ -99,12 +99,13 @@ def gradients(model: Llip, given: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_chunks_of_captions_change_nothing(chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "micro_batch"), [(1, 0), (3, 2), (50, 50)])
+def test_parts_change_nothing(chunk: int, micro_batch: int) -> None:
     model, processor = made()
     given = batch(model, processor, 7)
     loss, scores, true = model(**given).loss, model.similarity(**given), gradients(model, given)
-    model.config.caption_chunk = chunk
+    model.config.chunk = chunk
+    model.config.micro_batch = micro_batch
     torch.testing.assert_close(model(**given).loss, loss)
     torch.testing.assert_close(model.similarity(**given), scores)
     found = gradients(model, given)
@@ -113,21 +114,11 @@ def test_chunks_of_captions_change_nothing(chunk: int) -> None:
         torch.testing.assert_close(found[name], true[name], atol=1e-5, rtol=1e-4)
 
 
-def test_rows_of_one_process_find_their_captions_among_all() -> None:
-    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    sign = 1 - 2 * torch.eye(6)
-    true = F.softplus(sign * logits).sum() / 6
-    shares = [sigmoid_loss(logits[place : place + 2], place) for place in (0, 2, 4)]
-    torch.testing.assert_close(torch.stack(shares).mean(), true)
-    parts = [sigmoid_loss(logits[2:4, start : start + 3], 2 - start) for start in (0, 3)]
-    torch.testing.assert_close(sum(parts), shares[1])
-
-
 def _share(folder: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    model, processor = made(caption_chunk=4)
+    model, processor = made(chunk=2)
     rank, given = dist.get_rank(), batch(model, processor, 6)
     given = {name: tensor.chunk(2)[rank] for name, tensor in given.items()}
     torch.save((model(**given).loss.detach(), gradients(model, given)), Path(folder) / str(rank))
