@@ -72,10 +72,11 @@ class CLIP(CLIPModel):
         return image, in_parts(self._embed_texts, self.config.micro_batch, input_ids, attention_mask)
 
     def _embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+        features: Any = self.get_image_features(pixel_values=pixel_values)
+        return F.normalize(features.pooler_output, dim=-1)
 
     def _embed_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        features: Any = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return F.normalize(features.pooler_output, dim=-1)
 
     def _embed_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -133,19 +134,17 @@ def towers(
     head_width: int = 64,
     text_length: int = 77,
     vocab_size: int = 0,
-    **options: Any,
 ) -> tuple[Config, CLIPProcessor]:
     """The config of CLIP's two towers, and a processor with a vocabulary made from `texts`.
 
     Args:
         head_width: width of an attention head, in both towers.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
-        options: of `Config`.
     """
     # Not <eos>, whose id is 2: transformers takes a config with that id for an old one and pools elsewhere.
     tokenizer = tokenizers.build(texts, extra=("<start>", "<end>"), frame="<start> $A <end>")
     tokenizer.padding_side = "right"
-    start, end = tokenizer.convert_tokens_to_ids(["<start>", "<end>"])
+    start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<start>", "<end>"))
     text = {
         "vocab_size": max(len(tokenizer), vocab_size),
         "max_position_embeddings": text_length,
@@ -158,7 +157,6 @@ def towers(
         text_config={**_tower(text_width, text_layers, head_width), **text},
         vision_config={**_tower(vision_width, vision_layers, head_width), **vision},
         projection_dim=projection,
-        **options,
     )
     side = {"height": image_size, "width": image_size}
     pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
@@ -174,7 +172,19 @@ def _tower(width: int, layers: int, head_width: int) -> dict[str, int]:
     }
 
 
-def build(texts: Iterable[str], **sizes: Any) -> tuple[CLIP, CLIPProcessor]:
-    """A new CLIP and its processor; sizes as in `towers`."""
+def build(
+    texts: Iterable[str],
+    *,
+    micro_batch: int = 0,
+    chunk: int = 0,
+    patch_dropout: float = 0.0,
+    slip_weight: float = 0.0,
+    slip_width: int = 4096,
+    slip_projection: int = 256,
+    **sizes: Any,
+) -> tuple[CLIP, CLIPProcessor]:
+    """A new CLIP and its processor; sizes as in `towers`, the rest as in `Config`."""
     config, processor = towers(texts, **sizes)
+    config.micro_batch, config.chunk, config.patch_dropout = micro_batch, chunk, patch_dropout
+    config.slip_weight, config.slip_width, config.slip_projection = slip_weight, slip_width, slip_projection
     return CLIP(config), processor

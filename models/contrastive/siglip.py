@@ -62,10 +62,12 @@ class SigLIP(SiglipModel):
         return image, in_parts(self._embed_texts, self.config.micro_batch, input_ids)
 
     def _embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.get_image_features(pixel_values=pixel_values).pooler_output, dim=-1)
+        features: Any = self.get_image_features(pixel_values=pixel_values)
+        return F.normalize(features.pooler_output, dim=-1)
 
     def _embed_texts(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.get_text_features(input_ids=input_ids).pooler_output, dim=-1)
+        features: Any = self.get_text_features(input_ids=input_ids)
+        return F.normalize(features.pooler_output, dim=-1)
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> PretrainingOutput:  # type: ignore[override]
         """pixel_values: (N, 3, H, W), normalised; input_ids: (N, L), padded to L; row i the caption of picture i."""
@@ -85,7 +87,11 @@ def build(
     text_layers: int = 0,
     text_length: int = 64,
     vocab_size: int = 0,
-    **options: Any,
+    logit_scale: float = 10.0,
+    logit_bias: float = -10.0,
+    micro_batch: int = 0,
+    chunk: int = 0,
+    patch_dropout: float = 0.0,
 ) -> tuple[SigLIP, SiglipProcessor]:
     """A new SigLIP of one width for both towers, and its processor with a vocabulary made from `texts`.
 
@@ -93,7 +99,7 @@ def build(
         text_layers: of the text tower, where it is not as deep as the picture tower.
         text_length: every caption is cut and padded to it, because the text tower pools its last position.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
-        options: of `Config`.
+        logit_scale, logit_bias, micro_batch, chunk, patch_dropout: as in `Config`.
     """
     tokenizer = tokenizers.build(texts)
     tokenizer.padding_side = "right"
@@ -110,7 +116,11 @@ def build(
             "projection_size": width,
         },
         vision_config={**tower, "num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size},
-        **options,
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        micro_batch=micro_batch,
+        chunk=chunk,
+        patch_dropout=patch_dropout,
     )
     pictures = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
     return SigLIP(config), SiglipProcessor(pictures, tokenizer)

@@ -32,17 +32,17 @@ def logits(rows: torch.Tensor, columns: torch.Tensor, scale: float = 5.0) -> lis
     return [[scale * sum(a * b for a, b in zip(x, y, strict=True)) for y in columns.tolist()] for x in rows.tolist()]
 
 
-# Each loss as a function of vectors and of a chunk, on as many pairs as there are rows.
-def clip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None = None):
+# Each loss as a function of the pairs, the scale, the bias and the chunk.
+def clip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None):
     return clip_loss(image, text, scale, chunk=chunk) + 0 * bias
 
 
-def neg_clip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None = None):
+def neg_clip(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None):
     wrong = F.normalize(torch.cat([text.roll(1, -1), text.flip(-1)]), dim=-1)  # two for each picture, of its own text
     return clip_loss(image, text, scale, wrong, chunk) + 0 * bias
 
 
-def views(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None = None):
+def views(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None):
     return nt_xent(image, text, 0.1, chunk) + 0 * (scale + bias)
 
 

@@ -1,0 +1,218 @@
+"""Batches in parts, patches that are dropped, whole models on several processes, and the recipes for many machines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from components.launch import launch
+from components.recipe import load
+from components.sources import ROOT
+from models import sketch
+from models.contrastive import clip, siglip
+from models.contrastive.parts import in_parts
+from models.contrastive.patch_dropout import PatchDropout, attach
+from models.zoo import ZOO
+
+TEXTS = ["a red circle", "two green crosses", "a blue star"] * 4
+SIZES: dict[str, dict[str, Any]] = {
+    "clip": {
+        "image_size": 32, "patch_size": 8, "vision_width": 32, "vision_layers": 1, "text_width": 16, "text_layers": 1,
+        "projection": 16, "head_width": 16, "text_length": 16,
+    },
+    "siglip": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "text_length": 8},
+}  # fmt: skip
+
+
+def built(name: str, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return ZOO[name].build(TEXTS, **SIZES[name], **options)[0].double()
+
+
+def batch(count: int = 12) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(8, 300, (count, 8), generator=generator)
+    return {"pixel_values": torch.randn(count, 3, 32, 32, generator=generator).double(), "input_ids": ids}
+
+
+def gradients(model: nn.Module, given: dict[str, torch.Tensor], **more: Any) -> dict[str, torch.Tensor]:
+    loss = model(**given, **more).loss
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(model.parameters()))
+    return {"loss": loss.detach(), **found}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("clip", {}), ("siglip", {}), ("clip", {"slip_weight": 0.5, "slip_width": 32, "slip_projection": 8})],
+)
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_parts_have_the_gradients_of_the_whole(name: str, options: dict[str, Any], micro_batch: int) -> None:
+    given = batch()
+    if options:
+        seen = torch.randn(12, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+        given |= {"views": seen, "negative_input_ids": given["input_ids"].flip(1).roll(1, 0)}
+    whole = gradients(built(name, **options), given)
+    assert_same(gradients(built(name, micro_batch=micro_batch, chunk=4, **options), given), whole)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_a_part_is_embedded_again_with_the_random_numbers_that_it_had(name: str) -> None:
+    given, model = batch(), built(name, micro_batch=4, patch_dropout=0.5)
+    torch.manual_seed(1)
+    found = gradients(model, given)
+    plain: Any = built(name, patch_dropout=0.5)
+
+    def embed(*_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.cat([plain._embed_images(part) for part in given["pixel_values"].split(4)])
+        rest = (None,) if name == "clip" else ()
+        return images, torch.cat([plain._embed_texts(part, *rest) for part in given["input_ids"].split(4)])
+
+    plain.embed = embed
+    torch.manual_seed(1)
+    assert_same(found, gradients(plain, given))
+
+
+def test_parts_are_made_of_no_more_rows_than_allowed() -> None:
+    seen = []
+
+    def embed(x: torch.Tensor, y: None) -> torch.Tensor:
+        seen.append(len(x))
+        return x * 2
+
+    x = torch.randn(7, 2, requires_grad=True)
+    torch.testing.assert_close(in_parts(embed, 3, x, None), 2 * x)
+    assert seen == [3, 3, 1]
+    in_parts(embed, 0, x, None)
+    in_parts(embed, 7, x, None)
+    assert seen[3:] == [7, 7]
+
+
+MEMORY = """
+import json, resource, torch
+from models.contrastive import clip
+model, _ = clip.build([], image_size=64, patch_size=8, vision_width=96, vision_layers=3, text_width=96, text_layers=2,
+                      projection=128, head_width=32, text_length=32, vocab_size=400)
+pixels, ids = torch.empty(4096, 3, 64, 64).normal_(), torch.randint(8, 300, (4096, 12))
+def peak(count, micro_batch, chunk):
+    model.config.micro_batch, model.config.chunk = micro_batch, chunk
+    model(pixel_values=pixels[:count], input_ids=ids[:count]).loss.backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak(8, 0, 0)
+print(json.dumps([peak(*step) - before for step in [(256, 0, 0), (4096, 256, 256), (512, 0, 0)]]))
+"""
+
+
+def test_a_batch_of_4096_takes_the_memory_of_256_and_its_vectors() -> None:
+    # Every large tensor is a mapping of its own, and given back at once: the peak is of what is alive. Megabytes.
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY]
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    direct, parts, twice = json.loads(done.stdout)
+    vectors = 2 * 4096 * 128 * 4 / 2**20  # pictures' and texts'
+    logits = 256 * 4096 * 4 / 2**20  # a chunk of them
+    # Vectors: as parts and together, before and after they are of unit length, and their gradients; logits: as they
+    # are, as probabilities, and their gradient.
+    assert parts < 1.1 * direct + 8 * vectors + 6 * logits
+    assert twice > 1.6 * direct  # what is measured is what a batch takes
+
+
+def _whole(folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    given = {name: value.chunk(world)[rank] for name, value in batch().items()}
+    for name in SIZES:
+        model = nn.parallel.DistributedDataParallel(built(name, micro_batch=4, chunk=4))
+        loss = model(**given).loss
+        loss.backward()
+        found = {name: p.grad for name, p in model.module.named_parameters()}
+        dist.all_reduce(loss := loss.detach())
+        if rank == 0:
+            torch.save({"loss": loss / world, **found}, Path(folder) / name)
+    dist.destroy_process_group()
+
+
+def test_two_processes_in_parts_learn_what_one_does_at_once(tmp_path: Path) -> None:
+    launch(_whole, 2, str(tmp_path))
+    for name in SIZES:
+        found = torch.load(tmp_path / name, weights_only=True)
+        assert_same(found, gradients(built(name), batch()))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_patches_are_dropped_for_each_picture_and_the_start_is_kept(first: int) -> None:
+    torch.manual_seed(0)
+    tokens = torch.arange(first + 16.0).repeat(64, 1)[..., None].expand(-1, -1, 2)
+    module, drop = nn.Identity(), PatchDropout(0.75, first)
+    kept = drop(module, None, tokens)[..., 0]
+    assert kept.shape == (64, first + 4)
+    assert (kept[:, :first] == 0).all()
+    patches = kept[:, first:].sort(1).values
+    assert (patches.diff(dim=1) > 0).all() and patches.min() >= first  # none twice
+    assert len({tuple(row) for row in patches.tolist()}) > 50
+    assert patches.unique().numel() == 16
+    assert drop(module.eval(), None, tokens) is tokens
+    assert PatchDropout(0.999, 0)(nn.Identity(), None, tokens).shape[1] == 1
+    with pytest.raises(ValueError, match="below 1"):
+        PatchDropout(1.0, 0)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("clip", 1 + 8), ("siglip", 8)])
+def test_towers_see_half_the_patches_while_they_learn(name: str, tokens: int) -> None:
+    model: Any = built(name, patch_dropout=0.5)
+    pixels = batch()["pixel_values"]
+    assert model.vision_model(pixels).last_hidden_state.shape[1] == tokens
+    plain: Any = built(name)
+    plain.load_state_dict(model.state_dict())
+    model.eval(), plain.eval()
+    torch.testing.assert_close(model.vision_model(pixels), plain.vision_model(pixels))
+
+
+def test_sketch_drops_patches_too_and_is_as_it_was_without(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, _ = sketch.build_dual_encoder(TEXTS)
+    pixels = torch.randn(2, 3, 64, 64)
+    before = model.vision(pixels)
+    handle = attach(model, 0.5)
+    assert model.vision(pixels).shape == (2, 32, 96)
+    torch.testing.assert_close(model.eval().vision(pixels), before)
+    handle.remove()
+    torch.testing.assert_close(model.train().vision(pixels), before)
+    assert not [name for name in model.state_dict() if "placed" in name]
+    with pytest.raises(ValueError, match="no picture tower"):
+        attach(nn.Linear(2, 2), 0.5)
+
+
+def test_dropping_is_kept_with_the_model(tmp_path: Path) -> None:
+    for name in SIZES:
+        built(name, patch_dropout=0.5).save_pretrained(tmp_path / name)
+        again = ZOO[name].cls.from_pretrained(tmp_path / name).train()
+        assert again.vision_model(batch()["pixel_values"]).last_hidden_state.shape[1] < 10
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_large_recipes_build(name: str) -> None:
+    from components.pretrain.pretraining import Pretraining
+
+    section = load(Pretraining, str(ROOT / f"recipes/zoo/large/{name}.yaml"), "pretrain")
+    with torch.device("meta"):
+        model, _ = ZOO[name].build([], **section.model)
+    assert 100e6 < sum(p.numel() for p in model.parameters()) < 1e9
+    assert section.training.batch_size == 32768
+    assert model.config.micro_batch and model.config.chunk
+    assert isinstance(model, (clip.CLIP, siglip.SigLIP))
