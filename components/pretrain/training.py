@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from components import checkpoint
 from components.budget import Training
@@ -153,6 +153,9 @@ def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:
     if section.start is None:
         return family.build(texts, **section.model)
     try:
+        found = AutoConfig.from_pretrained(section.start).model_type
+        if found != (wanted := family.cls.config_class.model_type):
+            raise ValueError(f"it is a {found}, not a {wanted}")  # transformers would make up the weights
         return family.cls.from_pretrained(section.start), AutoProcessor.from_pretrained(section.start)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
