@@ -8,7 +8,7 @@ Source: Singh et al. 2022, section 3.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -48,15 +48,16 @@ class Flava(FlavaForPreTraining):
     paper takes from pictures alone and texts alone, and what the multimodal encoder reads.
     """
 
-    config: FlavaPretrainingConfig
+    config: Any
     config_class = FlavaPretrainingConfig
+    image_codebook: Any  # public weights bring the discrete VAE's encoder
 
-    def __init__(self, config: FlavaPretrainingConfig):
-        super().__init__(config)  # type: ignore[arg-type]
-        if self.image_codebook is None:  # public weights bring the discrete VAE's encoder
+    def __init__(self, config: Any):
+        super().__init__(config)
+        if self.image_codebook is None:
             self.codebook = Codebook(config.image_config.patch_size, config.image_config.vocab_size)
         for encoder in (self.flava.image_model, self.flava.text_model, self.flava.multimodal_model):
-            encoder.pooler.requires_grad_(False)  # no loss uses them
+            cast(nn.Module, encoder.pooler).requires_grad_(False)  # no loss uses them
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -236,6 +237,7 @@ def build(
     fusion_layers: int = 6,
     projection: int = 768,
     head_width: int = 64,
+    mlp_ratio: int = 4,
     text_length: int = 77,
     vocab_size: int = 0,
     classes: int = 8192,
@@ -244,6 +246,7 @@ def build(
     hidden_words: float = 0.15,
     swapped: float = 0.1,
     initializer_range: float = 0.02,
+    weights: dict[str, float] | None = None,
 ) -> tuple[Flava, FlavaProcessor]:
     """A new FLAVA and its processor; hidden patches, words and swapped pairs as in `FlavaPretrainingConfig`.
 
@@ -253,11 +256,16 @@ def build(
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
         classes: of patches, in the codebook.
         initializer_range: deviation of the initial weights.
+        weights: of the losses by their names, such as `{itm: 2}`; 1 where none is given.
     """
     tokenizer = tokenizers.build(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
     tokenizer.padding_side = "right"
-    start = {"initializer_range": initializer_range}
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // head_width, **start}
+    start: dict[str, Any] = {"initializer_range": initializer_range}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": mlp_ratio * width,
+        "num_attention_heads": width // head_width,
+    } | start
     text = {"vocab_size": max(len(tokenizer), vocab_size), "max_position_embeddings": text_length}
     image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": classes}
     config = FlavaPretrainingConfig(
@@ -271,9 +279,10 @@ def build(
         smallest_block=smallest_block,
         hidden_words=hidden_words,
         swapped=swapped,
-        mask_token_id=tokenizer.mask_token_id,
+        mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),
         **start,
+        **{f"{name}_weight": weight for name, weight in (weights or {}).items()},  # type: ignore[arg-type]
     )
     side = {"height": image_size, "width": image_size}
     pictures = FlavaImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear

@@ -386,8 +386,8 @@ def build(
         max_position_embeddings=text_length,
         mask_ratio=mask_ratio,
         mask_words=mask_words,
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
+        pad_token_id=tokenizer.pad_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),
     )
     side = {"height": image_size, "width": image_size}

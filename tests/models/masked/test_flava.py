@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -48,7 +50,7 @@ def drawn(made, batch):
     return {"hidden": block_masks(4, 4, 6, 2, torch.device("cpu")), "words": words, "partner": torch.arange(4)}
 
 
-def stock(model, batch, hidden, words, partner, **given):
+def stock(model, batch, hidden, words, partner, side) -> Any:
     """transformers' own losses on the same model; what is hidden and swapped is made by hand."""
     classes = model.patch_classes(batch["pixel_values"])
     text = {
@@ -59,8 +61,13 @@ def stock(model, batch, hidden, words, partner, **given):
     }
     picture = {"pixel_values": batch["pixel_values"], "bool_masked_pos": hidden, "mim_labels": classes.clone()}
     both = {**text, **picture, "itm_labels": (partner == torch.arange(len(partner))).long()}
-    chosen = {"text": text, "picture": picture, "both": both}[given.pop("side")]
-    return FlavaForPreTraining.forward(model, **chosen, return_loss=True, return_dict=True).loss_info
+    chosen = {"text": text, "picture": picture, "both": both}[side]
+    return theirs(model, **chosen, return_loss=True).loss_info
+
+
+def theirs(model, **given) -> Any:
+    """What transformers' class makes of it."""
+    return FlavaForPreTraining.forward(model, **given, return_dict=True)
 
 
 def test_the_six_losses_are_those_of_transformers_on_pairs_on_texts_and_on_pictures(made, batch, drawn):
@@ -76,16 +83,16 @@ def test_the_six_losses_are_those_of_transformers_on_pairs_on_texts_and_on_pictu
     assert ours.parts.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(ours.parts[name], value, msg=lambda m, name=name: f"{name}: {m}")
-    torch.testing.assert_close(ours.loss, sum(expected.values()))
+    torch.testing.assert_close(ours.loss, torch.stack([*expected.values()]).sum())
 
 
 def test_swapped_captions_count_for_matching_alone_as_in_transformers(made, batch, drawn):
     model, _ = made
     drawn["partner"] = torch.tensor([2, 1, 0, 3])
     with torch.no_grad():
-        ours, theirs = model(**batch, **drawn).parts, stock(model, batch, **drawn, side="both")
+        ours, paired = model(**batch, **drawn).parts, stock(model, batch, **drawn, side="both")
     for name in ("itm", "mmm_image", "mmm_text"):
-        torch.testing.assert_close(ours[name], theirs[name])
+        torch.testing.assert_close(ours[name], paired[name])
     pixels = batch["pixel_values"].requires_grad_()
     parts = model(**batch, **drawn).parts
     fused = (
@@ -130,13 +137,13 @@ def test_match_and_fill_are_the_heads_of_transformers_and_look_at_the_picture(ma
     batch["input_ids"][:, 2] = model.config.mask_token_id
     with torch.no_grad():
         given = {**batch, "input_ids_masked": batch["input_ids"]}
-        theirs = FlavaForPreTraining.forward(model, **given, return_loss=False, return_dict=True)
+        stock = theirs(model, **given, return_loss=False)
         match, fill = model.match(**batch), model.fill(**batch)
         batch["pixel_values"] = batch["pixel_values"].flip(0)
         assert not torch.allclose(fill, model.fill(**batch))
         assert not torch.allclose(match, model.match(**batch))
-    torch.testing.assert_close(match, theirs.itm_logits[:, 1] - theirs.itm_logits[:, 0])
-    torch.testing.assert_close(fill, theirs.mmm_text_logits)
+    torch.testing.assert_close(match, stock.itm_logits[:, 1] - stock.itm_logits[:, 0])
+    torch.testing.assert_close(fill, stock.mmm_text_logits)
 
 
 def test_padding_changes_nothing(made, batch):
@@ -214,8 +221,8 @@ def test_a_saved_model_is_the_same_again_here_and_in_transformers(made, batch, t
     with torch.no_grad():
         assert torch.equal(model.match(**batch), again.match(**batch))
         assert torch.equal(model.patch_classes(batch["pixel_values"]), again.patch_classes(batch["pixel_values"]))
-        theirs = towers.get_image_features(batch["pixel_values"]).pooler_output[:, 0]
-        assert torch.equal(model.get_image_features(batch["pixel_values"]), theirs)
+        alone = towers.get_image_features(batch["pixel_values"]).pooler_output[:, 0]
+        assert torch.equal(model.get_image_features(batch["pixel_values"]), alone)
     assert again.config.hidden_patches == 6
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert loaded.tokenizer("two crosses")["input_ids"] == processor.tokenizer("two crosses")["input_ids"]
@@ -233,13 +240,13 @@ def test_public_weights_bring_their_own_codebook(batch, tmp_path):
         hidden_size=16,
         projection_dim=16,
     )
-    theirs = FlavaForPreTraining(config).eval()
-    theirs.save_pretrained(tmp_path)
+    public: Any = FlavaForPreTraining(config).eval()
+    public.save_pretrained(tmp_path)
     ours = Flava.from_pretrained(tmp_path).eval()
     assert ours.config.mask_token_id == 103  # of BERT's vocabulary, which public weights were trained with
     pixels = batch["pixel_values"]
     with torch.no_grad():
-        assert torch.equal(ours.get_image_features(pixels), theirs.flava.get_image_features(pixels).pooler_output[:, 0])
+        assert torch.equal(ours.get_image_features(pixels), public.flava.get_image_features(pixels).pooler_output[:, 0])
         classes = ours.patch_classes(pixels)
         mean, std = (
             torch.tensor([0.48145466, 0.4578275, 0.40821073]),
@@ -247,6 +254,6 @@ def test_public_weights_bring_their_own_codebook(batch, tmp_path):
         )
         grey = (pixels.permute(0, 2, 3, 1) * std + mean).permute(0, 3, 1, 2)
         halved = F.interpolate(grey, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
-        assert torch.equal(classes, theirs.image_codebook.get_codebook_indices(halved * 0.8 + 0.1).view(4, 4))
+        assert torch.equal(classes, public.image_codebook.get_codebook_indices(halved * 0.8 + 0.1).view(4, 4))
         loss = ours(**batch).loss
     assert loss.isfinite()
