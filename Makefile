@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-data zoo docs
+.PHONY: help demo test check benchmark-data benchmark-pretrain zoo docs
 
 help:  ## List the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 demo: $(READY)  ## Set up and run the whole life on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
@@ -23,6 +23,9 @@ check: $(READY)  ## Lint, format and types
 
 benchmark-data: $(READY)  ## Pairs a second of the curation, against a plain script and datasets.map
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data
+
+benchmark-pretrain: $(READY)  ## Seconds of a CLIP training step, against open_clip's
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pretrain
 
 zoo: $(READY)  ## Train every family and its control, two at a time; write benchmarks/results/zoo
 	ls recipes/zoo/*.yaml | xargs -n 1 basename -s .yaml | \

@@ -1,0 +1,110 @@
+"""Names of emoji for pictures of a kind that training never saw, out of all the names there are.
+
+    python -m benchmarks.emoji FOLDER                         # hold out all women, train by recipes/emoji.yaml
+    python -m benchmarks.emoji FOLDER --hold-out ""           # a random twentieth instead
+    python -m benchmarks.emoji FOLDER --set pretrain.training.seconds=60
+
+FOLDER holds `pairs.jsonl` with `image`, `caption` and `aliases`, such as the pictures of googlefonts/noto-emoji with
+the names of github/gemoji. A held-out kind is every picture whose name begins with a word: with "woman" no woman
+runs in training, but a man and a person do, and "woman" is a word of other names (a pregnant woman, a family). So a
+name has to be put together from what its parts mean. Aliases are further captions of the training pictures.
+
+R@10 is the share of held-out pictures whose own name is among the ten nearest of all names, training's included.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components import recipe as recipes
+from components.process import configure_logging, one_thread
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes" / "emoji.yaml"
+
+
+def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
+    """Write `out/index.jsonl` with every picture's captions and its split; return the rows of `folder`.
+
+    Args:
+        hold_out: the first word of the held-out names, or "" for one in twenty by the name's checksum.
+    """
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (out / "index.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            name = row["caption"]
+            test = name.replace(":", "").split()[0] == hold_out if hold_out else zlib.crc32(name.encode()) % 20 == 0
+            others = [] if test else [alias.replace("_", " ") for alias in row["aliases"]]
+            captions = list(dict.fromkeys([name, *others]))
+            split = "test" if test else "train"
+            line = {"image": str((folder / row["image"]).resolve()), "captions": captions, "split": split}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return rows
+
+
+def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
+    """Ingest, curate and pretrain in `out` by the recipe; returns the pairs and the model."""
+    from components.curate.curation import curate
+    from components.curate.section import Curation
+    from components.ingest.ingestion import Ingestion, ingest
+    from components.pretrain.pretraining import Pretraining, pretrain
+
+    sections = recipes.override(sections, [f"ingest.path={out}"])
+    ingest(recipes.load(Ingestion, sections, "ingest"), out / "raw")
+    curation = recipes.load(Curation, sections, "curate")
+    curate(out / "raw", out / "pairs", out / "ledger", out / "funnel.html", out / "scorer", curation)
+    asked = recipes.load(Pretraining, sections, "pretrain")
+    pretrain(pairs=out / "pairs", conversations=None, out=out / "model", section=asked)
+    return out / "pairs", out / "model"
+
+
+def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples: int = 2000) -> dict[str, Any]:
+    """R@`top` of the test pictures' names among all `names`, with a 95% bootstrap interval over the pictures."""
+    from components.dataset import Dataset
+    from components.inference import embed_images, embed_texts, load
+    from components.pixels import decode
+
+    own: dict[bytes, int] = {}
+    for row in Dataset(pairs, "pairs").rows(["image", "caption", "split"]):
+        if row["split"] == "test" and row["caption"] in names:
+            own.setdefault(row["image"]["bytes"], names.index(row["caption"]))
+    loaded = load(model)
+    cosines = embed_images(loaded, [decode(image) for image in own]) @ embed_texts(loaded, names).T
+    right = cosines[np.arange(len(own)), list(own.values())]
+    ranks = (cosines > right[:, None]).sum(1)
+    hits = ranks < top
+    drawn = hits[np.random.default_rng(0).integers(0, len(hits), (resamples, len(hits)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    found = {"pictures": len(own), "names": len(names), f"R@{top}": hits.mean(), "low": low, "high": high}
+    return {name: round(float(value), 4) for name, value in {**found, "median rank": 1 + np.median(ranks)}.items()}
+
+
+def main() -> None:
+    """Index, learn, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hold-out", default="woman", help="first word of the held-out names")
+    parser.add_argument("--set", action="append", default=[], help="change a value of the recipe: section.key=value")
+    given = parser.parse_args()
+    one_thread()
+    configure_logging()
+    from rich.console import Console
+
+    sections = recipes.override(recipes.parse(RECIPE), given.set)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = index(given.folder, Path(folder), given.hold_out)
+        start = time.monotonic()
+        pairs, model = learn(Path(folder), sections)
+        seconds = time.monotonic() - start
+        found = recall(model, pairs, [row["caption"] for row in rows])
+    Console(highlight=False).print_json(data={"held out": given.hold_out, **found, "wall seconds": round(seconds, 1)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Names put together from their parts: emoji of a kind that training never saw, found among all names."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.emoji import RECIPE, index, learn, recall
+from components import recipe
+from components.dataset import Dataset
+from tests.conftest import SHARED
+
+EMOJI = SHARED / "data" / "emoji"
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji are not here")
+def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -> None:
+    """A sixth of the recipe's budget, in one process; the whole budget is for `python -m benchmarks.emoji`."""
+    names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]
+    short = ["pretrain.training.seconds=30", "pretrain.training.processes=1"]
+    pairs, model = learn(tmp_path, recipe.override(recipe.parse(RECIPE), short))
+    captions = Dataset(pairs).table(["caption", "split"]).to_pylist()
+    assert not any(row["caption"].split()[0] == "woman" for row in captions if row["split"] == "train")
+    assert sum(row["split"] == "test" for row in captions) == 75
+    found = recall(model, pairs, names)
+    chance = 10 / len(names)
+    assert len(names) == 1609 and found["pictures"] == 75
+    assert found["low"] > 5 * chance, found
