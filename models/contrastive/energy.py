@@ -31,16 +31,16 @@ def energy_terms(plus: torch.Tensor, minus: torch.Tensor) -> tuple[torch.Tensor,
 
     Args:
         plus: (N,), energies of data.
-        minus: (M,), energies of the model's samples, which are held fixed.
+        minus: any shape, energies of the model's samples, which are held fixed.
 
     Source: Du and Mordatch 2019, algorithm 1.
     """
     return plus.mean() - minus.mean(), plus.square().mean() + minus.square().mean()
 
 
-def gibbs(energies: torch.Tensor) -> torch.Tensor:
-    """A row for every column of energies (N, M), drawn with p ∝ exp(−E): (M,)."""
-    return torch.multinomial((-energies.detach().float()).softmax(0).T, 1)[:, 0]
+def gibbs(energies: torch.Tensor, draws: int) -> torch.Tensor:
+    """`draws` rows for every column of energies (N, M), each drawn with p ∝ exp(−E): (draws, M)."""
+    return torch.multinomial((-energies.detach().float()).softmax(0).T, draws, replacement=True).T
 
 
 def langevin(
@@ -78,13 +78,15 @@ def langevin(
 class EnergyConfig(Config):
     """CLIP's config, and how samples are found.
 
-    `langevin_steps` of size `langevin_step_size` (in deviations of a pixel, as the model sees it) with
-    `langevin_noise` times its noise lead from a picture of the batch to a sample, for `langevin_share` of the
-    captions; the others' samples stay where they start. `energy_penalty` is α, the weight of the squares.
+    Samples start at `draws` pictures of the batch for every caption. `langevin_steps` of size `langevin_step_size` (in
+    deviations of a pixel, as the model sees it) with `langevin_noise` times its noise lead on from the first of them,
+    for `langevin_share` of the captions, which have that sample alone; the others' samples stay where they start, and
+    cost next to nothing. `energy_penalty` is α, the weight of the squares.
     """
 
     model_type = "energy"
 
+    draws: int = 1
     langevin_steps: int = 3
     langevin_step_size: float = 0.1
     langevin_noise: float = 1.0
@@ -92,11 +94,13 @@ class EnergyConfig(Config):
     energy_penalty: float = 1e-3
 
     def validate_architecture(self) -> None:
-        """Raises: ValueError for a share of the batch that is none, or fewer steps than none."""
+        """Raises: ValueError for a share of the batch that is none, no draw, or fewer steps than none."""
         if not 0 <= self.langevin_share <= 1:
             raise ValueError(f"langevin_share must be from 0 to 1, got {self.langevin_share}")
-        if self.langevin_steps < 0:
-            raise ValueError(f"langevin_steps must not be negative, got {self.langevin_steps}")
+        if self.draws < 1 or self.langevin_steps < 0:
+            raise ValueError(
+                f"draws must be at least 1 and langevin_steps 0, got {self.draws} and {self.langevin_steps}"
+            )
 
 
 class EnergyModel(CLIP):
@@ -137,16 +141,17 @@ class EnergyModel(CLIP):
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of picture i.
-            start: (N,), the picture where each caption's chain starts; drawn if not given.
+            start: (draws, N), the pictures where each caption's samples start; drawn if not given.
         """
         image, text = self.embed(pixel_values, input_ids, attention_mask)
         energies = -self.scale * image @ text.T  # (N, N), pictures by captions
-        start = gibbs(energies) if start is None else start
-        minus = energies.gather(0, start[None])[0]  # (N,): E(x_start(j), t_j)
-        chains = round(self.config.langevin_share * len(start)) if self.config.langevin_steps else 0
+        start = gibbs(energies, self.config.draws) if start is None else start
+        minus = energies.gather(0, start)  # (draws, N): E(x_start(j), t_j)
+        chains = round(self.config.langevin_share * len(text)) if self.config.langevin_steps else 0
         if chains:  # the first captions of the batch, whose order is random
-            samples = self.sample(pixel_values[start[:chains]], text[:chains])
-            minus = torch.cat([self.energy(samples, text[:chains]), minus[chains:]])
+            samples = self.sample(pixel_values[start[0, :chains]], text[:chains])
+            ends = self.energy(samples, text[:chains]).expand(len(minus), -1)  # (draws, chains), all the same
+            minus = torch.cat([ends, minus[:, chains:]], 1)
         contrast, size = energy_terms(energies.diagonal(), minus)
         return PretrainingOutput(contrast + self.config.energy_penalty * size, {"contrast": contrast, "size": size})
 
@@ -158,6 +163,7 @@ AutoModel.register(EnergyConfig, EnergyModel)
 def build(
     texts: Iterable[str],
     *,
+    draws: int = 1,
     langevin_steps: int = 3,
     langevin_step_size: float = 0.1,
     langevin_noise: float = 1.0,
@@ -172,6 +178,7 @@ def build(
     config = EnergyConfig.from_dict(
         {
             **clip.to_dict(),
+            "draws": draws,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
             "langevin_noise": langevin_noise,

@@ -60,7 +60,7 @@ def test_the_second_term_is_of_squares() -> None:
 def test_the_first_draw_is_a_softmax_down_each_column() -> None:
     torch.manual_seed(0)
     energies = torch.tensor([[0.0, 2.0], [1.0, 0.0], [-1.0, 0.5]])
-    drawn = torch.stack([gibbs(energies) for _ in range(4000)])
+    drawn = gibbs(energies, 4000)  # (draws, captions)
     for column in range(2):
         share = torch.bincount(drawn[:, column], minlength=3) / 4000
         torch.testing.assert_close(share, (-energies[:, column]).softmax(0), atol=0.035, rtol=0)
@@ -97,7 +97,7 @@ def test_without_steps_the_expected_gradient_is_info_nce() -> None:
     found = [torch.zeros_like(p) for p in parameters]
     for j in range(4):
         for i, chance in enumerate(logits[:, j].softmax(0).tolist()):
-            start = torch.arange(4).index_fill(0, torch.tensor(j), i)
+            start = torch.arange(4).index_fill(0, torch.tensor(j), i)[None]
             for total, part in zip(
                 found, torch.autograd.grad(model(**given, start=start).loss, parameters), strict=True
             ):
@@ -109,16 +109,17 @@ def test_without_steps_the_expected_gradient_is_info_nce() -> None:
 
 def test_the_loss_is_of_pairs_and_of_where_the_chains_end() -> None:
     model, processor = made(langevin_steps=2, langevin_share=0.5, energy_penalty=0.1)
-    given, start = batch(model, processor), torch.tensor([2, 0, 1, 1])
+    given, start = batch(model, processor), torch.tensor([[2, 0, 1, 1], [3, 3, 0, 2]])
     out, again = (torch.manual_seed(5) and model(**given, start=start) for _ in range(2))
     with torch.no_grad():
         text = model.embed(**given)[1]
         torch.manual_seed(5)
-        moved = model.sample(given["pixel_values"][start[:2]], text[:2])
-        ends = torch.cat([moved, given["pixel_values"][start[2:]]])
+        moved = model.sample(given["pixel_values"][start[0, :2]], text[:2])
+        # Two captions have their chain's end, the other two the mean of both draws.
+        ends = torch.cat([moved, moved, *given["pixel_values"][start[:, 2:]]])
         pictures = model.visual_projection(model.vision_model(torch.cat([given["pixel_values"], ends])).pooler_output)
-        energy = -model.scale * F.cosine_similarity(pictures, torch.cat([text, text]))
-    plus, minus = energy.split(4)
+        energy = -model.scale * F.cosine_similarity(pictures, torch.cat([text, text[:2], text[:2], text[2:], text[2:]]))
+    plus, minus = energy.split([4, 8])
     true = plus.mean() - minus.mean() + 0.1 * ((plus**2).mean() + (minus**2).mean())
     torch.testing.assert_close(out.loss.detach(), true, atol=1e-4, rtol=1e-4)
     assert torch.equal(out.loss, again.loss) and out.parts.keys() == {"contrast", "size"}
@@ -170,7 +171,7 @@ def test_begins_at_a_stock_clip(tmp_path: Path) -> None:
     assert torch.equal(begun.visual_projection.weight, stock.visual_projection.weight)
 
 
-@pytest.mark.parametrize("wrong", [{"langevin_share": 1.5}, {"langevin_steps": -1}])
+@pytest.mark.parametrize("wrong", [{"langevin_share": 1.5}, {"langevin_steps": -1}, {"draws": 0}])
 def test_options_that_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(Exception, match=next(iter(wrong))):
         made(**wrong)
