@@ -20,7 +20,6 @@ from models import tokenizer as tokenizers
 from models.contrastive import patch_dropout
 from models.contrastive.losses import clip_loss, nt_xent
 from models.contrastive.parts import in_parts
-from models.contrastive.views import HeadLayer, projection_head, view
 from models.outputs import PretrainingOutput
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -44,6 +43,18 @@ class Config(CLIPConfig):
     slip_projection: int = 256
 
 
+class _HeadLayer(nn.Linear):
+    """A linear map of SLIP's head; its weights start at 1/√fan-in."""
+
+
+def _head(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Three layers, (N, width) to (N, out), with statistics of the batch in between: on GPUs that of all processes."""
+    norm = nn.SyncBatchNorm if torch.cuda.is_available() else nn.BatchNorm1d
+    first, second = _HeadLayer(width, hidden, bias=False), _HeadLayer(hidden, hidden, bias=False)
+    last = _HeadLayer(hidden, out, bias=False)
+    return nn.Sequential(first, norm(hidden), nn.ReLU(), second, norm(hidden), nn.ReLU(), last)
+
+
 class CLIP(CLIPModel):
     """`CLIPModel` that learns across processes."""
 
@@ -55,13 +66,13 @@ class CLIP(CLIPModel):
         if config.patch_dropout:
             patch_dropout.attach(self, config.patch_dropout)
         if config.slip_weight:
-            self.head = projection_head(self.vision_embed_dim, config.slip_width, config.slip_projection)
+            self.head = _head(self.vision_embed_dim, config.slip_width, config.slip_projection)
             self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, HeadLayer):
+        if isinstance(module, _HeadLayer):
             initialization.normal_(module.weight, std=module.in_features**-0.5)
 
     def embed(
@@ -105,7 +116,7 @@ class CLIP(CLIPModel):
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of picture i.
-            views: (N, 2, 3, H, W), two views of each picture; with a slip_weight and without them, drawn here.
+            views: (N, 2, 3, H, W), two views of each picture; without them, as in evaluation, SLIP's term is left out.
             negative_input_ids, negative_attention_mask: (N·M, L'), captions that are nearly right and wrong.
         """
         image, text = self.embed(pixel_values, input_ids, attention_mask)
@@ -114,9 +125,9 @@ class CLIP(CLIPModel):
             negatives = in_parts(self._embed_texts, size, negative_input_ids, negative_attention_mask)
         loss = contrast = clip_loss(image, text, self.scale, negatives, chunk)
         parts = {"contrast": contrast}
-        if self.config.slip_weight:
-            one, other = (view(pixel_values), view(pixel_values)) if views is None else views.unbind(1)
-            parts["views"] = nt_xent(self._embed_views(one), self._embed_views(other), VIEW_TEMPERATURE, chunk)
+        if self.config.slip_weight and views is not None:
+            one, other = (self._embed_views(part) for part in views.unbind(1))
+            parts["views"] = nt_xent(one, other, VIEW_TEMPERATURE, chunk)
             loss = contrast + self.config.slip_weight * parts["views"]
         return PretrainingOutput(loss, parts)
 

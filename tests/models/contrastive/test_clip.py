@@ -1,6 +1,5 @@
 """CLIP: its objective and where it comes from, SLIP's and NegCLIP's terms, and what a folder keeps."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
 from components.inference import tokenize_captions
-from models.contrastive import clip, views
+from models.contrastive import clip
 from models.contrastive.losses import clip_loss, nt_xent
 from models.zoo import ZOO
 
@@ -22,7 +21,7 @@ SIZES = {
 SLIP = {"slip_weight": 0.5, "slip_width": 64, "slip_projection": 8}
 
 
-def built(**options: Any) -> tuple[clip.CLIP, Any]:
+def built(**options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     return clip.build(TEXTS, **SIZES, **options)
 
@@ -123,43 +122,15 @@ def test_without_its_weight_there_is_no_head_and_no_view() -> None:
     assert set(model(**given, views=seen).parts) == {"contrast"}
 
 
-def test_views_that_are_not_given_are_drawn_and_the_head_is_saved(tmp_path: Path) -> None:
+def test_the_head_is_saved_and_without_views_its_term_is_left_out(tmp_path: Path) -> None:
     model, processor = built(**SLIP)
     given = batch(model, processor)
-    model.eval()
-
-    def loss(of: Any, seed: int) -> float:
-        torch.manual_seed(seed)
-        return of(**given).loss.item()
-
-    assert loss(model, 0) == loss(model, 0) != loss(model, 1)
-    model.save_pretrained(tmp_path)
-    assert loss(ZOO["clip"].cls.from_pretrained(tmp_path), 0) == pytest.approx(loss(model, 0), rel=1e-6)
-
-
-def test_a_view_is_a_part_of_its_picture() -> None:
-    torch.manual_seed(0)
-    across = torch.linspace(-1, 1, 32).expand(64, 3, 32, 32)
-    cropped = views._cropped(across)
-    steps = cropped.diff(dim=3)
-    assert cropped.abs().max() <= 1 + 1e-6
-    slope = steps[:, :, :, 2:-2].mean((1, 2, 3)) / (2 / 31)
-    assert (slope.abs() < 1.05).all() and slope.abs().min() < 0.5  # enlarged, never shrunk
-    assert 20 < (slope < 0).sum() < 44  # half are mirrored
-    torch.testing.assert_close(cropped[:, :, :1].expand_as(cropped), cropped, atol=1e-5, rtol=0)
-
-
-def test_views_differ_in_place_and_in_colour() -> None:
-    torch.manual_seed(0)
-    pictures = torch.randn(64, 3, 32, 32)
-    one, other = views.view(pictures), views.view(pictures)
-    assert one.shape == pictures.shape and one.isfinite().all()
-    assert ((one - other).abs().mean((1, 2, 3)) > 0.05).all()
-    grey = (one.std(1).amax((1, 2)) < 1e-5).float().mean()
-    assert 0.05 < grey < 0.4
-    flat = torch.full((64, 3, 8, 8), 0.5)
-    shades = views.view(flat)[:, 0, 0, 0]
-    assert shades.min() >= 0.3 - 1e-4 and shades.max() <= 0.7 + 1e-4 and shades.std() > 0.05
+    assert set(model(**given).parts) == {"contrast"}
+    seen = torch.randn(len(TEXTS), 2, 3, 32, 32)
+    model(**given, views=seen)  # moves the head's running statistics
+    model.eval().save_pretrained(tmp_path)
+    again = ZOO["clip"].cls.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**given, views=seen).loss, model(**given, views=seen).loss)
 
 
 def test_negative_captions_join_the_texts_that_a_picture_chooses_from() -> None:
@@ -182,6 +153,5 @@ def test_negative_captions_join_the_texts_that_a_picture_chooses_from() -> None:
 def test_large_sizes_are_the_papers() -> None:
     with torch.device("meta"):
         model, _ = clip.build(TEXTS, vocab_size=49408)
-    numbers = sum(p.numel() for p in model.parameters())
-    assert numbers == 149_620_737  # openai/clip-vit-base-patch16
-    assert math.isclose(clip.MAX_LOGIT_SCALE, math.log(100)) and model.config.text_config.max_position_embeddings == 77
+    assert sum(p.numel() for p in model.parameters()) == 149_620_737  # openai/clip-vit-base-patch16
+    assert model.config.get_text_config().max_position_embeddings == 77

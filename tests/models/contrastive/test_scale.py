@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def built(name: str, **options: Any) -> nn.Module:
+def built(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return ZOO[name].build(TEXTS, **SIZES[name], **options)[0].double()
 
@@ -118,7 +118,7 @@ print(json.dumps([peak(*step) - before for step in [(256, 0, 0), (4096, 256, 256
 
 def test_a_batch_of_4096_takes_the_memory_of_256_and_its_vectors() -> None:
     # Every large tensor is a mapping of its own, and given back at once: the peak is of what is alive. Megabytes.
-    given = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000", "THP_MEM_ALLOC_ENABLE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", MEMORY]
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
     direct, parts, twice = json.loads(done.stdout)
@@ -126,7 +126,7 @@ def test_a_batch_of_4096_takes_the_memory_of_256_and_its_vectors() -> None:
     logits = 256 * 4096 * 4 / 2**20  # a chunk of them
     # Vectors: as parts and together, before and after they are of unit length, and their gradients; logits: as they
     # are, as probabilities, and their gradient.
-    assert parts < 1.1 * direct + 8 * vectors + 6 * logits
+    assert parts < direct + 8 * vectors + 6 * logits
     assert twice > 1.6 * direct  # what is measured is what a batch takes
 
 
@@ -179,8 +179,8 @@ def test_towers_see_half_the_patches_while_they_learn(name: str, tokens: int) ->
     assert model.vision_model(pixels).last_hidden_state.shape[1] == tokens
     plain: Any = built(name)
     plain.load_state_dict(model.state_dict())
-    model.eval(), plain.eval()
-    torch.testing.assert_close(model.vision_model(pixels), plain.vision_model(pixels))
+    one, other = (tower.vision_model.eval()(pixels) for tower in (model, plain))
+    torch.testing.assert_close(one.pooler_output, other.pooler_output)
 
 
 def test_sketch_drops_patches_too_and_is_as_it_was_without(tmp_path: Path) -> None:
