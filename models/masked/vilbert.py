@@ -251,10 +251,10 @@ class Vilbert(PreTrainedModel):
         patches = patchify(pixel_values, self.config.patch_size)  # (N, R, 3·p²)
         hidden, zeroed = self.hide_regions(2 * len(patches), patches.shape[1])
         words, regions = self.streams(pixel_values.repeat(2, 1, 1, 1), masked, mask, zeroed)[:2]
-        labels = labels.masked_fill(~matches[:, None], IGNORED)
+        asked = (labels != IGNORED) & matches[:, None]
         own = hidden[: len(patches)]
         parts = {
-            "words": F.cross_entropy(self.words(words).flatten(0, 1), labels.flatten()),
+            "words": F.cross_entropy(self.words(words[asked]), labels[asked]),
             "regions": region_loss(self.classes(regions[: len(patches), 1:][own]), self.codebook(patches[own])),
             "match": F.binary_cross_entropy_with_logits(self.fits(words, regions), matches.to(words.dtype)),
         }

@@ -62,11 +62,11 @@ class VisualBert(VisualBertForPreTraining):
     def read(
         self, visual_embeds: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """visual_embeds: (N, R, d_v); input_ids, attention_mask: (N, L); returns logits (N, L, V) and (N, 2)."""
+        """visual_embeds: (N, R, d_v); input_ids, attention_mask: (N, L); returns words (N, L, D) and fit (N, 2)."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         seen = self.visual_bert(input_ids=input_ids, attention_mask=attention_mask, visual_embeds=visual_embeds)
         words = seen.last_hidden_state[:, : input_ids.shape[1]]  # the regions have no words to find
-        return self.cls(words, seen.pooler_output)
+        return words, self.cls.seq_relationship(seen.pooler_output)
 
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
@@ -90,13 +90,13 @@ class VisualBert(VisualBertForPreTraining):
             share=self.config.word_share,
         )
         regions = self.regions(pixel_values).repeat(len(texts), 1, 1)
-        logits, fits = self.read(regions, masked, mask)
-        labels = labels.masked_fill(~matches[:, None], IGNORED)
-        words = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        words, fits = self.read(regions, masked, mask)
+        asked = (labels != IGNORED) & matches[:, None]
+        hidden = F.cross_entropy(self.cls.predictions(words[asked]), labels[asked])
         # Own and swapped captions weigh the same, however many are swapped.
         each = F.cross_entropy(fits, torch.where(matches, MATCHES, DIFFERS), reduction="none")
         own, other = each[matches].mean(), each[~matches].sum() / (~matches).sum().clamp(min=1)
-        parts = {"words": words, "match": (own + other) / 2}
+        parts = {"words": hidden, "match": (own + other) / 2}
         return PretrainingOutput(parts["words"] + parts["match"], parts)
 
     def match(
@@ -110,7 +110,7 @@ class VisualBert(VisualBertForPreTraining):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
         """Logits (N, L, V) for every place of the text; input_ids, attention_mask: (N, L)."""
-        return self.read(self.regions(pixel_values), input_ids, attention_mask)[0]
+        return self.cls.predictions(self.read(self.regions(pixel_values), input_ids, attention_mask)[0])
 
 
 def build(
