@@ -268,6 +268,7 @@ def build(
     } | start
     text = {"vocab_size": max(len(tokenizer), vocab_size), "max_position_embeddings": text_length}
     image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": classes}
+    weighed: dict[str, Any] = {f"{name}_weight": weight for name, weight in (weights or {}).items()}
     config = FlavaPretrainingConfig(
         text_config={**sizes, **text, "num_hidden_layers": text_layers, "pad_token_id": tokenizer.pad_token_id},
         image_config={**sizes, **image, "num_hidden_layers": image_layers},
@@ -282,7 +283,7 @@ def build(
         mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),
         **start,
-        **{f"{name}_weight": weight for name, weight in (weights or {}).items()},  # type: ignore[arg-type]
+        **weighed,
     )
     side = {"height": image_size, "width": image_size}
     pictures = FlavaImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear

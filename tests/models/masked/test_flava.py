@@ -195,6 +195,16 @@ def test_a_share_of_the_captions_goes_round():
     assert torch.equal(swap(8, 0.0, torch.device("cpu")), torch.arange(8))
 
 
+def test_the_loss_is_the_weighed_sum(batch):
+    torch.manual_seed(0)
+    model, _ = build(TEXTS * 3, **SIZES, weights={"itm": 2.0, "mim": 0.0})
+    with torch.no_grad():
+        out = model(**batch)
+    parts = out.parts
+    pairs = parts["global_contrastive"] + parts["mmm_image"] + parts["mmm_text"]
+    torch.testing.assert_close(out.loss, pairs + parts["mlm"] + 2 * parts["itm"])
+
+
 def test_what_is_hidden_is_drawn_by_the_global_generator(made, batch):
     model, _ = made
     losses = []
