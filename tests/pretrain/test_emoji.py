@@ -24,4 +24,4 @@ def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -
     found = recall(model, pairs, names)
     chance = 10 / len(names)
     assert len(names) == 1609 and found["pictures"] == 75
-    assert found["low"] > 5 * chance, found
+    assert found["low"] > 3 * chance, found
