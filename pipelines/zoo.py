@@ -3,6 +3,7 @@
 import difflib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,8 @@ def check(
     check_sections(sections)
     from pipelines.pretraining import zoo_check
 
-    folder = run(zoo_check, sections, Console(stderr=True, highlight=False))
+    # Bound now: a run redirects what its libraries print.
+    folder = run(zoo_check, sections, Console(file=sys.stderr, highlight=False))
     found = json.loads((folder / "check" / "finding").read_text(encoding="utf-8"))
     records = {v: json.loads((folder / "steps" / f"pretrain-{v}.json").read_text("utf-8")) for v in VARIANTS}
     found["core_seconds"] = {variant: record["core_seconds"] for variant, record in records.items()}
