@@ -58,7 +58,8 @@ class RateDistortion(ViTMAEPreTrainedModel):
         super().__init__(config)
         self.vit = MAEEncoder(config)
         self.code = nn.Linear(config.hidden_size, 2 * config.code_size)
-        self.prior = nn.Parameter(torch.zeros(2, config.code_size))  # mean and log deviation
+        self.prior_mean = nn.Parameter(torch.zeros(config.code_size))
+        self.prior_log_deviation = nn.Parameter(torch.zeros(config.code_size))
         narrow = deepcopy(config)
         narrow.hidden_size = config.code_size
         self.decoder = ViTMAEDecoder(narrow, self.vit.embeddings.patch_embeddings.num_patches)
@@ -74,7 +75,8 @@ class RateDistortion(ViTMAEPreTrainedModel):
         super()._init_weights(module)
         first_weights(module)
         if module is self:
-            init.zeros_(self.prior)
+            init.zeros_(self.prior_mean)
+            init.zeros_(self.prior_log_deviation)
             init.constant_(self.log_deviation, math.log(self.config.first_deviation))
 
     def forward(
@@ -98,7 +100,7 @@ class RateDistortion(ViTMAEPreTrainedModel):
         mean, log_deviation, hidden, order = self.encode(pixel_values, noise)
         draw = torch.randn_like(mean) if draw is None else draw
         painted = self.decoder(mean + log_deviation.exp() * draw, order).logits  # (N, P, p² · 3)
-        rate = gaussian_kl(mean, log_deviation, *self.prior).sum((1, 2)).mean()
+        rate = gaussian_kl(mean, log_deviation, self.prior_mean, self.prior_log_deviation).sum((1, 2)).mean()
         deviation = self.log_deviation[hidden.long()][..., None]  # (N, P, 1)
         nats = gaussian_nats(self.patchify(pixel_values), painted, deviation)
         distortion = nats.sum((1, 2)).mean()
@@ -116,14 +118,14 @@ class RateDistortion(ViTMAEPreTrainedModel):
         """pixel_values: (N, 3, H, W); returns the mean code of a picture with nothing hidden, (N, code_size)."""
         return self.code(self.vit.whole(pixel_values)).chunk(2, -1)[0].mean(1)
 
-    def reconstruct(self, pixel_values: torch.Tensor, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
+    def reconstruct(self, pixel_values: torch.Tensor, hidden: torch.Tensor, **texts: Any) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); hidden: (N, P) bool; returns the pictures with hidden patches from the mean code.
 
         Raises:
             ValueError: another number of patches is hidden than the model knows.
         """
         check_hidden(hidden, self.config.mask_ratio)
-        mean, _, _, order = self.encode(pixel_values, hidden.float())
+        mean, *_, order = self.encode(pixel_values, hidden.float())
         painted: Any = self.decoder(mean, order).logits  # (N, P, p² · 3)
         return self.unpatchify(torch.where(hidden[..., None], painted, self.patchify(pixel_values)))
 

@@ -31,14 +31,15 @@ def hide(count: int = 3) -> torch.Tensor:
 def test_parts_are_a_divergence_and_a_likelihood_in_nats():
     model, given, hidden = tiny(beta=0.3), pictures(), hide()
     with torch.no_grad():
-        model.prior.normal_()
+        model.prior_mean.normal_()
+        model.prior_log_deviation.normal_()
         model.log_deviation.copy_(torch.tensor([-1.0, 0.5]))
     draw = torch.randn(3, 5, 5)
     output = model(pixel_values=given, noise=hidden.float(), draw=draw)
     mean, log_deviation, mask, order = model.encode(given, hidden.float())
     assert torch.equal(mask, hidden) and mean.shape == (3, 1 + 4, 5)
     code = Normal(mean, log_deviation.exp())
-    rate = kl_divergence(code, Normal(model.prior[0], model.prior[1].exp())).sum((1, 2)).mean()
+    rate = kl_divergence(code, Normal(model.prior_mean, model.prior_log_deviation.exp())).sum((1, 2)).mean()
     painted = model.decoder(mean + log_deviation.exp() * draw, order).logits
     nats = torch.zeros(())
     for row in range(3):
@@ -107,7 +108,7 @@ def test_without_a_price_on_distortion_the_code_says_nothing():
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     model, processor = build([], **SIZES, **DECODER, code_size=5)
     with torch.no_grad():
-        model.prior.normal_()
+        model.prior_mean.normal_()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for again in (RateDistortion.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
