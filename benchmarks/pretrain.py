@@ -1,6 +1,6 @@
 """Seconds of a CLIP training step, ours against open_clip's: the same weights, batch and optimizer, by turns.
 
-    python -m benchmarks.pretrain            # 30 turns of a ViT-B/32 at half its width and depth, batch 16, float32
+    python -m benchmarks.pretrain            # 60 turns of a ViT-B/32 at half its width and depth, batch 16, float32
 
 A step is forward, loss, backward and AdamW. Both start from the same weights and must find the same loss, or there is
 no race. One of each is timed in turn, so that a machine that is slower for a while is so for both, in one process of
@@ -203,7 +203,7 @@ def main() -> None:
     """Race, print and write `results/pretrain.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--turns", type=int, default=30)
+    parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--warm", type=int, default=3, help="steps of each before the clock starts")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
