@@ -5,7 +5,7 @@ another, is left out: a caption is one sentence, and Liu et al. 2019 found nothi
 Source: Devlin et al. 2019, section 3.1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class MaskedBertConfig(BertConfig):
 
     mask_token_id: int = 103
     special_token_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
-    word_share: float = 0.15
+    word_share: float | tuple[float, ...] | list[float] = 0.15
 
 
 class MaskedBert(BertForMaskedLM):
@@ -59,7 +59,7 @@ def build(
     head_width: int = 64,
     mlp_ratio: int = 4,
     text_length: int = 512,
-    word_share: float = 0.15,
+    word_share: float | Sequence[float] = 0.15,
     dropout: float = 0.1,
     initializer_range: float = 0.02,
     vocab_size: int = 0,
@@ -67,7 +67,7 @@ def build(
     """A new BERT and its tokenizer, with a vocabulary made from `texts`.
 
     Args:
-        word_share: of the words that are hidden.
+        word_share: of the words that are hidden, or from which to which, drawn for each caption.
         initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
     """
@@ -85,6 +85,6 @@ def build(
         pad_token_id=tokenizer.pad_token_id,
         mask_token_id=tokenizer.mask_token_id,
         special_token_ids=sorted(tokenizer.all_special_ids),
-        word_share=word_share,
+        word_share=word_share if isinstance(word_share, float | int) else list(word_share),
     )
     return MaskedBert(config), tokenizer

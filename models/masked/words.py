@@ -3,6 +3,8 @@
 Source: Devlin et al. 2019, section 3.1, task 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 IGNORED = -100  # a label that no loss counts
@@ -15,7 +17,7 @@ def mask_words(
     mask_token_id: int,
     vocab_size: int,
     special_ids: tuple[int, ...],
-    share: float = 0.15,
+    share: float | Sequence[float] = 0.15,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hide `share` of the words: of those, 80% become the mask token, 10% a random token, and 10% stay.
 
@@ -26,6 +28,8 @@ def mask_words(
         input_ids, attention_mask: (N, L).
         vocab_size: how many tokens a random one is drawn from; never one of `special_ids`.
         special_ids: tokens that are never hidden; a row of nothing else stays as it is.
+        share: of the words, or from which to which it is drawn for each row, as Ghazvininejad et al. 2019 do: a row of
+            few words has little but the picture to tell it the others, and one of nearly all says what it should show.
 
     Returns:
         What the model sees, (N, L), and labels, (N, L), −100 where no word is hidden.
@@ -33,7 +37,8 @@ def mask_words(
     special = torch.tensor(special_ids, device=input_ids.device)
     words = attention_mask.bool() & ~torch.isin(input_ids, special)
     draw = torch.rand(input_ids.shape, device=input_ids.device).masked_fill(~words, 2.0)
-    hidden = draw < share
+    low, high = (share, share) if isinstance(share, float | int) else share
+    hidden = draw < low + (high - low) * torch.rand(len(draw), 1, device=draw.device)
     lowest = draw == draw.min(1, keepdim=True).values
     hidden = words & (hidden | (lowest & ~hidden.any(1, keepdim=True)))
     labels = input_ids.masked_fill(~hidden, IGNORED)

@@ -54,6 +54,15 @@ def test_every_row_of_words_gives_one_and_each_word_is_as_likely():
     assert hidden.float().mean(0).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0, 0], abs=0.03)
 
 
+def test_a_share_drawn_for_each_row_is_spread_evenly():
+    torch.manual_seed(0)
+    ids = torch.full((1000, 400), 10)
+    _, labels = mask_words(ids, torch.ones_like(ids), share=(0.2, 0.8), **FACTS)
+    shares = (labels != IGNORED).float().mean(1)
+    steps = [float((shares < edge).float().mean()) for edge in (0.1, 0.35, 0.5, 0.65, 0.9)]
+    assert steps == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.05)
+
+
 def test_a_row_without_words_stays_as_it_is():
     ids = torch.tensor([[1, 2, 0]])
     after, labels = mask_words(ids, torch.tensor([[1, 1, 0]]), **FACTS)
