@@ -29,7 +29,7 @@ benchmark-pretrain: $(READY)  ## Seconds of a CLIP training step, against open_c
 
 zoo: $(READY)  ## Train every family and its control, two at a time; write benchmarks/results/zoo
 	ls recipes/zoo/*.yaml | xargs -n 1 basename -s .yaml | \
-		xargs -P 2 -I NAME sh -c '$(BIN)/vlmflow zoo check NAME --seconds 110 --out benchmarks/results/zoo > /dev/null'
+		xargs -P 2 -I NAME sh -c '$(BIN)/vlmflow zoo check NAME --seconds 100 --out benchmarks/results/zoo > /dev/null'
 
 docs: $(READY)  ## Write the generated parts of README and docs
 	$(BIN)/python -m pipelines.docs
