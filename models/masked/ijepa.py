@@ -8,7 +8,7 @@ Source: Assran et al. 2023, section 3.
 import math
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.models.ijepa.modeling_ijepa import IJepaEmbeddings, IJepaLayer, IJepaPreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from models.masked.mae import encoder_sizes, freeze_places, image_processor, sines
+from models.masked.mae import encoder_sizes, fore, freeze_places, image_processor, phases, sines
 from models.outputs import PretrainingOutput
 
 DRAWS = 20  # of a row's blocks, before one that leaves too little context is taken
@@ -31,7 +31,8 @@ class IJepaPretrainingConfig(IJepaConfig):
     """`IJepaConfig` with what learning takes; the defaults are ViT-H/14's.
 
     Scales are shares of the patches, the context's before the targets are taken out of it, aspects height over width.
-    `momentum` is the slow copy's at the first of `total_steps` steps, and 1 at the last.
+    `momentum` is the slow copy's at the first of `total_steps` steps, and 1 at the last. `pooling` makes patches one
+    vector: their mean, as published, or with what surprises the predictor at the fore.
     """
 
     predictor_size: int = 384
@@ -44,6 +45,7 @@ class IJepaPretrainingConfig(IJepaConfig):
     min_context: int = 10
     momentum: float = 0.996
     total_steps: int = 187_500
+    pooling: Literal["mean", "surprise"] = "mean"
 
 
 class IJepaEncoder(IJepaModel):
@@ -168,8 +170,23 @@ class IJepa(IJepaPreTrainedModel):
         return start + (1 - start) * min(1.0, step / self.config.total_steps)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); returns the mean of the slow copy's patches, (N, D)."""
-        return self.ijepa(pixel_values).last_hidden_state.mean(1)
+        """pixel_values: (N, 3, H, W); returns the slow copy's patches as one vector, (N, D)."""
+        states = self.ijepa(pixel_values).last_hidden_state
+        return states.mean(1) if self.config.pooling == "mean" else fore(states, self.surprise(pixel_values, states))
+
+    @torch.no_grad()
+    def surprise(self, pixel_values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """states: (N, P, D) of the slow copy; returns the loss of each patch, told from the other meshes, (N, P)."""
+        rows, patches, width = states.shape
+        truth = F.layer_norm(states, (width,))
+        meshes = [mesh.to(states.device) for mesh in phases(math.isqrt(patches))]
+        found = torch.zeros_like(states[..., 0])
+        for i, mesh in enumerate(meshes):
+            places = torch.cat(meshes[:i] + meshes[i + 1 :]).expand(rows, -1)
+            context = self.context.visible(pixel_values, places)
+            said = self.predictor(context, places, mesh.expand(rows, 1, -1))[:, 0]
+            found[:, mesh] = F.smooth_l1_loss(said, truth[:, mesh], reduction="none").mean(2)
+        return found
 
 
 def taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

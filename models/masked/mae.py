@@ -7,9 +7,10 @@ Source: He et al. 2022, section 3.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
@@ -23,6 +24,13 @@ from transformers.models.vit_mae.modeling_vit_mae import (
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from models.outputs import PretrainingOutput
+
+
+@strict
+class MAEConfig(ViTMAEConfig):
+    """`ViTMAEConfig`, and how patches become one vector: their mean, or with what surprises the model at the fore."""
+
+    pooling: Literal["mean", "surprise"] = "mean"
 
 
 class MAEEncoder(ViTMAEModel):
@@ -46,7 +54,9 @@ class MAEEncoder(ViTMAEModel):
 class MAE(ViTMAEForPreTraining):
     """`ViTMAEForPreTraining` that represents and paints; its loss is over hidden patches alone."""
 
-    def __init__(self, config: ViTMAEConfig):
+    config: MAEConfig
+
+    def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.vit = MAEEncoder(config)
 
@@ -71,8 +81,30 @@ class MAE(ViTMAEForPreTraining):
         return PretrainingOutput(loss, {"pixels": loss})
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); returns the mean over all patches, (N, D)."""
-        return self.vit.whole(pixel_values)[:, 1:].mean(1)
+        """pixel_values: (N, 3, H, W); returns the patches of a picture with nothing hidden as one vector, (N, D)."""
+        states = self.vit.whole(pixel_values)[:, 1:]
+        return states.mean(1) if self.config.pooling == "mean" else fore(states, self.surprise(pixel_values))
+
+    @torch.no_grad()
+    def surprise(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); returns the mean loss of each patch where it is hidden, (N, P).
+
+        The picture is seen 1 / (1 − mask_ratio) times, each time by other patches, spread evenly.
+        """
+        target = self.patchify(pixel_values)
+        if self.config.norm_pix_loss:
+            target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
+        rows, patches, _ = target.shape
+        order = torch.cat(phases(math.isqrt(patches))).to(target.device)
+        total, times = torch.zeros_like(target[..., 0]), torch.zeros_like(target[..., 0])
+        seen = int(patches * (1 - self.config.mask_ratio))
+        for start in range(0, patches, seen):
+            noise = torch.ones(rows, patches, device=target.device)
+            noise[:, order.roll(-start)[:seen]] = 0
+            output: Any = super().forward(pixel_values=pixel_values, noise=noise)
+            total += (output.logits - target).square().mean(2) * output.mask
+            times += output.mask
+        return total / times.clamp(min=1)
 
     def reconstruct(self, pixel_values: torch.Tensor, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
         """The pictures with their hidden patches painted.
@@ -107,6 +139,22 @@ def check_hidden(hidden: torch.Tensor, mask_ratio: float) -> None:
     wanted = patches - int(patches * (1 - mask_ratio))
     if (hidden.sum(1) != wanted).any():
         raise ValueError(f"hidden: {wanted} of {patches} patches of every picture, got {hidden.sum(1).tolist()[:8]}")
+
+
+def phases(side: int) -> list[torch.Tensor]:
+    """The patches of a square grid, row by row, in four even meshes: every second one of every second row."""
+    grid = torch.arange(side * side).view(side, side)
+    return [grid[down::2, right::2].flatten() for down in (0, 1) for right in (0, 1)]
+
+
+def fore(states: torch.Tensor, surprise: torch.Tensor) -> torch.Tensor:
+    """Σ s² h / Σ s² over states (N, P, D) and surprise (N, P): (N, D).
+
+    A mean is of the backdrop where things are small. What can be told from around it is backdrop; what cannot is a
+    thing. The square lets a few patches that stand out outweigh the many that do not.
+    """
+    weights = surprise.square()
+    return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
 
 
 @torch.no_grad()
@@ -155,13 +203,15 @@ def build(
     decoder_head_width: int = 32,
     mask_ratio: float = 0.75,
     norm_pix_loss: bool = False,
+    pooling: Literal["mean", "surprise"] = "mean",
 ) -> tuple[MAE, ViTImageProcessorPil]:
     """A new MAE and its image processor; the defaults are ViT-L's. `texts` are for other families."""
-    config = ViTMAEConfig(
+    config = MAEConfig(
         **encoder_sizes(image_size, patch_size, width, layers, head_width),
         **decoder_sizes(decoder_width, decoder_layers, decoder_head_width),
         mask_ratio=mask_ratio,
         norm_pix_loss=norm_pix_loss,
+        pooling=pooling,
     )
     return MAE(config), image_processor(image_size)
 

@@ -25,6 +25,7 @@ from models.masked.mae import (
     decoder_sizes,
     encoder_sizes,
     first_weights,
+    fore,
     freeze_places,
     image_processor,
 )
@@ -100,7 +101,7 @@ class RateDistortion(ViTMAEPreTrainedModel):
         mean, log_deviation, hidden, order = self.encode(pixel_values, noise)
         draw = torch.randn_like(mean) if draw is None else draw
         painted = self.decoder(mean + log_deviation.exp() * draw, order).logits  # (N, P, p² · 3)
-        rate = gaussian_kl(mean, log_deviation, self.prior_mean, self.prior_log_deviation).sum((1, 2)).mean()
+        rate = self.rate(mean, log_deviation).sum(1).mean()
         deviation = self.log_deviation[hidden.long()][..., None]  # (N, P, 1)
         nats = gaussian_nats(self.patchify(pixel_values), painted, deviation)
         distortion = nats.sum((1, 2)).mean()
@@ -115,8 +116,16 @@ class RateDistortion(ViTMAEPreTrainedModel):
         return mean, log_deviation, seen.mask.bool(), seen.ids_restore
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); returns the mean code of a picture with nothing hidden, (N, code_size)."""
-        return self.code(self.vit.whole(pixel_values)).chunk(2, -1)[0].mean(1)
+        """pixel_values: (N, 3, H, W); returns one code of a picture with nothing hidden, (N, code_size).
+
+        The patches' mean codes, those with many nats at the fore: what they tell was not known before.
+        """
+        mean, log_deviation = self.code(self.vit.whole(pixel_values)[:, 1:]).chunk(2, -1)
+        return fore(mean, self.rate(mean, log_deviation))
+
+    def rate(self, mean: torch.Tensor, log_deviation: torch.Tensor) -> torch.Tensor:
+        """KL(p(z | f(x)) ‖ q(z)) of each token in nats: (N, tokens)."""
+        return gaussian_kl(mean, log_deviation, self.prior_mean, self.prior_log_deviation).sum(2)
 
     def reconstruct(self, pixel_values: torch.Tensor, hidden: torch.Tensor, **texts: Any) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); hidden: (N, P) bool; returns the pictures with hidden patches from the mean code.

@@ -162,6 +162,22 @@ def test_features_are_the_slow_copys_mean():
     assert features.std(0).min() > 0
 
 
+def test_what_surprises_the_predictor_stands_at_the_fore():
+    model, given = tiny(pooling="surprise").eval(), pictures(2)
+    states = model.ijepa(given).last_hidden_state
+    features = model.get_image_features(pixel_values=given)
+    for row in range(2):
+        weights = torch.zeros(36)
+        for place in range(36):
+            mesh = [p for p in range(36) if p // 6 % 2 == place // 6 % 2 and p % 2 == place % 2]
+            others = torch.tensor([[p for p in range(36) if p not in mesh]])
+            context = model.context.visible(given[row : row + 1], others)
+            said = model.predictor(context, others, torch.tensor([[mesh]]))[0, 0, mesh.index(place)]
+            truth = F.layer_norm(states[row, place], (32,))
+            weights[place] = F.smooth_l1_loss(said, truth).detach() ** 2
+        torch.testing.assert_close(features[row], (weights @ states[row]) / weights.sum(), rtol=1e-4, atol=1e-5)
+
+
 def test_transformers_weights_load_into_both_encoders(tmp_path):
     sizes = {key: value for key, value in tiny().config.to_diff_dict().items() if hasattr(IJepaConfig(), key)}
     stock = IJepaModel(IJepaConfig(**sizes)).eval()

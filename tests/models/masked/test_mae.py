@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from models.masked.mae import MAE, build
+from models.masked.mae import MAE, build, phases
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
 DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_layers": 1, "decoder_head_width": 8}
@@ -133,6 +133,39 @@ def test_a_whole_picture_is_what_transformers_sees_with_nothing_hidden(tmp_path)
     torch.testing.assert_close(
         model.get_image_features(pixel_values=pictures()), stock(pictures()).last_hidden_state[:, 1:].mean(1)
     )
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_surprises_stands_at_the_fore(normalised: bool):
+    model, given = tiny(norm_pix_loss=normalised, pooling="surprise"), pictures(2)
+    targets = model.patchify(given)
+    if normalised:
+        targets = (targets - targets.mean(2, keepdim=True)) / (targets.var(2, keepdim=True) + 1e-6).sqrt()
+    losses: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for seen in ([0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]):  # meshes of the 4×4 patches
+        noise = torch.tensor([[float(place not in seen) for place in range(16)]] * 2)
+        output: Any = ViTMAEForPreTraining.forward(model, pixel_values=given, noise=noise)
+        for row in range(2):
+            for place in set(range(16)) - set(seen):
+                gap = output.logits[row, place] - targets[row, place]
+                losses.setdefault((row, place), []).append(gap.square().mean())
+    states = model.vit.whole(given)[:, 1:]
+    for row, features in enumerate(model.get_image_features(pixel_values=given)):
+        weights = torch.stack([torch.stack(losses[row, place]).mean() ** 2 for place in range(16)])
+        assert len(losses[row, 0]) == 3
+        torch.testing.assert_close(features, (weights @ states[row]) / weights.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_ratio", [0.5, 0.6, 0.9])
+def test_every_patch_is_hidden_at_least_once(mask_ratio: float):
+    assert (tiny(mask_ratio=mask_ratio).surprise(pictures()) > 0).all()
+
+
+@pytest.mark.parametrize("side", [1, 5, 8])
+def test_meshes_share_the_grid(side: int):
+    meshes = phases(side)
+    assert torch.equal(torch.cat(meshes).sort().values, torch.arange(side * side))
+    assert side % 2 or {len(mesh) for mesh in meshes} == {side * side // 4}
 
 
 def test_new_weights_know_places():

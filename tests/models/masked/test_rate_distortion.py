@@ -90,6 +90,18 @@ def test_hidden_patches_are_painted_from_the_mean_code():
     torch.testing.assert_close(model.reconstruct(pixel_values=given, hidden=hidden), mae.unpatchify(wanted))
 
 
+def test_patches_that_tell_much_stand_at_the_fore():
+    model, given = tiny().eval(), pictures()
+    with torch.no_grad():
+        model.prior_mean.normal_()
+    mean, log_deviation = model.code(model.vit.whole(given)[:, 1:]).chunk(2, -1)
+    prior = Normal(model.prior_mean, model.prior_log_deviation.exp())
+    for row, features in enumerate(model.get_image_features(pixel_values=given)):
+        nats = kl_divergence(Normal(mean[row], log_deviation[row].exp()), prior).sum(1)
+        wanted = sum(n**2 * m for n, m in zip(nats, mean[row], strict=True)) / (nats**2).sum()
+        torch.testing.assert_close(features, wanted)
+
+
 def test_without_a_price_on_distortion_the_code_says_nothing():
     rates = {}
     for beta in (0.0, 1.0):
