@@ -39,7 +39,8 @@ def test_every_command_is_one_of_ours() -> None:
     """Each line is a make target, a vlmflow command that the tests below run, or dvc, curl and openai likewise."""
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
              "vlmflow lineage models:/vlm@champion", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
-             "vlmflow export data/curated shards", "make benchmark-data", "vlmflow zoo", "vlmflow zoo check mae"}  # fmt: skip
+             "vlmflow export data/curated shards", "make benchmark-data", "vlmflow zoo",
+             "vlmflow zoo check mae"}  # fmt: skip
     for command in COMMANDS:
         if command and not command.startswith(("vlmflow run", "curl", "-d")):
             assert command in known, command
