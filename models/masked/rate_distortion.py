@@ -31,6 +31,8 @@ from models.masked.mae import (
 )
 from models.outputs import PretrainingOutput
 
+FIRST_DEVIATION = 0.5  # of a pixel from what is painted, before anything is learned
+
 
 @strict
 class RateDistortionConfig(ViTMAEConfig):
@@ -39,8 +41,7 @@ class RateDistortionConfig(ViTMAEConfig):
     model_type = "rate-distortion"
 
     code_size: int = 64
-    beta: float = 0.02
-    first_deviation: float = 0.5
+    beta: float = 0.1
 
 
 class RateDistortion(ViTMAEPreTrainedModel):
@@ -78,7 +79,7 @@ class RateDistortion(ViTMAEPreTrainedModel):
         if module is self:
             init.zeros_(self.prior_mean)
             init.zeros_(self.prior_log_deviation)
-            init.constant_(self.log_deviation, math.log(self.config.first_deviation))
+            init.constant_(self.log_deviation, math.log(FIRST_DEVIATION))
 
     def forward(
         self,
@@ -205,7 +206,7 @@ def build(
     decoder_head_width: int = 32,
     mask_ratio: float = 0.75,
     code_size: int = 64,
-    beta: float = 0.02,
+    beta: float = 0.1,
 ) -> tuple[RateDistortion, ViTImageProcessorPil]:
     """A new model and its image processor; the defaults are an MAE's with ViT-B. `texts` are for other families."""
     config = RateDistortionConfig(
