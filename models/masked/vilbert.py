@@ -45,7 +45,6 @@ class VilbertConfig(PreTrainedConfig):
     link_heads: int = 8
     classes: int = 1601
     word_share: float | tuple[float, ...] | list[float] = 0.15
-    match_weight: float = 1.0
     region_share: float = 0.15
     dropout: float = 0.1
     initializer_range: float = 0.02
@@ -231,7 +230,7 @@ class Vilbert(PreTrainedModel):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
     ) -> PretrainingOutput:
-        """Hidden words + classes of hidden regions + whether text and picture match, of one weight in the paper.
+        """Hidden words + classes of hidden regions + whether text and picture match, unweighted.
 
         Each picture is seen with its own caption and with another one of the batch. Words and regions are hidden in
         both, and asked for in the first: another picture's caption tells nothing of them (Lu et al. 2020).
@@ -259,8 +258,7 @@ class Vilbert(PreTrainedModel):
             "regions": region_loss(self.classes(regions[: len(patches), 1:][own]), self.codebook(patches[own])),
             "match": F.binary_cross_entropy_with_logits(self.fits(words, regions), matches.to(words.dtype)),
         }
-        loss = parts["words"] + parts["regions"] + self.config.match_weight * parts["match"]
-        return PretrainingOutput(loss, parts)
+        return PretrainingOutput(parts["words"] + parts["regions"] + parts["match"], parts)
 
     def hide_regions(self, count: int, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Which regions to find, and which of them are not seen, (count, R) bool: 9 of 10 are not.
@@ -331,7 +329,6 @@ def build(
     classes: int = 1601,
     text_length: int = 512,
     word_share: float | Sequence[float] = 0.15,
-    match_weight: float = 1.0,
     region_share: float = 0.15,
     dropout: float = 0.1,
     initializer_range: float = 0.02,
@@ -345,7 +342,6 @@ def build(
         links: co-attention layers; each stream has at least as many layers.
         classes: of regions, in the codebook.
         word_share, region_share: of what is hidden; of words also from which to which, drawn for each caption.
-        match_weight: of the third task; above 1, it is learned sooner that there is a picture to look at.
         initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
     """
@@ -369,7 +365,6 @@ def build(
         link_width=link_width,
         link_heads=link_heads,
         classes=classes,
-        match_weight=match_weight,
         word_share=word_share if isinstance(word_share, float | int) else list(word_share),
         region_share=region_share,
         dropout=dropout,

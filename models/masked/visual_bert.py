@@ -29,7 +29,6 @@ class GridVisualBertConfig(VisualBertConfig):
     mask_token_id: int = 103
     special_token_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
     word_share: float | tuple[float, ...] | list[float] = 0.15
-    match_weight: float = 1.0
     swaps: int = 1
 
 
@@ -72,7 +71,7 @@ class VisualBert(VisualBertForPreTraining):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
     ) -> PretrainingOutput:
-        """Hidden words + whether text and picture match, of one weight in the paper.
+        """Hidden words + whether text and picture match, unweighted.
 
         Each picture is seen with its own caption and with `swaps` others of the batch (one in the paper: half of the
         texts). All of them have words hidden, but only a picture's own are asked for: another's say nothing of it.
@@ -98,7 +97,7 @@ class VisualBert(VisualBertForPreTraining):
         each = F.cross_entropy(fits, torch.where(matches, MATCHES, DIFFERS), reduction="none")
         own, other = each[matches].mean(), each[~matches].sum() / (~matches).sum().clamp(min=1)
         parts = {"words": hidden, "match": (own + other) / 2}
-        return PretrainingOutput(hidden + self.config.match_weight * parts["match"], parts)
+        return PretrainingOutput(hidden + parts["match"], parts)
 
     def match(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -126,7 +125,6 @@ def build(
     mlp_ratio: int = 4,
     text_length: int = 512,
     word_share: float | Sequence[float] = 0.15,
-    match_weight: float = 1.0,
     swaps: int = 1,
     dropout: float = 0.1,
     initializer_range: float = 0.02,
@@ -137,7 +135,6 @@ def build(
     Args:
         region_width: d_v, of a region's features.
         word_share: of the words that are hidden, or from which to which, drawn for each caption.
-        match_weight: of the second task; above 1, it is learned sooner that there is a picture to look at.
         swaps: captions of other pictures that each picture is seen with.
         initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
@@ -162,7 +159,6 @@ def build(
         pad_token_id=tokenizer.pad_token_id,
         mask_token_id=tokenizer.mask_token_id,
         special_token_ids=sorted(tokenizer.all_special_ids),
-        match_weight=match_weight,
         word_share=word_share if isinstance(word_share, float | int) else list(word_share),
         swaps=swaps,
     )
