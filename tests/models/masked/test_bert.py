@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_places_that_are_not_asked_for_do_not_count(bert, monkeypatch):
     model, _, batch = bert
     torch.manual_seed(1)
     logits = []
-    stock = BertForMaskedLM.forward
+    stock: Any = BertForMaskedLM.forward
 
     def kept(*args, **kwargs):
         found = stock(*args, **kwargs)
@@ -98,7 +99,7 @@ def test_a_saved_model_comes_back_also_as_the_stock_class(bert, tmp_path: Path):
 
 def test_weights_of_the_stock_class_load(tmp_path: Path):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     stock = BertForMaskedLM(BertConfig(vocab_size=200, **sizes)).eval()
     stock.save_pretrained(tmp_path)
     model = MaskedBert.from_pretrained(tmp_path)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,7 +195,7 @@ def test_links_need_layers():
 def test_text_starts_from_public_weights(fused, tmp_path: Path):
     """The text stream before the first link is BERT."""
     model, _, batch = fused
-    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
+    sizes: Any = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
     config = BertConfig(vocab_size=model.config.vocab_size, max_position_embeddings=16, **sizes)
     stock = BertModel(config, add_pooling_layer=False).eval()
     stock.save_pretrained(tmp_path)

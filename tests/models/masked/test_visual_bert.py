@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,8 @@ def test_the_loss_is_that_of_the_stock_class(fused, swaps: int):
     match = []
     for i, (_, given, _) in enumerate(texts):
         rows = slice(3 * i, 3 * i + 3)
-        stock = VisualBertForPreTraining.forward(
+        forward: Any = VisualBertForPreTraining.forward
+        stock = forward(
             model,
             seen[rows],
             attention_mask=given,
@@ -156,7 +158,7 @@ def test_a_saved_model_comes_back(fused, tmp_path: Path):
 
 def test_weights_of_the_stock_class_load(tmp_path: Path):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     stock = VisualBertForPreTraining(VisualBertConfig(vocab_size=200, visual_embedding_dim=64, **sizes)).eval()
     stock.save_pretrained(tmp_path)
     model = VisualBert.from_pretrained(tmp_path)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling
@@ -19,7 +21,7 @@ def rates(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, mask_
 
 def test_rates_are_bert_s_and_those_of_the_stock_collator():
     torch.manual_seed(0)
-    tokenizer = vocabulary([])
+    tokenizer: Any = vocabulary([])
     words = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
     ids = torch.tensor(words)[torch.randint(0, len(words), (1000, 100))]
     facts = {
