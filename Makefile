@@ -14,7 +14,7 @@ demo: $(READY)  ## Set up and run the whole life on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
 
 test: $(READY)  ## Set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .
