@@ -77,14 +77,14 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
 
 def check_options(section: Pretraining, model: Any, batches: TrainingBatches) -> None:
     """Raise RecipeError where `section` asks for what the family has no place for."""
-    takes, config = inspect.signature(model.forward).parameters, model.config
+    takes, tower = inspect.signature(model.forward).parameters, patch_dropout.tower(model)
     needs = {
         "augment": (section.augment, batches.pictures, "sees no pictures"),
         "views": (section.views, batches.views, "compares no views; give its model a slip_weight where it takes one"),
         "negatives": (section.negatives, "negative_input_ids" in takes, "takes no negative captions; clip does"),
         "mining": (section.mining, batches.words, "reads no captions"),
         "max_logit_scale": (section.max_logit_scale, hasattr(model, "logit_scale"), "has no logit_scale"),
-        "drop_patches": (section.drop_patches, not getattr(config, "patch_dropout", 0), "drops patches by its model"),
+        "drop_patches": (section.drop_patches, tower is not None, "has no picture tower that can do without patches"),
     }
     for name, (asked, there, why) in needs.items():
         if asked and not there:
@@ -115,10 +115,7 @@ def fit(
     if section.ema is not None:
         callbacks = [*callbacks, Average(section.ema)]
     if section.drop_patches:
-        try:
-            patch_dropout.attach(model, section.drop_patches)
-        except ValueError as error:
-            raise RecipeError(f"pretrain.drop_patches: {error}") from None
+        patch_dropout.attach(model, section.drop_patches)
     with tempfile.TemporaryDirectory() as folder:
         options = arguments(
             training,

@@ -1,8 +1,8 @@
 """CLIP: pictures and captions in one space, each picture's own caption against all others of the batch.
 
 The towers are transformers' `CLIPModel`, so that public weights load; loss and options are ours.
-Source: Radford et al. 2021, figure 3. Options: FLIP (Li et al. 2023), SLIP (Mu et al. 2021), NegCLIP (Yuksekgonul et
-al. 2023) and batches in parts (Gao et al. 2021).
+Source: Radford et al. 2021, figure 3. Options: SLIP (Mu et al. 2021), NegCLIP (Yuksekgonul et al. 2023) and batches in
+parts (Gao et al. 2021).
 """
 
 import math
@@ -17,7 +17,6 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, initialization
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models import tokenizer as tokenizers
-from models.contrastive import patch_dropout
 from models.contrastive.losses import clip_loss, nt_xent
 from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
@@ -31,13 +30,11 @@ class Config(CLIPConfig):
     """`CLIPConfig` and what training may add; all of it is off at 0, and stock classes pass over it.
 
     micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time.
-    patch_dropout: FLIP's share of patches that are not seen in training.
     slip_weight: λ of SLIP's term, whose head is slip_width wide and ends in slip_projection numbers.
     """
 
     micro_batch: int = 0
     chunk: int = 0
-    patch_dropout: float = 0.0
     slip_weight: float = 0.0
     slip_width: int = 4096
     slip_projection: int = 256
@@ -63,8 +60,6 @@ class CLIP(CLIPModel):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        if config.patch_dropout:
-            patch_dropout.attach(self, config.patch_dropout)
         if config.slip_weight:
             self.head = _head(self.vision_embed_dim, config.slip_width, config.slip_projection)
             self.post_init()
@@ -188,7 +183,6 @@ def build(
     *,
     micro_batch: int = 0,
     chunk: int = 0,
-    patch_dropout: float = 0.0,
     slip_weight: float = 0.0,
     slip_width: int = 4096,
     slip_projection: int = 256,
@@ -196,6 +190,6 @@ def build(
 ) -> tuple[CLIP, CLIPProcessor]:
     """A new CLIP and its processor; sizes as in `towers`, the rest as in `Config`."""
     config, processor = towers(texts, **sizes)
-    config.micro_batch, config.chunk, config.patch_dropout = micro_batch, chunk, patch_dropout
+    config.micro_batch, config.chunk = micro_batch, chunk
     config.slip_weight, config.slip_width, config.slip_projection = slip_weight, slip_width, slip_projection
     return CLIP(config), processor

@@ -170,7 +170,6 @@ def build(
     langevin_share: float = 1.0,
     energy_penalty: float = 1e-3,
     micro_batch: int = 0,
-    patch_dropout: float = 0.0,
     **sizes: Any,
 ) -> tuple[EnergyModel, CLIPProcessor]:
     """A new energy model and its processor; options as in `EnergyConfig`, sizes as in `clip.towers`."""
@@ -185,7 +184,6 @@ def build(
             "langevin_share": langevin_share,
             "energy_penalty": energy_penalty,
             "micro_batch": micro_batch,
-            "patch_dropout": patch_dropout,
         }
     )
     return EnergyModel(config), processor

@@ -187,7 +187,6 @@ def build(
     logit_bias: float = -10.0,
     micro_batch: int = 0,
     chunk: int = 0,
-    patch_dropout: float = 0.0,
     **sizes: Any,
 ) -> tuple[Llip, CLIPProcessor]:
     """A new Llip and its processor; options as in `LlipConfig`, sizes as in `clip.towers`.
@@ -206,7 +205,6 @@ def build(
             "logit_bias_init_value": logit_bias,
             "micro_batch": micro_batch,
             "chunk": chunk,
-            "patch_dropout": patch_dropout,
         }
     )
     return Llip(config), processor

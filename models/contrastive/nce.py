@@ -116,7 +116,6 @@ def build(
     noise: int = 255,
     log_normaliser: float = 0.0,
     micro_batch: int = 0,
-    patch_dropout: float = 0.0,
     **sizes: Any,
 ) -> tuple[NCE, CLIPProcessor]:
     """A new NCE and its processor; `noise` is ν, `log_normaliser` c at the start; sizes as in `clip.towers`."""
@@ -127,7 +126,6 @@ def build(
             "noise": noise,
             "log_normaliser_init_value": log_normaliser,
             "micro_batch": micro_batch,
-            "patch_dropout": patch_dropout,
         }
     )
     return NCE(config), processor

@@ -41,17 +41,29 @@ class PatchDropout:
         return torch.cat([start, patches.gather(1, chosen[..., None].expand(-1, -1, width))], dim=1)
 
 
-def attach(model: nn.Module, share: float) -> RemovableHandle:
-    """Drop `share` of the patches behind the embeddings of `model`'s picture tower, until the handle is removed.
+def tower(model: nn.Module) -> tuple[nn.Module, int] | None:
+    """What embeds the patches of `model`'s picture tower, and how many tokens stand before them.
 
-    Raises:
-        ValueError: `model` has no picture tower of CLIP's, SigLIP's or sketch's kind.
+    None where there is no tower of CLIP's, SigLIP's or sketch's kind.
     """
     for module in model.modules():
         if isinstance(module, CLIPVisionEmbeddings):
-            return module.register_forward_hook(PatchDropout(share, first=1))
+            return module, 1
         if isinstance(module, SiglipVisionEmbeddings):
-            return module.register_forward_hook(PatchDropout(share, first=0))
+            return module, 0
         if isinstance(module, VisionTower):
-            return module.placed.register_forward_hook(PatchDropout(share, first=0))
-    raise ValueError(f"{type(model).__name__} has no picture tower whose patches can be dropped")
+            return module.placed, 0
+    return None
+
+
+def attach(model: nn.Module, share: float) -> RemovableHandle:
+    """Drop `share` of the patches that `model`'s picture tower sees in training, until the handle is removed.
+
+    Raises:
+        ValueError: `model` has no such tower, or there is no such share.
+    """
+    found = tower(model)
+    if found is None:
+        raise ValueError(f"{type(model).__name__} has no picture tower whose patches can be dropped")
+    module, first = found
+    return module.register_forward_hook(PatchDropout(share, first))

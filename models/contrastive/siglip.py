@@ -15,7 +15,6 @@ from transformers import SiglipConfig, SiglipModel, SiglipProcessor, initializat
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models import tokenizer as tokenizers
-from models.contrastive import patch_dropout
 from models.contrastive.losses import siglip_loss
 from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
@@ -27,15 +26,13 @@ class Config(SiglipConfig):
 
     logit_scale, logit_bias: t and b at the start; transformers starts both at 0, that is t = 1 and b = 0, which makes
     every one of the N² − N negatives cost log 2.
-    micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time. patch_dropout:
-    FLIP's share of patches that are not seen in training. All three are off at 0.
+    micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time. Both are off at 0.
     """
 
     logit_scale: float = 10.0
     logit_bias: float = -10.0
     micro_batch: int = 0
     chunk: int = 0
-    patch_dropout: float = 0.0
 
 
 class SigLIP(SiglipModel):
@@ -43,11 +40,6 @@ class SigLIP(SiglipModel):
 
     config: Config  # type: ignore[assignment]
     config_class = Config
-
-    def __init__(self, config: Config):
-        super().__init__(config)
-        if config.patch_dropout:
-            patch_dropout.attach(self, config.patch_dropout)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -91,7 +83,6 @@ def build(
     logit_bias: float = -10.0,
     micro_batch: int = 0,
     chunk: int = 0,
-    patch_dropout: float = 0.0,
 ) -> tuple[SigLIP, SiglipProcessor]:
     """A new SigLIP of one width for both towers, and its processor with a vocabulary made from `texts`.
 
@@ -99,7 +90,7 @@ def build(
         text_layers: of the text tower, where it is not as deep as the picture tower.
         text_length: every caption is cut and padded to it, because the text tower pools its last position.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
-        logit_scale, logit_bias, micro_batch, chunk, patch_dropout: as in `Config`.
+        logit_scale, logit_bias, micro_batch, chunk: as in `Config`.
     """
     tokenizer = tokenizers.build(texts)
     tokenizer.padding_side = "right"
@@ -120,7 +111,6 @@ def build(
         logit_bias=logit_bias,
         micro_batch=micro_batch,
         chunk=chunk,
-        patch_dropout=patch_dropout,
     )
     pictures = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
     return SigLIP(config), SiglipProcessor(pictures, tokenizer)
