@@ -4,8 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+ENGINE ?= docker
+BUILD_FLAGS ?=
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-data benchmark-pretrain zoo docs
+.PHONY: help demo test check benchmark-data benchmark-pretrain zoo images docs
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -30,6 +35,14 @@ benchmark-pretrain: $(READY)  ## Seconds of a CLIP training step, against open_c
 zoo: $(READY)  ## Train every family and its control, two at a time; write benchmarks/results/zoo
 	ls recipes/zoo/*.yaml | xargs -n 1 basename -s .yaml | \
 		xargs -P 2 -I NAME sh -c '$(BIN)/vlmflow zoo check NAME --seconds 100 --out benchmarks/results/zoo > /dev/null'
+
+images: $(READY)  ## Build the images step, train and serve, named by revision (ENGINE=podman, BUILD_FLAGS=...)
+	for target in step train serve; do \
+		index=$$(test $$target = train && echo $(CUDA_INDEX) || echo $(CPU_INDEX)); \
+		$(ENGINE) build $(BUILD_FLAGS) --file infra/images/Containerfile --target $$target \
+			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m components.step revision) \
+			--tag $$($(BIN)/python -m components.step image $$target) . || exit 1; \
+	done
 
 docs: $(READY)  ## Write the generated parts of README and docs
 	$(BIN)/python -m pipelines.docs

@@ -6,7 +6,8 @@
 KFP's executor calls the function with its artifacts. Around it stand four things that every step needs: a
 step that has nothing new to do is skipped (VLMFLOW_RUN set: a run on this machine); outputs are written
 beside and renamed when the step has ended; a user's mistake is one line and exit code 2; and the step's
-record (seconds, peak memory, what went in and out) lies in the run's folder.
+record (seconds, peak memory, what went in and out) lies in the run's folder. In a pod of a cluster KFP keeps
+the cache and the outputs, and the record goes to MLflow.
 """
 
 import argparse
@@ -20,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from components import journal
 from components import recipe as recipes
-from components.errors import EXIT_CODE, GateError, SpaceError, VlmflowError
+from components.errors import EXIT_CODE, GateError, ServiceError, SpaceError, VlmflowError
 from components.memo import Memo, content_hash, far, key, named
 from components.process import configure_logging, one_thread
 from components.sources import code_hash
@@ -37,11 +39,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--module", required=True)
     parser.add_argument("--function", required=True)
     parser.add_argument("--executor_input", required=True)
+    parser.add_argument("--run", default="", help="KFP's id of the run")
     given = parser.parse_args(arguments)
     configure_logging()
     one_thread()
-    task = Task(given.module, given.function, json.loads(given.executor_input))
+    task = Task(given.module, given.function, json.loads(given.executor_input), given.run)
     try:
+        if task.run_folder is None:
+            task.work_in_pod()
+            return 0
         warm = os.environ.get(ADDRESS)
         # What the registry holds is asked by a process that has imported mlflow already.
         if not (warm and task.function in REGISTRY) and task.recall():
@@ -62,8 +68,8 @@ def main(arguments: list[str]) -> int:
 class Task:
     """One step with its inputs and outputs, as KFP's executor input gives them."""
 
-    def __init__(self, module: str, function: str, executor_input: dict[str, Any]):
-        self.module, self.function, self.input = module, function, executor_input
+    def __init__(self, module: str, function: str, executor_input: dict[str, Any], kfp_run: str = ""):
+        self.module, self.function, self.input, self.kfp_run = module, function, executor_input, kfp_run
         inputs, outputs = executor_input.get("inputs", {}), executor_input["outputs"]
         self.parameters: dict[str, Any] = inputs.get("parameterValues", {})
         self.inputs = {name: _path(a["artifacts"][0]["uri"]) for name, a in inputs.get("artifacts", {}).items()}
@@ -137,13 +143,59 @@ class Task:
             core_seconds=cores,
         )
 
+    def work_in_pod(self) -> None:
+        """Run the step where KFP keeps its cache and its outputs, and record it in MLflow, if there is one.
+
+        Raises:
+            ServiceError: MLflow is out of reach, before the work begins or when it is recorded.
+        """
+        from components.step import IMAGE  # brings kfp with it, which a step of the memo has no use for
+
+        os.environ["VLMFLOW_KFP_RUN"] = self.kfp_run
+        parent = journal.pipeline_run(self.kfp_run) if os.environ.get("MLFLOW_TRACKING_URI") else None
+        self.facts, meter, error = self._facts(), Meter(), None
+        try:
+            self._execute(self.input)
+        except BaseException as problem:
+            error = problem
+            raise
+        finally:
+            facts = {"peak_mb": meter.stop(), "core_seconds": round(meter.core_seconds(), 1)}
+            if parent is not None:
+                facts |= {"image": IMAGE, "kfp_run": self.kfp_run, "error": str(error) if error else None}
+                facts["outputs"] = {
+                    label: {"path": str(path), "hash": content_hash(path)}
+                    for label, path in self.outputs.items()
+                    if path.exists()
+                }
+                self._journal(self._record("failed" if error else "done", facts), parent, error)
+
+    def _journal(self, record: dict[str, Any], parent: str, error: BaseException | None) -> None:
+        try:
+            journal.log(record, parent)
+        except ServiceError as refusal:
+            if error is None:
+                raise
+            # The step's own error is the one to show.
+            print(f"warning: {self.function}: not recorded: {refusal}", file=sys.stderr)  # noqa: T201
+
     def record(self, status: str, **facts: Any) -> None:
         """Write the step's record into the run's folder."""
         if self.run_folder is None:
             return
         folder = self.run_folder / "steps"
         folder.mkdir(parents=True, exist_ok=True)
-        content = {
+        content = self._record(status, facts)
+        beside = folder / f".{self.name}.partial"
+        beside.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+        beside.replace(folder / f"{self.label}.json")
+        if "outputs" in content:
+            link = self.run_folder / self.label
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(self.folder, self.run_folder))
+
+    def _record(self, status: str, facts: dict[str, Any]) -> dict[str, Any]:
+        return {
             "task": self.name,
             "label": self.label,
             "step": self.function,
@@ -153,13 +205,6 @@ class Task:
             **self.facts,
             **facts,
         }
-        beside = folder / f".{self.name}.partial"
-        beside.write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
-        beside.replace(folder / f"{self.label}.json")
-        if "outputs" in content:
-            link = self.run_folder / self.label
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(self.folder, self.run_folder))
 
     @property
     def label(self) -> str:

@@ -31,6 +31,9 @@ def run(
     data_rev: Annotated[
         str | None, typer.Option(help="Train on the data of this revision (see `fetch` in the recipe); make none.")
     ] = None,
+    containers: Annotated[
+        bool, typer.Option("--containers", help="Each step in its container, by docker or podman; see `make images`.")
+    ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
     from pipelines import pipeline
@@ -44,9 +47,9 @@ def run(
     from pipelines.run import run as start
 
     if data_rev is None:
-        _show(start(pipeline(name), sections, console))
+        _show(start(pipeline(name), sections, console, containers))
     else:
-        _show(start(pipeline("train"), sections, console, data_rev=data_rev))
+        _show(start(pipeline("train"), sections, console, containers, data_rev=data_rev))
 
 
 def _show(folder: Path) -> None:

@@ -23,22 +23,29 @@ from typing import Any
 from kfp import local
 from rich.console import Console
 
+from components import journal, tracking
 from components import recipe as recipes
-from components import tracking
 from components.errors import SpaceError, VlmflowError
 from components.sources import ROOT
 from components.warm import ADDRESS
 from pipelines.summary import summarise
-
-LOGGED = ("seconds", "peak_mb")
 
 
 class StepFailed(VlmflowError):
     """A step ended by its user's mistake; its own line says which."""
 
 
-def run(pipeline: Callable[..., Any], sections: dict[str, Any], console: Console, **parameters: str) -> Path:
+def run(
+    pipeline: Callable[..., Any],
+    sections: dict[str, Any],
+    console: Console,
+    containers: bool = False,
+    **parameters: str,
+) -> Path:
     """Run `pipeline` with the recipe `sections` and its further `parameters`; returns the run's folder.
+
+    Args:
+        containers: each step in its container, instead of a process.
 
     Raises:
         StepFailed: a step refused its input. RuntimeError: a step broke; the run's log has the traceback.
@@ -46,22 +53,34 @@ def run(pipeline: Callable[..., Any], sections: dict[str, Any], console: Console
     folder = _folder(tracking.home())
     recipe = recipes.dump(sections)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
     total = len(pipeline.pipeline_spec.root.dag.tasks)  # type: ignore[attr-defined]
     started = time.monotonic()
-    with _warm(folder) as address, _environment(folder, address), _tracked(folder, sections) as finished:
+    warm = contextlib.nullcontext("") if containers else _warm(folder)
+    with warm as address, _environment(folder, address):
+        if containers:
+            from pipelines.containers import runner
+
+            local.init(runner=runner(folder, sections), pipeline_root=str(folder))
+        else:
+            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+        _follow(pipeline, sections, folder, console, total, {"recipe": recipe, **parameters})
+    summary = summarise(folder, seconds=time.monotonic() - started)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _follow(pipeline: Any, sections: Any, folder: Path, console: Console, total: int, given: dict[str, str]) -> None:
+    """Run the pipeline, and tell and track how it goes."""
+    with _tracked(folder, sections) as finished:
         narrator = Narrator(folder, console, total, finished)
         log = (folder / "run.log").open("w", encoding="utf-8")
         with log as narrator.log, contextlib.redirect_stdout(narrator), contextlib.redirect_stderr(narrator):
             try:
-                pipeline(recipe=recipe, **parameters)
+                pipeline(**given)
             except RuntimeError as error:
                 if "outputs" in (record := _failed(folder)):
                     finished(record)  # a refusal is logged with its report, as any step
                 raise _failure(record, folder, error) from error
-    summary = summarise(folder, seconds=time.monotonic() - started)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return folder
 
 
 def _folder(home: Path) -> Path:
@@ -95,16 +114,8 @@ def _failed(folder: Path) -> dict[str, Any]:
 def _failure(record: dict[str, Any], folder: Path, error: RuntimeError) -> Exception:
     if not record:
         return RuntimeError(f"{error}; the traceback is in {folder / 'run.log'}")
-    pages = [output["path"] for output in record.get("outputs", {}).values() if _is_page(Path(output["path"]))]
+    pages = [output["path"] for output in record.get("outputs", {}).values() if journal.is_page(Path(output["path"]))]
     return StepFailed(f"{record['label']}: {record['error']}" + "".join(f"; see {page}" for page in pages))
-
-
-def _is_page(path: Path) -> bool:
-    """Whether an artifact is an HTML page; KFP gives its file no ending."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(14).lower() == b"<!doctype html"
 
 
 @contextlib.contextmanager
@@ -233,38 +244,11 @@ def _tracked(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[
 
 
 def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:
-    """One nested run: what went in, how long it took, what came out, the curve and the scores."""
-    outputs = {f"output.{name}": output["hash"] for name, output in record["outputs"].items() if "hash" in output}
-    inputs = {f"input.{name}": digest for name, digest in record.get("inputs", {}).items()}
-    tags = {"vlmflow.step": record["step"], "code": record.get("code"), "status": record["status"], **inputs, **outputs}
-    tags |= {"cached": record.get("cached", False), "data_revision": _revisions(record) or None}
-    section = record.get("section") or {}
-    with tracking.run(record["label"], parent_id=parent, params=section, tags=tags) as here:
-        here.log_metrics({name: record[name] for name in LOGGED if name in record})
-        for name, output in record["outputs"].items():
-            path = Path(output["path"])
-            if _is_page(path):
-                with tempfile.TemporaryDirectory() as place:
-                    here.log_artifact(shutil.copy2(path, Path(place) / f"{name}.html"))
-            if (path / "scores.json").exists():
-                scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["capabilities"]
-                here.log_metrics({name.replace(" ", "_"): score["value"] for name, score in scores.items()})
-            if (path / "card.json").exists():
-                card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-                for point in card.get("curve", []) if not record["cached"] else []:
-                    here.log_metrics({"loss": point["loss"]}, step=int(point["step"]))
-                here.log_artifact(path / "card.json", path.name)
+    """Log the step's record, and write down in it which run that is."""
+    here = journal.log(record, parent)
     (folder / "steps" / f"{record['label']}.json").write_text(
-        json.dumps({**record, "mlflow_run_id": here.id}, indent=1), encoding="utf-8"
+        json.dumps({**record, "mlflow_run_id": here}, indent=1), encoding="utf-8"
     )
-
-
-def _revisions(record: dict[str, Any]) -> str:
-    """The data revisions that the step's datasets name."""
-    places = [*record["input_paths"].values(), *(output["path"] for output in record["outputs"].values())]
-    cards = [Path(place) / "card.json" for place in places]
-    named = {json.loads(card.read_text(encoding="utf-8")).get("revision") for card in cards if card.is_file()}
-    return ", ".join(sorted(named - {None, ""}))
 
 
 logging.getLogger("kfp").setLevel(logging.WARNING)
