@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 ENGINE ?= docker
 BUILD_FLAGS ?=
+TARGETS ?= step train serve
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
 
@@ -37,7 +38,7 @@ zoo: $(READY)  ## Train every family and its control, two at a time; write bench
 		xargs -P 2 -I NAME sh -c '$(BIN)/vlmflow zoo check NAME --seconds 100 --out benchmarks/results/zoo > /dev/null'
 
 images: $(READY)  ## Build the images step, train and serve, named by revision (ENGINE=podman, BUILD_FLAGS=...)
-	for target in step train serve; do \
+	for target in $(TARGETS); do \
 		index=$$(test $$target = train && echo $(CUDA_INDEX) || echo $(CPU_INDEX)); \
 		$(ENGINE) build $(BUILD_FLAGS) --file infra/images/Containerfile --target $$target \
 			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m components.step revision) \

@@ -14,6 +14,7 @@ from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.status import Status
 
+from components import tracking
 from components.errors import ServiceError
 from components.memo import named
 from components.step import image
@@ -39,9 +40,7 @@ def runner(folder: Path, sections: dict[str, Any]) -> local.DockerRunner:
     here = Path.cwd()
     seen = {str((here / path).resolve()) for path in named(sections)}
     if os.getuid() == 0:
-        os.umask(0o002)
-        for place in (folder.parent, folder):
-            place.chmod(0o775)
+        _share(folder)
     docker_task_handler.DockerTaskHandler = Checked
     return local.DockerRunner(
         user=OWN_USER if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}",
@@ -78,6 +77,17 @@ class Checked(docker_task_handler.DockerTaskHandler):
         found = super().run()
         outputs = json.loads(self.full_command[self.full_command.index("--executor_input") + 1])["outputs"]
         return found if Path(outputs["outputFile"]).exists() else Status.FAILURE
+
+
+def _share(folder: Path) -> None:
+    """Let root's group write what root makes in the folder of runs: the containers' user is in it."""
+    os.umask(0o002)
+    for place in (folder.parent, folder):
+        place.chmod(0o775)
+    if tracking.enabled() and tracking.store().startswith("sqlite"):
+        tracking.client()
+        for file in folder.parent.glob("mlflow.db*"):  # SQLite does not go by the umask
+            file.chmod(0o664)
 
 
 def _ready() -> None:
