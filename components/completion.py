@@ -1,4 +1,4 @@
-"""A masked or fused model at work: fill in words, say whether a picture and a text belong together, paint patches."""
+"""A masked or fused model at work: fill in words, match, paint patches, and say where a text looks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -55,17 +55,39 @@ def recovered(
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
-        words = [text.split() for text in texts[part]]
-        given = batch(loaded, images and images[part], texts[part], words)
-        encoded = given.pop("encoded")
-        truth = given["input_ids"].clone()
-        masked = torch.zeros_like(truth, dtype=torch.bool)
-        for row, word in enumerate(hidden[part]):
-            masked[row] = torch.tensor([place == word for place in encoded.word_ids(row)])
-        given["input_ids"][masked] = loaded.tokenizer.mask_token_id
+        given, truth, masked = gaps(loaded, images and images[part], texts[part], hidden[part])
         right = (loaded.model.fill(**given).argmax(-1) == truth) | ~masked
         found.append((right.all(1) & masked.any(1)).cpu().numpy())
     return np.concatenate(found)
+
+
+def gaps(
+    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """The model's inputs with word number `hidden` of each text masked; the true ids, and which are masked, (N, L)."""
+    given = batch(loaded, images, texts, [text.split() for text in texts])
+    encoded = given.pop("encoded")
+    truth = given["input_ids"].clone()
+    masked = torch.zeros_like(truth, dtype=torch.bool)
+    for row, word in enumerate(hidden):
+        masked[row] = torch.tensor([place == word for place in encoded.word_ids(row)])
+    given["input_ids"][masked] = loaded.tokenizer.mask_token_id
+    return given, truth, masked
+
+
+@torch.inference_mode()
+def look(
+    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str], hidden: Sequence[int] | None = None
+) -> np.ndarray:
+    """How much of its attention text i gives to each patch of picture i: (N, side, side), which adds up to 1 at most.
+
+    With `hidden`, the gap looks where each text's word of that number (by spaces) was: a word that is there need not.
+    """
+    if hidden is None:
+        return loaded.model.attention_maps(**batch(loaded, images, texts))[:, 0].float().cpu().numpy()
+    given, _, masked = gaps(loaded, images, texts, hidden)
+    share = masked / masked.sum(1, keepdim=True).clamp(min=1)  # (N, L): a word may be several tokens
+    return torch.einsum("nl,nlyx->nyx", share, loaded.model.attention_maps(**given).float()).cpu().numpy()
 
 
 def hide(loaded: Loaded, count: int, seed: int) -> torch.Tensor:

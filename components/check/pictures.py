@@ -1,6 +1,8 @@
-"""One picture of what a family does on held-out data: what it ranks, paints, fills in or finds alike."""
+"""One picture of what a family does on held-out data: what it ranks, paints, fills in or finds alike, and looks at."""
 
+import io
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +12,34 @@ from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
-from components.completion import batch, fill, hide, picture, reconstruct, represent
+from components.completion import batch, fill, hide, look, picture, reconstruct, represent
 from components.dataset import Dataset
-from components.evaluate.suites import hidden_word
+from components.evaluate.suites import hidden_word, telling_words
 from components.inference import Loaded, load, similarity
 from components.pixels import decode
 
 CANDIDATES = 200
+LOOKS = 5  # words or phrases of a picture
 
 
 def draw(model: Path, pairs: Path, out: Path, count: int) -> None:
-    """Write a PNG of `count` held-out examples, the first ones, whether they are right or not."""
+    """Write a PNG of `count` held-out examples, the first ones, whether they are right or not.
+
+    Below what the family does stands what its texts look at, if its model has `attention_maps`.
+    """
     loaded = load(model)
-    rows = [
-        r for r in Dataset(pairs, "pairs").rows(["uid", "image", "caption", "label", "split"]) if r["split"] == "test"
-    ]
+    columns = ["uid", "image", "caption", "regions", "split"]
+    rows = [row for row in Dataset(pairs, "pairs").rows(columns) if row["split"] == "test"]
     captioned = [row for row in rows if row["caption"].strip()][:CANDIDATES]
     drawn: dict[str, Callable[..., Any]] = {
         "reconstruct": painted, "rank": ranked, "fill": filled, "represent": alike
     }  # fmt: skip
-    figure = next(function for ability, function in drawn.items() if ability in loaded.abilities)(
-        loaded, captioned, count
-    )
-    figure.savefig(out, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
+    panels = [next(function for ability, function in drawn.items() if ability in loaded.abilities)]
+    if hasattr(loaded.model, "attention_maps"):
+        panels.append(looked)
+    _stacked([panel(loaded, captioned, count) for panel in panels]).save(out, format="png")
 
 
 def ranked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
@@ -94,6 +99,57 @@ def alike(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     axes[0, 0].set_title("picture", fontsize=9)
     axes[0, 1].set_title("nearest …", fontsize=9)
     return figure
+
+
+def looked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+    """Each picture, and what its words or phrases look at: the rest is dark. Frames are around what they name."""
+    rows = [row for row in rows if telling_words(row["caption"])][:count]
+    figure, axes = plt.subplots(len(rows), 1 + LOOKS, figsize=(6.5, 1.25 * len(rows)), squeeze=False)
+    for row, (left, *others) in zip(rows, axes, strict=True):
+        image = _image(row)
+        left.imshow(image)
+        left.set(xticks=[], yticks=[])
+        for axis, text_and_map in zip_longest(others, _looks(loaded, image, row)):
+            axis.axis("off")
+            if text_and_map is not None:
+                _light(axis, image, *text_and_map, row["regions"] or [])
+    return figure
+
+
+def _looks(loaded: Loaded, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """Texts, and where each looks: words that are hidden one by one, or phrases where a model fills in nothing."""
+    caption, places = row["caption"], telling_words(row["caption"])[:LOOKS]
+    words = [caption.split()[place].strip(",.") for place in places]
+    if "fill" in loaded.abilities:
+        return list(zip(words, look(loaded, [image] * len(words), [caption] * len(words), places), strict=True))
+    phrases = [region["phrase"] for region in row["regions"] or []][:LOOKS] or words
+    return list(zip(phrases, look(loaded, [image] * len(phrases), phrases), strict=True))
+
+
+def _light(axis: Any, image: Image.Image, text: str, map: np.ndarray, regions: list[dict[str, Any]]) -> None:
+    """The picture as dark as `text` does not look, and a frame around each region whose phrase has all its words."""
+    axis.set_title(text, fontsize=8, pad=2)
+    axis.imshow(image)
+    extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
+    axis.imshow(np.zeros_like(map), cmap="gray", alpha=0.85 * (1 - map / max(map.max(), 1e-9)), extent=extent)
+    for region in regions:
+        if set(text.split()) <= set(region["phrase"].split()):
+            x0, y0, x1, y1 = (region[side] for side in ("x0", "y0", "x1", "y1"))
+            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white"))
+
+
+def _stacked(figures: list[Any]) -> Image.Image:
+    """Figures below each other."""
+    parts = []
+    for figure in figures:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        plt.close(figure)
+        parts.append(Image.open(buffer).convert("RGB"))
+    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    for i, part in enumerate(parts):
+        page.paste(part, (0, sum(above.height for above in parts[:i])))
+    return page
 
 
 def _listed(images: list[Image.Image], texts: list[list[tuple[str, str]]]) -> Any:

@@ -167,9 +167,14 @@ def _others(captions: list[str]) -> list[str]:
 
 def hidden_word(row: dict[str, Any], seed: int) -> int | None:
     """Which word of the caption to hide, by its place: one that says something; None where there is none."""
-    words = row["caption"].split()
-    telling = [i for i, word in enumerate(words) if word.lower().strip(".,;:!?") not in ENGLISH_STOP_WORDS]
+    telling = telling_words(row["caption"])
     return random.Random(f"{seed}/{row['uid']}").choice(telling) if telling else None
+
+
+def telling_words(caption: str) -> list[int]:
+    """The places of the words that say something."""
+    words = caption.split()
+    return [i for i, word in enumerate(words) if word.lower().strip(".,;:!?") not in ENGLISH_STOP_WORDS]
 
 
 def hallucinate(question: Question, vocabulary: list[str], seed: int) -> str | None:

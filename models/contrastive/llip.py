@@ -100,13 +100,16 @@ class Llip(CLIP):
         elif isinstance(module, Llip) and hasattr(module, "logit_bias"):  # CLIP's weights have none
             init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
+    def placed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the vision tower's first layer takes, the K tokens first: (N, 3, H, W) to (N, K + P, width)."""
+        seen = self.vision_model.embeddings(pixel_values)  # (N, 1 + P, width), the class token first
+        more = self.mixer.tokens.to(seen.dtype).expand(len(seen), -1, -1)
+        return self.vision_model.pre_layrnorm(torch.cat([seen[:, :1], more, seen[:, 1:]], 1))
+
     def mixture(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """h_i^k, the K vectors of every picture: (N, 3, H, W) to (N, K, width)."""
-        tower, count = self.vision_model, self.config.mixture_tokens
-        seen = tower.embeddings(pixel_values)  # (N, 1 + patches, width), the class token first
-        more = self.mixer.tokens.to(seen.dtype).expand(len(seen), -1, -1)
-        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(torch.cat([seen[:, :1], more, seen[:, 1:]], 1)))
-        return tower.post_layernorm(hidden.last_hidden_state[:, :count])
+        hidden = self.vision_model.encoder(inputs_embeds=self.placed(pixel_values)).last_hidden_state
+        return self.vision_model.post_layernorm(hidden[:, : self.config.mixture_tokens])
 
     def captions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """g_j, the text tower's vector of every caption: (M, L) to (M, text width)."""
@@ -142,6 +145,26 @@ class Llip(CLIP):
     ) -> torch.Tensor:
         """What `weights` says of pixel_values (N, 3, H, W) and captions (M, L): (N, M, heads, K)."""
         return self.weights(self.mixture(pixel_values), self.captions(input_ids, attention_mask))
+
+    def attention_maps(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where text i looks in picture i: (N, 1, side, side), which adds up to 1 at most.
+
+        What the tower's last layer lets each of the K tokens see of a patch, as much of it as the text wants of the
+        token; both are means over heads.
+        """
+        hidden, count = self.placed(pixel_values), self.config.mixture_tokens
+        *layers, last = self.vision_model.encoder.layers
+        for layer in layers:
+            hidden = layer(hidden, None)
+        attention, x = last.self_attn, last.layer_norm1(hidden)
+        query, key = (f(x).unflatten(-1, (attention.num_heads, -1)) for f in (attention.q_proj, attention.k_proj))
+        seen = (torch.einsum("nkhd,nphd->nhkp", query[:, :count], key) * attention.scale).softmax(-1).mean(1)
+        mixture = self.vision_model.post_layernorm(last(hidden, None)[:, :count])
+        wanted = self.weights(mixture, self.captions(input_ids, attention_mask)).mean(2).diagonal()  # (K, N)
+        maps = torch.einsum("kn,nkp->np", wanted, seen[..., count:])
+        return maps.unflatten(1, (1, round(maps.shape[1] ** 0.5), -1))
 
     def forward(  # type: ignore[override]
         self,

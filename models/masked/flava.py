@@ -81,34 +81,53 @@ class Flava(FlavaForPreTraining):
         """input_ids, attention_mask: (N, L); returns (N, D) in the space of the contrastive loss."""
         return self.flava.text_projection(self.flava.text_model(input_ids, attention_mask).last_hidden_state[:, 0])
 
-    def fuse(self, image: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """image: (N, 1 + P, D), text: (N, L, D), both before their last norm; returns (N, 1 + 1 + P + L, D)."""
+    def fuse(self, image: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor, **asked: bool) -> Any:
+        """image: (N, 1 + P, D), text: (N, L, D), both before their last norm; `asked` is of transformers' encoder.
+
+        Returns an output whose `last_hidden_state` is (N, 1 + 1 + P + L, D).
+        """
         pair = [self.flava.image_to_mm_projection(image), self.flava.text_to_mm_projection(text)]
         places = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the token in front, and the picture
         mask = torch.cat([places, attention_mask], dim=1)
-        return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask).last_hidden_state
+        return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask, **asked)
 
     def pairs(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **asked: bool,
+    ) -> Any:
         """What the multimodal encoder says of N pairs with nothing hidden but the text's mask tokens, as `fuse`."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image = self.flava.image_model(pixel_values, output_hidden_states=True).hidden_states[-1]
         text = self.flava.text_model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
-        return self.fuse(image, text, attention_mask)
+        return self.fuse(image, text, attention_mask, **asked)
 
     def match(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); input_ids: (N, L); returns (N,), log p(match) − log p(mismatch)."""
-        logits = self.itm_head(self.pairs(pixel_values, input_ids, attention_mask))
+        logits = self.itm_head(self.pairs(pixel_values, input_ids, attention_mask).last_hidden_state)
         return logits[:, 1] - logits[:, 0]
 
     def fill(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
         """input_ids: (N, L) with mask tokens; pixel_values: (N, 3, H, W); returns (N, L, V) logits."""
-        return self.mmm_text_head(self.pairs(pixel_values, input_ids, attention_mask)[:, -input_ids.shape[1] :])
+        both = self.pairs(pixel_values, input_ids, attention_mask).last_hidden_state
+        return self.mmm_text_head(both[:, -input_ids.shape[1] :])
+
+    def attention_maps(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where each word looks in the multimodal encoder's last layer, a mean over heads: (N, L, side, side).
+
+        The rest, up to 1, goes to words and to the tokens of the pair and of the whole picture.
+        """
+        seen = self.pairs(pixel_values, input_ids, attention_mask, output_attentions=True).attentions[-1].mean(1)
+        maps = seen[:, -input_ids.shape[1] :, 2 : -input_ids.shape[1]]  # (N, L, P)
+        return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
 
     def patch_classes(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What a hidden patch is to be called: (N, P) of the codebook's classes."""
@@ -159,7 +178,8 @@ class Flava(FlavaForPreTraining):
 
         seen = self.flava.image_model(pixel_values, bool_masked_pos=hidden, output_hidden_states=True)
         read = self.flava.text_model(masked, attention_mask, output_hidden_states=True)
-        fused = self.fuse(seen.hidden_states[-1], read.hidden_states[-1][partner], attention_mask[partner])
+        text_of = read.hidden_states[-1][partner], attention_mask[partner]
+        fused = self.fuse(seen.hidden_states[-1], *text_of).last_hidden_state
 
         match = (input_ids[partner] == input_ids).all(1)  # another's caption may say the same
         kept = (match | ~match.any())[:, None]  # with no match at all, every row: a loss of nothing is no number

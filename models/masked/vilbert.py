@@ -298,6 +298,16 @@ class Vilbert(PreTrainedModel):
         of_words, of_regions = zip(*looks, strict=True)
         return torch.stack(of_words, 1), torch.stack(of_regions, 1)
 
+    def attention_maps(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where each word looks in the last link, a mean over heads: (N, L, side, side).
+
+        The rest, up to 1, goes to the region that is the whole picture.
+        """
+        maps = self.co_attention(pixel_values, input_ids, attention_mask)[0][:, -1].mean(1)[..., 1:]  # (N, L, R)
+        return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
+
 
 def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean KL(target ‖ softmax(logits)) over regions, 0 where there are none; logits, target: (M, K)."""

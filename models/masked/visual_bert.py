@@ -112,6 +112,19 @@ class VisualBert(VisualBertForPreTraining):
         """Logits (N, L, V) for every place of the text; input_ids, attention_mask: (N, L)."""
         return self.cls.predictions(self.read(self.regions(pixel_values), input_ids, attention_mask)[0])
 
+    def attention_maps(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Where each word looks in the last layer, a mean over heads: (N, L, side, side).
+
+        The rest, up to 1, goes to words. Source: Li et al. 2019, figure 1, where heads are chosen.
+        """
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "visual_embeds": self.regions(pixel_values)}
+        seen = self.visual_bert(**given, output_attentions=True).attentions[-1].mean(1)  # (N, L + R, L + R)
+        maps = seen[:, : input_ids.shape[1], input_ids.shape[1] :]  # (N, L, R)
+        return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
+
 
 def build(
     texts: Iterable[str],

@@ -93,6 +93,29 @@ def test_the_order_of_tokens_means_nothing_and_equal_captions_are_equal() -> Non
         torch.testing.assert_close(model.mixing(**given), weights[..., [0, 3, 1, 4, 2]], atol=1e-5, rtol=1e-4)
 
 
+def test_a_map_is_what_the_wanted_tokens_attend_to() -> None:
+    model, processor = made()
+    given, seen = batch(model, processor), []
+    model.set_attn_implementation("eager")  # which tells its weights
+    last = model.vision_model.encoder.layers[-1].self_attn
+    last.register_forward_hook(lambda _, __, out: seen.append(out[1].mean(1)))
+    with torch.no_grad():
+        wanted = model.mixing(**given).mean(2)  # (N, N, K)
+        (weights,) = seen
+        maps = model.attention_maps(**given)
+    assert maps.shape == (4, 1, 2, 2)
+    for i in range(4):
+        for patch in range(4):
+            expected = sum(float(wanted[i, i, k] * weights[i, k, 3 + patch]) for k in range(3))
+            assert maps[i, 0, patch // 2, patch % 2].item() == pytest.approx(expected, abs=1e-6)
+    assert maps.std() > 1e-4
+    with torch.no_grad():
+        other = model.attention_maps(
+            given["pixel_values"], given["input_ids"].roll(1, 0), given["attention_mask"].roll(1, 0)
+        )
+    assert not torch.allclose(maps, other), "another caption wants other tokens"
+
+
 def gradients(model: Llip, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     model.zero_grad()
     model(**given).loss.backward()

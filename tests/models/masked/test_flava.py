@@ -146,6 +146,22 @@ def test_match_and_fill_are_the_heads_of_transformers_and_look_at_the_picture(ma
     torch.testing.assert_close(fill, stock.mmm_text_logits)
 
 
+def test_a_map_is_the_last_fusion_layer_s_attention_to_the_patches(made, batch):
+    model, _ = made
+    with torch.no_grad():
+        seen = model.pairs(**batch, output_hidden_states=True)
+        layer = model.flava.multimodal_model.encoder.layer[-1]
+        attention, x = layer.attention.attention, layer.layernorm_before(seen.hidden_states[-2])
+        query, key = (f(x).unflatten(-1, (2, 16)).transpose(1, 2) for f in (attention.query, attention.key))
+        there = torch.cat([torch.ones(4, 2 + 16), batch["attention_mask"]], 1)[:, None, None].bool()
+        weights = (query @ key.mT / 4).masked_fill(~there, -1e9).softmax(-1).mean(1)  # (N, 2 + 16 + L, the same)
+        maps = model.attention_maps(**batch)
+    length = batch["input_ids"].shape[1]
+    assert maps.shape == (4, length, 4, 4)
+    torch.testing.assert_close(maps[:, :, 2, 1], weights[:, -length:, 2 + 4 * 2 + 1])
+    torch.testing.assert_close(maps.flatten(2), weights[:, -length:, 2 : 2 + 16])
+
+
 def test_padding_changes_nothing(made, batch):
     model, _ = made
     longer = {name: F.pad(batch[name], (0, 4)) for name in ("input_ids", "attention_mask")}

@@ -84,6 +84,18 @@ def test_co_attention_is_a_distribution_and_no_region_looks_at_padding(fused):
     assert (of_regions.permute(0, 4, 1, 2, 3)[padding] == 0).all()
 
 
+def test_a_map_is_the_last_link_s_row_by_row_without_the_whole_picture(fused):
+    model, _, batch = fused
+    maps, weights = model.attention_maps(**batch), model.co_attention(**batch)[0][:, -1]  # (N, heads, L, 1 + R)
+    assert maps.shape == (3, batch["input_ids"].shape[1], 4, 4)
+    for y in range(4):
+        for x in range(4):
+            torch.testing.assert_close(
+                maps[..., y, x], (weights[:, 0, :, 1 + 4 * y + x] + weights[:, 1, :, 1 + 4 * y + x]) / 2
+            )
+    torch.testing.assert_close(maps.sum((2, 3)) + weights[..., 0].mean(1), torch.ones(maps.shape[:2]))
+
+
 def test_padding_changes_nothing(fused):
     model, processor, batch = fused
     alone = processor.tokenizer(TEXTS[1], return_tensors="pt", return_token_type_ids=False)

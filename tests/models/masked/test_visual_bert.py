@@ -44,6 +44,20 @@ def test_the_sequence_is_words_and_then_regions(fused):
     torch.testing.assert_close(model.fill(**batch), expected)
 
 
+def test_a_map_is_the_last_layer_s_attention_to_the_regions(fused):
+    model, _, batch = fused
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    seen = model.visual_bert(**given, visual_embeds=model.regions(batch["pixel_values"]), output_hidden_states=True)
+    attention, x = model.visual_bert.encoder.layer[-1].attention.self, seen.hidden_states[-2]
+    query, key = (f(x).unflatten(-1, (2, 16)).transpose(1, 2) for f in (attention.query, attention.key))
+    there = torch.cat([batch["attention_mask"], torch.ones(3, 16)], 1)[:, None, None].bool()
+    weights = (query @ key.mT / 4).masked_fill(~there, -1e9).softmax(-1).mean(1)  # (N, L + 16, L + 16)
+    length, maps = batch["input_ids"].shape[1], model.attention_maps(**batch)
+    assert maps.shape == (3, length, 4, 4)
+    torch.testing.assert_close(maps[:, :, 2, 1], weights[:, :length, length + 4 * 2 + 1])
+    torch.testing.assert_close(maps.flatten(2), weights[:, :length, length:])
+
+
 def test_the_order_of_regions_does_not_matter_to_the_text(fused):
     model, _, batch = fused
     regions = model.regions(batch["pixel_values"])
