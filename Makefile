@@ -11,7 +11,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-data benchmark-pretrain zoo images docs
+.PHONY: help demo test check benchmark-data benchmark-pretrain zoo images cluster cluster-down docs
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -44,6 +44,12 @@ images: $(READY)  ## Build the images step, train and serve, named by revision (
 			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m components.step revision) \
 			--tag $$($(BIN)/python -m components.step image $$target) . || exit 1; \
 	done
+
+cluster: $(READY)  ## A cluster on this machine with all of vlmflow in it (kind; see infra/README.md)
+	infra/cluster.sh up
+
+cluster-down:  ## Delete that cluster, with all that is in it
+	infra/cluster.sh down
 
 docs: $(READY)  ## Write the generated parts of README and docs
 	$(BIN)/python -m pipelines.docs
