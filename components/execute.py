@@ -256,7 +256,7 @@ class Task:
 # Steps that read more of the recipe than their own section.
 EXTRA_SECTIONS = {"gate": ("evaluate", "register")}
 WHOLE_RECIPE = ("register", "report")  # one hashes it into a tag, the other prints it
-NAMED = ("fetch",)  # what a branch's name stands for changes: it runs each time, from DVC's cache
+NAMED = ("fetch", "champion")  # what a branch's or an alias's name stands for changes: they run each time
 REGISTRY = ("gate", "register")  # what they do depends on the registry too
 
 

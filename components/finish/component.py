@@ -1,0 +1,15 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def finish(pipeline: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]):
+    """Close the run of a pipeline on a cluster: say in MLflow, in the UI and to a webhook what became of it."""
+    import os
+    from pathlib import Path
+
+    from components.finish.ending import Ending, tell
+
+    ending = Ending(pipeline, status.state, status.error_message or "")
+    tell(ending, os.environ.get("VLMFLOW_KFP_RUN", ""), Path(summary.path))

@@ -1,0 +1,30 @@
+from kfp import dsl
+
+from components.step import step
+
+
+@step
+def monitor(
+    scores: dsl.Input[dsl.Artifact],
+    registered: dsl.Input[dsl.Artifact],
+    version: dsl.Input[dsl.Artifact],
+    recipe: str,
+    finding: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.Markdown],
+    section: str = "monitor",
+):
+    """Say whether the champion does today what it did when it was registered; a capability that fell stops the run."""
+    from pathlib import Path
+
+    from components.gate.promotion import Gate
+    from components.monitor.drift import watch
+    from components.recipe import load
+
+    watch(
+        now=Path(scores.path),
+        registered=Path(registered.path),
+        version=Path(version.path),
+        finding=Path(finding.path),
+        page=Path(page.path),
+        section=load(Gate, recipe, section),
+    )
