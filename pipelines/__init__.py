@@ -9,7 +9,11 @@ PIPELINES = {
     "pretraining": "pipelines.pretraining:pretraining",
     "zoo-check": "pipelines.pretraining:zoo_check",
     "data-roi": "pipelines.roi:data_roi",
+    "watch": "pipelines.watch:watch",
+    "watch-revision": "pipelines.watch:watch_revision",
 }
+
+REVISION = {"life": "train", "watch": "watch-revision"}  # the pipeline that does the same on the data of a revision
 
 
 def pipeline(name: str) -> Any:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from components import recipe as recipes
 from components.errors import EXIT_CODE, RecipeError, VlmflowError
+from pipelines.placement import SHIPPED
 from pipelines.zoo import zoo
 
 console = Console(highlight=False, file=sys.stdout)  # bound now: a run redirects what its libraries print
@@ -21,6 +22,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Recipe = Annotated[str, typer.Argument(help="A recipe: the path of a YAML file.")]
 Assignments = Annotated[
     list[str], typer.Option("--set", help="Change a value: section.key=value; section=null leaves a step out.")
+]
+
+Placement = Annotated[
+    Path, typer.Option(help="Where each step runs: a YAML file.", show_default="infra/kubeflow/placement.yaml")
 ]
 
 
@@ -36,20 +41,20 @@ def run(
     ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
-    from pipelines import pipeline
+    from pipelines import REVISION, pipeline
     from pipelines.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
     name = sections.get("pipeline", "life")
-    if data_rev is not None and name != "life":
+    if data_rev is not None and name not in REVISION:
         raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
     from pipelines.run import run as start
 
     if data_rev is None:
         _show(start(pipeline(name), sections, console, containers))
     else:
-        _show(start(pipeline("train"), sections, console, containers, data_rev=data_rev))
+        _show(start(pipeline(REVISION[name]), sections, console, containers, data_rev=data_rev))
 
 
 def _show(folder: Path) -> None:
@@ -156,16 +161,48 @@ def export(
 
 
 @app.command()
-def compile(out: Annotated[Path, typer.Option(help="The folder of the YAML files.")] = Path("compiled")) -> None:
-    """Write every pipeline as Kubeflow Pipelines IR."""
-    from kfp.compiler import Compiler
-
+def compile(
+    out: Annotated[Path, typer.Option(help="The folder of the YAML files.")] = Path("compiled"),
+    placement: Placement = SHIPPED,
+) -> None:
+    """Write every pipeline as Kubeflow Pipelines IR, each step in its place."""
     from pipelines import PIPELINES, pipeline
+    from pipelines.flow import compiled
+    from pipelines.placement import load
 
+    places = load(placement)
     out.mkdir(parents=True, exist_ok=True)
     for name in PIPELINES:
-        Compiler().compile(pipeline(name), str(out / f"{name}.yaml"))
+        (out / f"{name}.yaml").write_text(compiled(pipeline(name), places), encoding="utf-8")
         console.print(f"{out / name}.yaml")
+
+
+@app.command()
+def submit(
+    name: Annotated[str, typer.Argument(metavar="PIPELINE", help="life, train, pretraining, …")],
+    host: Annotated[str, typer.Option(help="Kubeflow Pipelines; by default $KF_PIPELINES_ENDPOINT.")] = "",
+    recipe: Annotated[str | None, typer.Option(help="A recipe's path; by default the one that is compiled in.")] = None,
+    assignments: Assignments = [],  # noqa: B006
+    data_rev: Annotated[
+        str | None, typer.Option(help="The data of this revision, for a pipeline that fetches.")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="KFP's experiment, which groups runs.")] = "vlmflow",
+    namespace: Annotated[str, typer.Option(help="The profile, in a Kubeflow of several users.")] = "",
+    token: Annotated[str, typer.Option(help="A bearer token; by default $VLMFLOW_KFP_TOKEN, or the pod's own.")] = "",
+    placement: Placement = SHIPPED,
+    every: Annotated[str | None, typer.Option(help="Recur: a cron expression, such as '0 6 * * 1', or @daily.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the run; the exit code is 1 if it fails.")] = True,
+) -> None:
+    """Run a pipeline on Kubeflow: upload it where it has changed, start it, and follow it."""
+    from pipelines.kubeflow import Server
+    from pipelines.placement import load
+    from pipelines.submit import order
+    from pipelines.submit import submit as start
+
+    wanted = order(name, recipe, assignments, data_rev)
+    server = Server.at(host, token, namespace)
+    if not start(server, wanted, load(placement), console, experiment=experiment, every=every, wait=wait):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """The whole life of a vision-language model, raw pairs to a served, preference-aligned model."""
 
-from kfp import dsl
-
 from components.align.component import align
 from components.caption.component import caption
 from components.curate.component import curate
@@ -18,6 +16,7 @@ from components.register.component import register
 from components.report.component import report
 from components.tasks.component import tasks
 from components.validate.component import validate
+from pipelines.flow import flow, shipped
 
 
 def learn(raw, pairs, ledger, funnel, questions, recipe):
@@ -87,9 +86,9 @@ def learn(raw, pairs, ledger, funnel, questions, recipe):
     )
 
 
-@dsl.pipeline(name="life", description=__doc__)
-def life(recipe: str):
-    """Run the whole life.
+@flow
+def life(recipe: str = shipped("demo")):
+    """The whole life of a vision-language model: raw image-text pairs in, a served model out.
 
     1. Ingest raw pairs and validate them.
     2. Curate them, a verdict for every pair, and validate what is left; make the task sets, and validate those.
@@ -102,7 +101,8 @@ def life(recipe: str):
     9. Report.
 
     Args:
-        recipe: the recipe, as YAML text.
+        recipe: every value of the run, as YAML: a section for each step. A section that is `null` or missing
+            leaves its step out. The default is recipes/demo.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
@@ -113,14 +113,17 @@ def life(recipe: str):
     learn(raw, pairs, made.outputs["ledger"], made.outputs["funnel"], questions, recipe)
 
 
-@dsl.pipeline(name="train", description="The life of a model on the data of a revision.")
-def train(recipe: str, data_rev: str):
-    """Run the life from its third sentence on, with exactly the data of a revision.
+@flow
+def train(recipe: str = shipped("demo"), data_rev: str = "HEAD"):
+    """The life of a model on the data of a revision, exactly as they were versioned: none are made.
+
+    1. Fetch raw and curated pairs, ledger and task sets from DVC, and validate the task sets.
+    2. From there on as `life`: training, evaluation, gate, registration, endpoint, report.
 
     Args:
-        recipe: the recipe, as YAML text.
-        data_rev: a commit, a tag or a branch of the repository that the recipe's section `fetch` names.
+        recipe: every value of the run, as YAML: a section for each step. `fetch.repo` says where the data are, an
+            address that the cluster can read. The default is recipes/demo.yaml.
+        data_rev: a commit, a tag or a branch of that repository; HEAD is its default branch as it is now.
     """
-    # A branch's name means other data tomorrow: never from KFP's cache.
-    data = fetch(recipe=recipe, data_rev=data_rev).set_caching_options(False).outputs
+    data = fetch(recipe=recipe, data_rev=data_rev).outputs
     learn(data["raw"], data["curated"], data["ledger"], data["funnel"], data["conversations"], recipe)

@@ -1,7 +1,8 @@
 """A family that trains by itself: raw pairs to an endpoint, with no language model after it."""
 
-from kfp import dsl
+from typing import Any
 
+from components import recipe as recipes
 from components.check.component import check
 from components.curate.component import curate
 from components.deploy.component import deploy
@@ -12,11 +13,12 @@ from components.pretrain.component import pretrain
 from components.register.component import register
 from components.tasks.component import tasks
 from components.validate.component import validate
+from pipelines.flow import flow, shipped
 
 
-@dsl.pipeline(name="pretraining", description=__doc__)
-def pretraining(recipe: str):
-    """Run the life of one pretrained family.
+@flow
+def pretraining(recipe: str = shipped("zoo/clip")):
+    """A family of the zoo that trains by itself: raw pairs to an endpoint, with no language model after it.
 
     1. Ingest raw pairs and validate them.
     2. Curate them, and validate what is left.
@@ -25,7 +27,8 @@ def pretraining(recipe: str):
     5. Register it, deploy it and try the endpoint.
 
     Args:
-        recipe: the recipe, as YAML text.
+        recipe: every value of the run, as YAML: a section for each step; `pretrain.family` says which family. The
+            default is recipes/zoo/clip.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
@@ -56,9 +59,23 @@ def pretraining(recipe: str):
 VARIANTS = ("untrained", "trained", "shuffled")
 
 
-@dsl.pipeline(name="zoo-check", description="Whether a family of the zoo learns: untrained, trained, and a control.")
-def zoo_check(recipe: str):
-    """Train a family and its control, and compare.
+def variants(sections: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+    """The recipe with its section `pretrain` made three: untrained, trained and shuffled."""
+    pretrain = sections["pretrain"]
+    budget = dict(pretrain.get("training", {}))
+    if seconds is not None:
+        budget = {**{key: value for key, value in budget.items() if key != "max_steps"}, "seconds": seconds}
+    untrained = {key: value for key, value in budget.items() if key != "seconds"} | {"max_steps": 0}
+    made = {"untrained": {"training": untrained}, "trained": {"training": budget}}
+    made["shuffled"] = {"training": budget, "shuffle_pairs": True}
+    left_out = ("pretrain", "gate", "register", "deploy", "pipeline")
+    kept = {key: value for key, value in sections.items() if key not in left_out}
+    return {**kept, "pipeline": "zoo-check", **{name: {**pretrain, **more} for name, more in made.items()}}
+
+
+@flow
+def zoo_check(recipe: str = recipes.dump(variants(recipes.parse(shipped("zoo/clip"))))):
+    """Whether a family of the zoo learns: it is trained beside its untrained self and a control, and compared.
 
     1. Ingest pairs and curate them.
     2. Begin the family and leave it; train it; train it on shuffled pairs.
@@ -66,7 +83,8 @@ def zoo_check(recipe: str):
     4. Say whether it learned.
 
     Args:
-        recipe: the recipe, as YAML text, with a section for each of the three.
+        recipe: every value of the run, as YAML, with the sections `untrained`, `trained` and `shuffled` for the
+            three. The default is made from recipes/zoo/clip.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     pairs = curate(raw=raw, recipe=recipe).outputs["curated"]

@@ -1,7 +1,5 @@
 """What each stage of curation returns: the same small model, trained alike on what every stage left."""
 
-from kfp import dsl
-
 from components.ablate.component import ablate
 from components.curate.component import curate
 from components.evaluate.component import evaluate
@@ -9,13 +7,14 @@ from components.ingest.component import ingest
 from components.pretrain.component import pretrain
 from components.roi.component import roi
 from components.tasks.component import tasks
+from pipelines.flow import flow, shipped
 
 STAGES = ("raw", "pictures", "captions", "repeats", "score", "diversity")
 
 
-@dsl.pipeline(name="data-roi", description=__doc__)
-def data_roi(recipe: str):
-    """Measure the return on curation.
+@flow
+def data_roi(recipe: str = shipped("roi")):
+    """What each stage of curation returns: the same small model, trained alike on what every stage left.
 
     1. Ingest raw pairs and curate them, once.
     2. For each stage, take from the ledger what was left after it.
@@ -24,7 +23,7 @@ def data_roi(recipe: str):
     5. Compare them, and put the cost beside it.
 
     Args:
-        recipe: the recipe, as YAML text.
+        recipe: every value of the run, as YAML: a section for each step. The default is recipes/roi.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     curated = curate(raw=raw, recipe=recipe)

@@ -33,6 +33,8 @@ SECTIONS = {
     "report": "components.report.page:Report",
     "check": "components.check.learning:Check",
     "roi": "components.roi.returns:Returns",
+    "champion": "components.register.registration:Registration",
+    "monitor": "components.gate.promotion:Gate",
 }
 PLAIN = ("seed", "title", "pipeline")
 

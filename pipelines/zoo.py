@@ -14,7 +14,7 @@ from rich.table import Table
 from components import recipe as recipes
 from components.errors import RecipeError
 from components.sources import ROOT
-from pipelines.pretraining import VARIANTS
+from pipelines.pretraining import VARIANTS, variants
 
 zoo = typer.Typer(name="zoo", invoke_without_command=True, help="The families: what each is, and whether it learns.")
 RECIPES = ROOT / "recipes" / "zoo"
@@ -69,19 +69,6 @@ def check(
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         shutil.copyfile(folder / "check" / "picture", out / f"{name}.png")
-
-
-def variants(sections: dict[str, Any], seconds: float | None) -> dict[str, Any]:
-    """The recipe with its section `pretrain` made three: untrained, trained and shuffled."""
-    pretrain = sections.pop("pretrain")
-    budget = dict(pretrain.get("training", {}))
-    if seconds is not None:
-        budget = {**{key: value for key, value in budget.items() if key != "max_steps"}, "seconds": seconds}
-    untrained = {key: value for key, value in budget.items() if key != "seconds"} | {"max_steps": 0}
-    made = {"untrained": {"training": untrained}, "trained": {"training": budget}}
-    made["shuffled"] = {"training": budget, "shuffle_pairs": True}
-    kept = {key: value for key, value in sections.items() if key not in ("gate", "register", "deploy", "pipeline")}
-    return {**kept, "pipeline": "zoo-check", **{name: {**pretrain, **more} for name, more in made.items()}}
 
 
 @zoo.command()

@@ -40,7 +40,8 @@ def test_every_command_is_one_of_ours() -> None:
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
              "vlmflow lineage models:/vlm@champion", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
              "vlmflow export data/curated shards", "make benchmark-data", "vlmflow zoo",
-             "vlmflow zoo check mae"}  # fmt: skip
+             "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit life --host http://localhost:8080",
+             "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip
     for command in COMMANDS:
         if command and not command.startswith(("vlmflow run", "curl", "-d")):
             assert command in known, command
