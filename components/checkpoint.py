@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import ModelError
+from components.maker import made
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ def save(path: str | Path, model: Any, processor: Any, **card: Any) -> Checkpoin
     return Checkpoint(folder)
 
 
+    saved = Checkpoint(folder)
+    card = {"hash": saved.hash, **card, **({"made": by} if (by := made()) else {})}
 def hand_on(model_in: str | Path, out: str | Path, reason: str) -> Checkpoint:
     """Pass a model through a step that has nothing to do: the same files, and a card that says why."""
     before = Checkpoint(model_in)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
 from components.errors import DataError
+from components.maker import made
 
 VERSION = 1
 SHARD_ROWS = 8192
@@ -84,6 +85,7 @@ class Card:
     step: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     revision: str = ""  # commit of the repository that the data is versioned in; "" where it is not
+    made: dict[str, str] = field(default_factory=dict)  # kfp_run, image and code's revision, in a cluster
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -218,6 +220,7 @@ def write(
         step=step,
         recipe=recipe or {},
         revision=revision,
+        made=made(),
         notes=notes or {},
     )
     card.save(folder)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from components import tracking
+from components import origin, tracking
 
 KFP_RUN = "vlmflow.kfp_run"  # the tag of a pipeline's run and of its steps' runs
 LOGGED = ("seconds", "peak_mb", "core_seconds")
@@ -29,11 +29,14 @@ def log(record: dict[str, Any], parent: str | None) -> str | None:
     Raises:
         ServiceError: the store is out of reach.
     """
+    from components.step import revision  # brings kfp with it
+
     made = record.get("outputs", {})
     outputs = {f"output.{name}": output["hash"] for name, output in made.items() if "hash" in output}
     inputs = {f"input.{name}": digest for name, digest in record.get("inputs", {}).items()}
     tags = {"vlmflow.step": record["step"], "code": record.get("code"), "status": record["status"], **inputs, **outputs}
     tags |= {"cached": record.get("cached", False), "data_revision": revisions(record) or None}
+    tags |= {"git_revision": revision(), **origin.tags({name: Path(output["path"]) for name, output in made.items()})}
     tags |= {"error": record.get("error"), "image": record.get("image"), KFP_RUN: record.get("kfp_run")}
     section = record.get("section") or {}
     with tracking.run(record["label"], parent_id=parent, params=section, tags=tags) as here:

@@ -220,18 +220,43 @@ def serve(
 @app.command()
 def lineage(
     reference: Annotated[
-        str, typer.Argument(help="A model or dataset folder, models:/…, a run's folder, or a pair's uid.")
+        str,
+        typer.Argument(
+            help="An endpoint's address or manifest, models:/…, a folder of a model, a dataset or a run, the id of a "
+            "run of MLflow or KFP, a hash, a data revision, or a pair's uid."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
 ) -> None:
     """What something came from; for a uid, what was learned from it."""
+    up: Annotated[bool, typer.Option("--up", help="What it came from; the default, but for a uid.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="What it went into; the default for a uid.")] = False,
     from pipelines.lineage import lineage as trace
 
     tree, content = trace(reference)
     if as_json:
-        console.print_json(json.dumps(content))
+        console.print_json(json.dumps(found.content))
+    from pipelines.lineage.picture import draw
+
+    found = trace(reference, up=up, down=down)
+    if picture is not None:
+        draw(found.graph, picture)
+    if as_json:
+        console.print_json(json.dumps(found.content))
     else:
-        console.print(tree)
+        console.print(found.text)
+
+
+@app.command()
+def takedown(
+    uid: Annotated[str, typer.Argument(help="A pair's uid.")],
+    out: Annotated[Path, typer.Option(help="The exclusion list that it is added to.")] = Path("takedown.txt"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """What used a pair, and what to do about each; `curate.exclude` keeps what the list holds from coming back."""
+    from pipelines.lineage.takedown import takedown as take
+    else:
+        console.print(found.text, soft_wrap=True, markup=False)  # commands are there to be copied
 
 
 @app.command()

@@ -114,12 +114,13 @@ def test_a_step_takes_exactly_the_data_of_the_revision_that_it_is_given(repo: Pa
         run_step("fetch", recipe, {}, {name: str(out / name) for name in NAMES}, {"data_rev": rev})
         inputs = {"pairs": str(out / "curated"), "conversations": str(out / "conversations")}
         run_step("pretrain", recipe, inputs, {"model": str(out / "model")}, {})
-        tree, node = lineage(str(out / "model"), root=tmp_path)
+        found = lineage(str(out / "model"), root=tmp_path)
         console = Console(width=300, file=io.StringIO())
-        console.print(tree)
+        console.print(found.text)
         commit = git(repo, "rev-parse", rev)
-        assert [parent["revisions"] for parent in node["from"]] == [[commit]] * len(node["from"]) != []
-        assert Dataset(out / "curated").hash in [parent["hash"] for parent in node["from"]]
+        parents = {parent for parent, child in found.graph.edges if child in found.graph.start}
+        assert all(found.graph.nodes[parent].facts["data_revision"] == [commit] for parent in parents)
+        assert Dataset(out / "curated").hash in parents
         assert f"at data revision {commit[:12]}" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -30,7 +30,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     """Keep the pairs worth learning from, and write a verdict for every one.
 
     1. Measure every picture and caption, once.
-    2. Drop the pictures that show nothing and the captions that say nothing.
+    2. Drop what was taken down, the pictures that show nothing and the captions that say nothing.
     3. Drop what stands there twice, and training pictures that the test set holds.
     4. Score the training pairs that are left with a dual encoder, and drop the low ones.
     5. Choose among the good ones: no meaning twice, and no subject too often.
@@ -63,6 +63,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     rules.repeats(verdicts, measured, section)
     laps.end("repeats")
     candidates = Candidates(pairs, measured, verdicts, rules.rewritten(verdicts, measured))
+    rules.taken_down(verdicts, measured, section)
     notes = selection.by_encoder(candidates, scorer, section, training, engine)
     laps.end("score")
     diversity.balanced(candidates, section)
@@ -104,6 +105,7 @@ def _require_files(section: Curation) -> None:
     for name, paths in named.items():
         for path in filter(None, paths):
             if not Path(path).exists():
+        "exclude": (section.exclude,),
                 raise DataError(f"curate.{name} {path}: no such file or folder; mend the path, or leave the key out")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from components.curate import pictures
-from components.curate.ledger import MEANING, RULES, Ledger
+from components.curate.ledger import MEANING, RULES, TAKEDOWN, Ledger
 from components.pixels import decode
 
 EXAMPLES = 6  # of each rule
@@ -36,7 +36,7 @@ class Gallery:
         self.rules: dict[str, list[Example]] = {}
         self.rows: dict[int, Example] = {}
         self.partners: dict[int, list[Example]] = {}
-        for rule in RULES:
+        for rule in (rule for rule in RULES if rule != TAKEDOWN):  # which is shown to nobody
             rows = np.flatnonzero(ledger.rule == rule)
             chosen = np.sort(generator.choice(rows, min(EXAMPLES, len(rows)), replace=False)).tolist()
             for row in chosen:

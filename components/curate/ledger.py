@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from components.errors import DataError
 
+TAKEDOWN = "takedown"
 MEANING = {  # of the rules, in the order in which they judge; a row is dropped by the first one that it fails
+    TAKEDOWN: "the pair, or its picture, stands on the exclusion list",
     "undecodable": "the picture file is damaged or is no picture",
     "too_small": "short side, px",
     "aspect": "long side over short side",
@@ -70,6 +72,11 @@ class Ledger:
         return self.rule == ""
 
     @property
+    def verdict(self) -> np.ndarray:
+        """(N,) kept, dropped, or excluded: what was taken down is no matter of worth."""
+        return np.where(self.kept, "kept", np.where(self.rule == TAKEDOWN, "excluded", "dropped"))
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Rows dropped by each rule, in the rules' order."""
         return {rule: int((self.rule == rule).sum()) for rule in RULES}
@@ -122,7 +129,7 @@ class Ledger:
                 "row": pa.array(np.arange(len(self)), pa.int64()),
                 "uid": pa.array(self.uids, pa.string()),
                 "split": pa.array(self.splits, pa.string()),
-                "verdict": pa.array(np.where(self.kept, "kept", "dropped").tolist(), pa.string()),
+                "verdict": pa.array(self.verdict.tolist(), pa.string()),
                 "rule": pa.array(self.rule.tolist(), pa.string()),
                 "value": pa.array(self.value, pa.float64(), from_pandas=True),  # NaN becomes null: nothing measured
                 "threshold": pa.array(self.threshold, pa.float64(), from_pandas=True),
@@ -173,7 +180,8 @@ def _story(row: dict[str, Any]) -> Iterator[str]:
         against = "" if row["threshold"] is None else f" against a threshold of {row['threshold']:.4g}"
         measured = "" if row["value"] is None else f", {row['value']:.4g}{against}"
         passed = RULES.index(row["rule"])
-        yield f"{what}: dropped by {row['rule']} ({MEANING[row['rule']]}){measured}; passed {passed} rules before it"
+        meaning = f"{row['verdict']} by {row['rule']} ({MEANING[row['rule']]})"
+        yield f"{what}: {meaning}{measured}; passed {passed} rules before it"
     if row["detail"]:
         yield f"  {'because of ' if row['verdict'] == 'dropped' else ''}{row['detail']}"
     if row["score"] is not None:

@@ -15,7 +15,7 @@ from components.curate import captions, pictures
 from components.curate.duplicates import Cells, Pictures
 from components.curate.engine import Engine, parts
 from components.curate.section import Curation
-from components.dataset import Dataset
+from components.dataset import Dataset, uid
 from components.memo import key
 from components.sources import code_hash
 
@@ -46,6 +46,7 @@ MEASURES = pa.schema(
         "caption": pa.binary(16),
         "annotated": pa.bool_(),
         "pair": pa.binary(16),
+        "digest": pa.binary(16),
         "group": pa.binary(16),
     }
 )
@@ -75,6 +76,7 @@ class Measured:
     captions: list[bytes]  # digest of the caption by which two are the same
     annotated: np.ndarray  # bool: has regions, lines or a label, so that it is of use without a caption
     pairs: list[bytes]  # digest of all that a row holds but its uid
+    digests: np.ndarray  # (N,) 16 bytes: the uid of the picture alone
     groups: np.ndarray  # (N,) int: rows of which one picture needs only one
 
     @property
@@ -134,6 +136,7 @@ class Look:
             measures["annotated"].append(bool(row["regions"] or row["lines"] or row["label"]))
             measures["pair"].append(_digest(notes, row["caption"] or "", (row["image"] or {}).get("bytes") or b""))
             measures["group"].append(_digest(notes, kind))
+            measures["digest"].append(bytes.fromhex(uid((row["image"] or {}).get("bytes") or b"")))
         for name in ("contrast", "correlation", "entropy", "colour", "sharpness"):
             measures[name] = getattr(statistics, name)
         measures["hash"] = statistics.hashes
@@ -185,6 +188,7 @@ def _gather(shards: Iterable[pa.Table]) -> Measured:
         captions=lists["caption"],
         annotated=found["annotated"],
         pairs=lists["pair"],
+        digests=found["digest"],
         groups=np.unique(found["group"], return_inverse=True)[1],
     )
 

@@ -4,13 +4,23 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from components import exclusion
 from components.curate import decontamination, duplicates
 from components.curate.captions import Finding
-from components.curate.ledger import Ledger
+from components.curate.ledger import TAKEDOWN, Ledger
 from components.curate.measurement import Measured
 from components.curate.section import Curation
 
 TEXT_RULES = ("junk_text", "too_long", "language", "complexity", "bad_words", "personal_data")
+
+
+def taken_down(ledger: Ledger, measured: Measured, section: Curation) -> None:
+    """Drop what the exclusion list names, by the pair or by the picture, from every split."""
+    if section.exclude is None:
+        return
+    listed = exclusion.read(section.exclude)
+    rows = zip(measured.uids, measured.digests.tolist(), strict=True)
+    ledger.drop(TAKEDOWN, np.array([uid in listed or digest.hex() in listed for uid, digest in rows], dtype=bool))
 
 
 def pictures(ledger: Ledger, measured: Measured, section: Curation) -> None:

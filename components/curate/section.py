@@ -24,6 +24,8 @@ class Curation:
     in levels of any cell; `near_levels: null` drops exact duplicates only. `one_per_picture: false` keeps a
     picture's other captions; `per_caption` pictures of one caption are enough. `decontaminate` names evaluation
     sets, whose pictures may not be trained on.
+    `exclude` is a file of uids that were taken down, as `vlmflow takedown` writes it: they are in no split of what is
+    kept.
     Alignment and diversity: `score`, `agreement`, `clusters` and `balance`. `captioner` is a checkpoint that
     proposes captions; the better one by the score is kept. `bootstrap` is a section of pretrain.
     `processes` share the work on this machine (`engine: native`) or on a Ray cluster (`engine: ray`; RAY_ADDRESS
@@ -51,6 +53,7 @@ class Curation:
     per_caption: int | None = None
     decontaminate: tuple[str, ...] = ()
     score: Score = field(default_factory=Score)
+    exclude: str | None = None
     agreement: Agreement = field(default_factory=Agreement)
     clusters: Clusters = field(default_factory=Clusters)
     balance: Balance = field(default_factory=Balance)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components import dataset
+from components import dataset, exclusion
 from components.dataset import Dataset
 from components.errors import DataError
 from components.ingest.columns import Columns
@@ -16,7 +16,7 @@ from components.ingest.dialogues import conversation
 from components.ingest.examiner import Bounds, Examiners
 from components.ingest.judgements import preference
 from components.ingest.pairs import PairBuilder
-from components.ingest.quarantine import Quarantine
+from components.ingest.quarantine import Quarantine, Unusable
 from components.ingest.revision import revision
 from components.ingest.scenes import Scenes, generate
 from components.ingest.spoken import SpokenBuilder
@@ -36,7 +36,8 @@ class Ingestion:
     not say so. `limit` is the number of pairs, counted from the start. `licence` stands on the rows whose own is
     not given. A picture is kept as it came, unless its longer side exceeds `max_side` pixels or its file
     `max_bytes`: then it becomes a smaller JPEG, and its boxes go with it (not what texts say of pixels). `judge`
-    is who preferred, where a row of preferences does not say so.
+    is who preferred, where a row of preferences does not say so. `exclude` is a file of uids that were taken down,
+    as `vlmflow takedown` writes it; their rows go to the quarantine.
     """
 
     source: Literal["scenes", "folder", "parquet", "webdataset", "datasets", "coco", "refcoco", "voc", "yolo",
@@ -50,6 +51,7 @@ class Ingestion:
     max_side: int | None = None
     max_bytes: int | None = None
     judge: Literal["human", "rule", "model"] = "human"
+    exclude: str | None = None
     scenes: Scenes = field(default_factory=Scenes)
     seed: int = 0
 
@@ -94,7 +96,13 @@ def _rows(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dict
     with Quarantine(out) as quarantine, Examiners(bounds) as examiners:
         builder = _builder(section, columns, quarantine, notes)
         looked = examiners.map(source.records(), builder.pictures)
-        rows = (row for record, pictures in looked for row in builder.rows(record, pictures))
+        listed = exclusion.read(section.exclude) if section.exclude else frozenset[str]()
+        rows = (
+            row
+            for record, pictures in looked
+            for row in builder.rows(record, pictures)
+            if not _taken_down(row, record.place, listed, quarantine)
+        )
         first = next(rows, None)
         if first is None:
             read = builder.records
@@ -109,6 +117,15 @@ def _rows(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dict
         notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
     if quarantine.first:
         logger.warning("%s: left out, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
+
+
+def _taken_down(row: dict[str, Any], place: str, listed: frozenset[str], quarantine: Quarantine) -> bool:
+    """Whether the exclusion list names the pair or one of its pictures; the quarantine takes note of it."""
+    images = row["images"] if "images" in row else [row["image"]]
+    if not listed or not listed & {row["uid"], *(dataset.uid(image) for image in images)}:
+        return False
+    quarantine.add("rows", place, "", Unusable("taken down", row["uid"]))
+    return True
 
 
 def _builder(

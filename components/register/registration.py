@@ -16,7 +16,8 @@ import components
 import models
 from components import tracking
 from components.checkpoint import Checkpoint
-from components.errors import GateError, ModelError
+from components.errors import GateError, ModelError, ServiceError
+from components.maker import made
 from components.recipe import dump, parse
 from components.register.registry import CHALLENGER, CHAMPION, Version, by_hash, champion, read_json, versions
 
@@ -117,6 +118,7 @@ def _tags(checkpoint: Checkpoint, scores: Path, recipe: str, revision: str) -> d
         "recipe": hashlib.sha256(dump(parse(recipe)).encode()).hexdigest(),
         "git_revision": revision,
         "step_run": tracking.current().id,
+        **{name: value for name, value in made().items() if name != "code"},
     }
     return {key: str(value) for key, value in tags.items() if value}
 

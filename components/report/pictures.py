@@ -14,7 +14,7 @@ from PIL import Image
 
 from components.boxes import CODECS, Box
 from components.curate import pictures
-from components.curate.ledger import RULES
+from components.curate.ledger import RULES, TAKEDOWN
 from components.dataset import Dataset
 from components.pixels import decode
 from components.report.artifacts import Life, Stage
@@ -68,7 +68,7 @@ def pairs(life: Life, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     rng = random.Random(seed)
     kept = ledger.index[ledger["verdict"] == "kept"].tolist()
     chosen = sorted(rng.sample(kept, min(count, len(kept))))
-    by_rule = [ledger.index[ledger["rule"] == rule].tolist() for rule in RULES]
+    by_rule = [ledger.index[ledger["rule"] == rule].tolist() for rule in RULES if rule != TAKEDOWN]
     rounds = itertools.zip_longest(*(rng.sample(rows, min(count, len(rows))) for rows in by_rule))
     dropped = [row for turn in rounds for row in turn if row is not None][:count]
     dropped.sort(key=lambda row: (RULES.index(ledger["rule"][row]), row))

@@ -27,11 +27,12 @@ _REFUSED = ("tools", "functions", "response_format", "logprobs", "stop", "audio"
 
 @router.get("/models")
 async def models(request: Request) -> Response:
-    """List the model that is served, with what it can do."""
+    """List the model that is served, with what it can do and the hash that lineage knows it by."""
     predictor: Predictor = request.app.state.predictor
     entry = {"id": predictor.name, "object": "model", "created": 0, "owned_by": "vlmflow"}
     mask = getattr(predictor.loaded.tokenizer, "mask_token", None) if "fill" in predictor.abilities else None
     said = {"abilities": sorted(predictor.abilities), **({"mask_token": mask} if mask else {})}
+    said["model_hash"] = predictor.model_hash
     return JSONResponse({"object": "list", "data": [{**entry, **said}]})
 
 

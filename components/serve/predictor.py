@@ -53,8 +53,10 @@ class Predictor(Model):
 
         folder = resolve(self.model_dir)  # before torch and transformers are imported, which takes seconds
         from components import inference
+        from components.checkpoint import Checkpoint
 
         self.loaded = inference.load(folder)
+        self.model_hash: str = self.loaded.card.get("hash") or Checkpoint(folder).hash
         self.ready = True
         return self.ready
 
