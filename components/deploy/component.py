@@ -18,7 +18,7 @@ def deploy(
 
     from components.deploy.deployment import Deployment, deploy
     from components.recipe import load
-    from components.step import IMAGE
+    from components.step import image
 
     deploy(
         Path(model.path),
@@ -26,6 +26,6 @@ def deploy(
         Path(pairs.path),
         Path(manifest.path),
         Path(transcript.path),
-        IMAGE,
+        image("serve"),
         load(Deployment, recipe, section),
     )

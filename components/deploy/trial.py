@@ -1,4 +1,4 @@
-"""The predictor on this machine: started, asked through both protocols, stopped."""
+"""An endpoint is asked what it should answer; on this machine the predictor is started for it, and stopped."""
 
 import base64
 import socket
@@ -44,34 +44,54 @@ def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
             _stop(process)
 
 
-def converse(url: str, name: str, picture: bytes, prompt: str) -> list[dict[str, Any]]:
+def converse(
+    url: str, name: str, picture: bytes, prompt: str, *, openai: str = "/openai/v1", host: str = ""
+) -> list[dict[str, Any]]:
     """Put one question through V1 predict and through OpenAI chat; what cannot chat is asked for what it can.
+
+    Args:
+        openai: where OpenAI's protocol is. Who lists the model there without its abilities is not our predictor, and
+            is asked through OpenAI chat alone.
+        host: the endpoint's name, where `url` is that of an ingress.
 
     Returns:
         The exchanges: protocol, path, request (without the picture's bytes), status, response, latency in ms.
 
     Raises:
-        ServiceError: a status other than 200, or two answers that differ.
+        ServiceError: it cannot be reached, a status other than 200, no answer in it, or two answers that differ.
     """
     encoded = base64.b64encode(picture).decode()
-    with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS) as client:
-        listed = _exchange(client, "OpenAI models", "/openai/v1/models", None, encoded)
-        served = listed["response"]["data"][0]
-        chats, instance = "chat" in served["abilities"], _question(served, encoded, prompt)
-        predicted = _exchange(client, "V1 predict", f"/v1/models/{name}:predict", {"instances": [instance]}, encoded)
-        if not chats:
-            return [listed, predicted]
+    headers = {"Host": host} if host else {}
+    try:
+        with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, headers=headers) as client:
+            return _converse(client, name, encoded, prompt, openai)
+    except httpx.HTTPError as error:
+        raise ServiceError(f"{name} at {host or url}: {type(error).__name__}: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise ServiceError(f"{name} at {host or url} answers something else than its protocol: {error!r}") from error
+
+
+def _converse(client: httpx.Client, name: str, encoded: str, prompt: str, openai: str) -> list[dict[str, Any]]:
+    listed = _exchange(client, "OpenAI models", f"{openai}/models", None, encoded)
+    served = listed["response"]["data"][0]
+    abilities = served.get("abilities", ["chat"])
+    exchanges, answers = [listed], {}
+    if "abilities" in served:
+        body = {"instances": [_question(served, encoded, prompt)]}
+        exchanges.append(_exchange(client, "V1 predict", f"/v1/models/{name}:predict", body, encoded))
+        answers["V1"] = exchanges[-1]["response"]["predictions"][0].get("answer")
+    if "chat" in abilities:
         content = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
             {"type": "text", "text": prompt},
         ]
         body = {"model": name, "messages": [{"role": "user", "content": content}]}
-        chatted = _exchange(client, "OpenAI chat", "/openai/v1/chat/completions", body, encoded)
-    one = predicted["response"]["predictions"][0]["answer"]
-    other = chatted["response"]["choices"][0]["message"]["content"]
-    if one != other:
-        raise ServiceError(f"{name} answers {one!r} through V1 and {other!r} through OpenAI chat to the same question")
-    return [listed, predicted, chatted]
+        exchanges.append(_exchange(client, "OpenAI chat", f"{openai}/chat/completions", body, encoded))
+        answers["OpenAI chat"] = exchanges[-1]["response"]["choices"][0]["message"]["content"]
+        if len(set(answers.values())) > 1:
+            told = " and ".join(f"{answer!r} through {protocol}" for protocol, answer in answers.items())
+            raise ServiceError(f"{name} answers {told} to the same question")
+    return exchanges
 
 
 def _question(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The trial on this machine: a real predictor process, asked, stopped."""
 
-import io
 import json
 import math
 import os
@@ -11,20 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
 from components import dataset
 from components.checkpoint import save
 from components.deploy.deployment import Deployment, deploy
 from components.deploy.trial import converse, endpoint
 from components.errors import DataError, ServiceError
-from models.sketch import build_dual_encoder, build_language_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = build_language_model(["a red circle"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1)
-    return save(tmp_path_factory.mktemp("models"), *built, family="sketch", step="align").path
+from models.sketch import build_dual_encoder
+from tests.deploy.conftest import pairs, png, version
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +26,17 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("models"), *built, family="sketch-dual", step="pretrain").path
 
 
-@pytest.fixture
-def version(tmp_path: Path) -> Path:
-    content = {"name": "vlm", "version": "1", "uri": "models:/vlm/1", "model_hash": "ab" * 32, "alias": "champion"}
-    (tmp_path / "version.json").write_text(json.dumps(content))
-    return tmp_path
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 48), "green").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def pairs(folder: Path, split: str) -> Path:
-    empty = {"regions": [], "lines": [], "label": "", "source": "test", "licence": "none"}
-    row = {"uid": dataset.uid(png(), "x"), "image": png(), "caption": "x", **empty}
-    return dataset.write(folder, "pairs", [{**row, "width": 64, "height": 48, "split": split}]).path
-
-
 def predictors() -> list[int]:
     return [
         p.pid for p in psutil.process_iter(["cmdline"]) if "components.serve.predictor" in (p.info["cmdline"] or [])
     ]
 
 
-def test_both_protocols_answer_and_the_process_is_gone(model: Path, version: Path, tmp_path: Path) -> None:
+def test_both_protocols_answer_and_the_process_is_gone(model: Path, tmp_path: Path) -> None:
     before = predictors()
     data = pairs(tmp_path / "pairs", "test")
     section = Deployment(storage="pvc://models/vlm/1", prompt="a red circle")
-    deploy(model, version, data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
+    deploy(model, version(tmp_path, model), data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
     record = json.loads((tmp_path / "transcript/transcript.json").read_text())
     _listed, predicted, chatted = record["exchanges"]
     assert [e["status"] for e in record["exchanges"]] == [200, 200, 200]
@@ -71,7 +45,11 @@ def test_both_protocols_answer_and_the_process_is_gone(model: Path, version: Pat
     assert predicted["request"]["instances"][0] == {"image": {"b64": "…"}, "prompt": "a red circle"}
     assert all(e["latency_ms"] > 0 for e in record["exchanges"])
     assert record["picture"] == next(dataset.Dataset(data).rows(["uid"]))["uid"]
-    assert (tmp_path / "manifest/inferenceservice.yaml").is_file()
+    assert (record["target"], record["version"]) == ("local", "1")
+    assert sorted(path.name for path in (tmp_path / "manifest").iterdir()) == [
+        "inferenceservice.yaml",
+        "servingruntime.yaml",
+    ]
     assert predictors() == before
 
 
@@ -112,8 +90,16 @@ with endpoint(Path({str(embedder)!r}), "eye", 90) as url:
     assert math.hypot(*exchanges[-1]["response"]["predictions"][0]["embedding"]) == pytest.approx(1, abs=1e-4)
 
 
-def test_without_a_test_picture_nothing_is_started(model: Path, version: Path, tmp_path: Path) -> None:
+def test_without_a_test_picture_nothing_is_started(model: Path, tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs", "train")
     with pytest.raises(DataError, match="no row of the test split"):
-        deploy(model, version, data, tmp_path / "m", tmp_path / "t", "image:abc", Deployment(storage="pvc://a/b"))
+        deploy(
+            model,
+            version(tmp_path, model),
+            data,
+            tmp_path / "m",
+            tmp_path / "t",
+            "image:abc",
+            Deployment(storage="pvc://a/b"),
+        )
     assert not (tmp_path / "t").exists()

@@ -1,0 +1,73 @@
+"""Checkpoints to serve, and what a step hands to `deploy`."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from components import dataset
+from components.checkpoint import Checkpoint, save
+from components.deploy.runtimes import serving_runtime
+from components.deploy.section import Deployment
+from models.sketch import build_language_model
+from tests.deploy.cluster import Node
+
+
+@pytest.fixture(scope="package")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints, `one` and `two`, and an empty folder `none`."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for name in ("one", "two"):
+        built = build_language_model(["a red circle"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1)
+        save(folder / name, *built, family="sketch", step="align")
+    (folder / "none").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="package")
+def model(volumes: Path) -> Path:
+    """One of them."""
+    return volumes / "one"
+
+
+@pytest.fixture(scope="package")
+def node(volumes: Path) -> Iterator[Node]:
+    """Where the predictors run that the tests share; they are up, so that no test waits for torch."""
+    runtime = serving_runtime(Deployment(), "img:1")
+    assert runtime is not None
+    container = json.loads(json.dumps(runtime["spec"]["containers"][0]).replace("{{.Name}}", "vlm"))
+    node = Node(volumes)
+    started = [node.run(container, f"pvc://{name}") for name in ("one", "two", "none")]
+    deadline = time.monotonic() + 300
+    while not all(process.ready() or process.ended for process in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield node
+    node.stop()
+
+
+def png() -> bytes:
+    """A picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "green").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pairs(folder: Path, split: str) -> Path:
+    """A dataset of one row."""
+    empty = {"regions": [], "lines": [], "label": "", "source": "test", "licence": "none"}
+    row = {"uid": dataset.uid(png(), "x"), "image": png(), "caption": "x", **empty}
+    return dataset.write(folder, "pairs", [{**row, "width": 64, "height": 48, "split": split}]).path
+
+
+def version(folder: Path, model: Path, number: str = "1") -> Path:
+    """What `register` says of a checkpoint."""
+    content = {"name": "vlm", "version": number, "uri": f"models:/vlm/{number}", "alias": "champion", "run_id": "r1"}
+    folder.mkdir(parents=True, exist_ok=True)
+    hashed = Checkpoint(model).hash if (model / "config.json").exists() else "0" * 64
+    (folder / "version.json").write_text(json.dumps({**content, "model_hash": hashed}))
+    return folder
