@@ -44,16 +44,16 @@ class Checkpoint:
 
 
 def save(path: str | Path, model: Any, processor: Any, **card: Any) -> Checkpoint:
-    """Write a model, its processor and its card: family, step, recipe, parent, datasets, curve, notes."""
+    """Write a model, its processor and its card: hash, family, step, recipe, parent, datasets, curve, notes."""
     folder = Path(path)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    saved = Checkpoint(folder)
+    card = {"hash": saved.hash, **card, **({"made": by} if (by := made()) else {})}
     (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Checkpoint(folder)
 
 
-    saved = Checkpoint(folder)
-    card = {"hash": saved.hash, **card, **({"made": by} if (by := made()) else {})}
 def hand_on(model_in: str | Path, out: str | Path, reason: str) -> Checkpoint:
     """Pass a model through a step that has nothing to do: the same files, and a card that says why."""
     before = Checkpoint(model_in)

@@ -226,16 +226,13 @@ def lineage(
             "run of MLflow or KFP, a hash, a data revision, or a pair's uid."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
-) -> None:
-    """What something came from; for a uid, what was learned from it."""
     up: Annotated[bool, typer.Option("--up", help="What it came from; the default, but for a uid.")] = False,
     down: Annotated[bool, typer.Option("--down", help="What it went into; the default for a uid.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw it too: a file ending in .svg, .png or .pdf.")] = None,
+) -> None:
+    """What something came from, and what was made of it; for a uid, what was learned from it."""
     from pipelines.lineage import lineage as trace
-
-    tree, content = trace(reference)
-    if as_json:
-        console.print_json(json.dumps(found.content))
     from pipelines.lineage.picture import draw
 
     found = trace(reference, up=up, down=down)
@@ -255,6 +252,10 @@ def takedown(
 ) -> None:
     """What used a pair, and what to do about each; `curate.exclude` keeps what the list holds from coming back."""
     from pipelines.lineage.takedown import takedown as take
+
+    found = take(uid, out)
+    if as_json:
+        console.print_json(json.dumps(found.content))
     else:
         console.print(found.text, soft_wrap=True, markup=False)  # commands are there to be copied
 

@@ -56,6 +56,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     laps = Laps()
     measured = measure(pairs, section, engine)
     verdicts = Ledger(measured.uids, measured.splits)
+    rules.taken_down(verdicts, measured, section)
     rules.pictures(verdicts, measured, section)
     rules.captions(verdicts, measured)
     laps.end("pictures")  # the captions in the same pass
@@ -63,7 +64,6 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     rules.repeats(verdicts, measured, section)
     laps.end("repeats")
     candidates = Candidates(pairs, measured, verdicts, rules.rewritten(verdicts, measured))
-    rules.taken_down(verdicts, measured, section)
     notes = selection.by_encoder(candidates, scorer, section, training, engine)
     laps.end("score")
     diversity.balanced(candidates, section)
@@ -98,6 +98,7 @@ def _require_files(section: Curation) -> None:
     named = {
         "bad_words": section.bad_words,
         "decontaminate": section.decontaminate,
+        "exclude": (section.exclude,),
         "clusters.reference": (section.clusters.reference,),
         "balance.entries": (section.balance.entries,),
         "captioner": (section.captioner,),
@@ -105,7 +106,6 @@ def _require_files(section: Curation) -> None:
     for name, paths in named.items():
         for path in filter(None, paths):
             if not Path(path).exists():
-        "exclude": (section.exclude,),
                 raise DataError(f"curate.{name} {path}: no such file or folder; mend the path, or leave the key out")
 
 

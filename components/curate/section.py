@@ -52,8 +52,8 @@ class Curation:
     one_per_picture: bool = True
     per_caption: int | None = None
     decontaminate: tuple[str, ...] = ()
-    score: Score = field(default_factory=Score)
     exclude: str | None = None
+    score: Score = field(default_factory=Score)
     agreement: Agreement = field(default_factory=Agreement)
     clusters: Clusters = field(default_factory=Clusters)
     balance: Balance = field(default_factory=Balance)

@@ -16,7 +16,7 @@ import components
 import models
 from components import tracking
 from components.checkpoint import Checkpoint
-from components.errors import GateError, ModelError, ServiceError
+from components.errors import GateError, ModelError
 from components.maker import made
 from components.recipe import dump, parse
 from components.register.registry import CHALLENGER, CHAMPION, Version, by_hash, champion, read_json, versions
@@ -117,8 +117,8 @@ def _tags(checkpoint: Checkpoint, scores: Path, recipe: str, revision: str) -> d
         "evaluated_on": json.dumps(scored.get("data")),
         "recipe": hashlib.sha256(dump(parse(recipe)).encode()).hexdigest(),
         "git_revision": revision,
-        "step_run": tracking.current().id,
         **{name: value for name, value in made().items() if name != "code"},
+        "step_run": tracking.current().id,
     }
     return {key: str(value) for key, value in tags.items() if value}
 
