@@ -43,10 +43,14 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def save(path: str | Path, model: Any, processor: Any, **card: Any) -> Checkpoint:
-    """Write a model, its processor and its card: hash, family, step, recipe, parent, datasets, curve, notes."""
+def save(path: str | Path, model: Any, processor: Any, *, weights: Any = None, **card: Any) -> Checkpoint:
+    """Write a model, its processor and its card: hash, family, step, recipe, parent, datasets, curve, notes.
+
+    Args:
+        weights: the state dict where the model has but a share of it.
+    """
     folder = Path(path)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     saved = Checkpoint(folder)
     card = {"hash": saved.hash, **card, **({"made": by} if (by := made()) else {})}

@@ -1,4 +1,4 @@
-"""Run a training function in one process or in several, as torchrun does."""
+"""Run a training function where the recipe says: in this process, in several as torchrun does, or on several nodes."""
 
 import os
 import tempfile
@@ -7,7 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from components import errors
+from components.budget import Training
 from components.process import configure_logging, start_method
+
+
+def spread(step: str, function: Callable[..., None], training: Training, *arguments: Any, out: Path) -> None:
+    """Call `function(*arguments, out)` in every process that `training` asks for.
+
+    Args:
+        arguments: each `Path` among them is an artifact that the function reads.
+        out: the artifact that process 0 writes.
+
+    Raises:
+        ServiceError: several nodes are asked for, and the cluster does not give them.
+    """
+    if training.nodes > 1 and "RANK" not in os.environ:
+        from components.jobs.trainjob import on_nodes
+
+        on_nodes(step, function, training, *arguments, out=out)
+    else:
+        launch(function, training.processes, *arguments, out)
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:

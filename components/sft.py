@@ -5,7 +5,6 @@ one copy of it); other families go TRL's own way, one turn a row.
 """
 
 import random
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,7 +22,10 @@ from components.dataset import Dataset
 from components.errors import DataError
 from components.inference import chat_prompt, load
 from components.pixels import decode, square
-from components.training import Progress, arguments, optimizers
+from components.resume import checkpoints
+from components.sharding import prepared, weights
+from components.sources import code_hash
+from components.training import Progress, arguments
 from components.tuning import Tuning
 from models.sketch.packing import PackedCollator
 from models.zoo import ZOO
@@ -64,13 +66,13 @@ def examples(data: Dataset, section: Tuning) -> list[Example]:
     return main + rng.sample(rest, count)
 
 
-def train(model_in: str, conversations: str, out: str, section: Tuning, step: str) -> None:
-    """Fine-tune on the conversations' training split; `launch` calls it in each process."""
+def train(model_in: Path, conversations: Path, section: Tuning, step: str, out: Path) -> None:
+    """Fine-tune on the conversations' training split; `spread` calls it in each process."""
     data = Dataset(conversations, "conversations")
     fit(model_in, examples(data, section), out, section, step=step, data=data)
 
 
-def fit(model_in: str, chosen: list[Example], out: str, section: Tuning, *, step: str, data: Dataset) -> None:
+def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, step: str, data: Dataset) -> None:
     """Fine-tune on `chosen` in this process (or this member of the process group); process 0 writes `out`."""
     training = section.training
     set_seed(training.seed)
@@ -78,8 +80,10 @@ def fit(model_in: str, chosen: list[Example], out: str, section: Tuning, *, step
     sketch = model.config.model_type == "sketch"
     rows = _packed(chosen, model, processor) if sketch else _turns(chosen, processor)
     progress = Progress()
-    with tempfile.TemporaryDirectory() as folder:
-        options = arguments(training, Path(folder), max_length=None, activation_checkpointing=False)
+    parent = Checkpoint(model_in).hash
+    what = {"parent": parent, "data": data.hash, "section": asdict(section), "code": code_hash(__name__)}
+    with checkpoints(training, step=step, **what) as kept:
+        options = arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
         if sketch:
             options["ddp_find_unused_parameters"] = False  # every parameter that learns has a part in every batch
             collator = _Lookup(rows, PackedCollator(model.config.image_token_id, processor.image_tokens, 0))
@@ -91,24 +95,25 @@ def fit(model_in: str, chosen: list[Example], out: str, section: Tuning, *, step
             model=model,
             args=SFTConfig(**options),
             processing_class=processor,
-            optimizers=optimizers(model, training),
-            callbacks=[progress],
+            callbacks=[progress, *kept.callbacks],
             **kind,
         )
-        trainer.train()
-    if trainer.is_world_process_zero():
-        checkpoint.save(
-            out,
-            trainer.accelerator.unwrap_model(trainer.model),
-            processor,
-            family=family,
-            step=step,
-            recipe=asdict(section),
-            parent=Checkpoint(model_in).hash,
-            datasets=[data.hash],
-            curve=progress.curve,
-            notes={"pictures": len(chosen), "turns": sum(len(e.turns) for e in chosen)},
-        )
+        kept.train(prepared(trainer, training))
+        whole = weights(trainer)
+        if trainer.is_world_process_zero():
+            checkpoint.save(
+                out,
+                trainer.accelerator.unwrap_model(trainer.model),
+                processor,
+                weights=whole,
+                family=family,
+                step=step,
+                recipe=asdict(section),
+                parent=parent,
+                datasets=[data.hash],
+                curve=progress.curve,
+                notes={"pictures": len(chosen), "turns": sum(len(e.turns) for e in chosen)},
+            )
 
 
 def _start(model_in: str, section: Tuning) -> tuple[Any, Any, str]:

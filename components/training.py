@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from components.budget import Training
@@ -26,10 +27,11 @@ NOT_MUON = ("embed", "head", "positions", "tokens", "projection")
 def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of `TrainingArguments` (or TRL's configs) for this budget and this machine."""
     cuda = torch.cuda.is_available()
+    saved = {"save_strategy": "steps", "save_steps": training.save_every, "save_total_limit": 2}
     return {
         "output_dir": str(folder),
         "max_steps": training.max_steps,
-        "per_device_train_batch_size": training.batch_size // training.processes,
+        "per_device_train_batch_size": training.batch_size // training.world,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
         "lr_scheduler_type": "cosine",
@@ -45,6 +47,8 @@ def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
         "bf16": cuda,
         **({"ddp_backend": "nccl" if cuda else "gloo"} if "RANK" in os.environ else {}),
         "dataloader_pin_memory": cuda,
+        **(saved if training.save_every else {}),
+        **({"fsdp": True, "fsdp_config": {"version": 2}} if training.sharding == "fsdp" else {}),
         **extra,
         **training.trainer,
     }
@@ -56,7 +60,7 @@ class Muon(torch.optim.Optimizer):
     Embeddings, heads, norms, biases, positions and convolutions go to AdamW. The two share `param_groups`, so
     that schedulers see one list. `torch.optim.Muon` orthogonalises one matrix at a time in bfloat16, which a
     CPU without bfloat16 units does several times slower than the whole rest of a small step; here matrices of
-    one shape go together, in float32 on a CPU.
+    one shape go together, in float32 on a CPU. What FSDP2 shares out is put together for its update.
 
     Args:
         lr: AdamW's rate; Muon's is `lr · scale`.
@@ -65,14 +69,18 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float, scale: float = 1.0, momentum: float = 0.95):
-        matrices, rest = [], []
-        self.parts: dict[nn.Parameter, int] = {}
+        matrices, rest, numbers = [], [], []  # FSDP2 shares no single number out: they are a group of their own
+        self.parts: list[int] = []  # of each matrix
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                inner = parameter.ndim == 2 and not any(part in name for part in NOT_MUON)
-                (matrices if inner else rest).append(parameter)
-                self.parts[parameter] = 3 if "qkv" in name else 1
-        self.adamw = torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
+            if not parameter.requires_grad:
+                continue
+            if parameter.ndim == 2 and not any(part in name for part in NOT_MUON):
+                matrices.append(parameter)
+                self.parts.append(3 if "qkv" in name else 1)
+            else:
+                (rest if parameter.ndim else numbers).append(parameter)
+        groups = [{"params": group} for group in (rest, numbers) if group]
+        self.adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
         muon = {"params": matrices, "lr": lr * scale, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__([muon], {})
         self.param_groups += self.adamw.param_groups
@@ -81,22 +89,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """One step of both."""
-        group, by_shape = self.param_groups[0], defaultdict(list)
-        for parameter in group["params"]:
+        group, by_shape, shared = self.param_groups[0], defaultdict(list), []
+        for parameter, parts in zip(group["params"], self.parts, strict=True):
             if parameter.grad is None:
                 continue
             velocity = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
             velocity.lerp_(parameter.grad, 1 - group["momentum"])
             update = parameter.grad.lerp(velocity, group["momentum"])  # Nesterov
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            target = parameter
+            if isinstance(update, DTensor):
+                update = update.full_tensor()
+                target = torch.zeros_like(update)
+                shared.append((parameter, target))
             # Queries, keys and values are three matrices that happen to be stored as one.
-            for place, part in zip(*(x.chunk(self.parts[parameter]) for x in (parameter, update)), strict=True):
+            for place, part in zip(*(x.chunk(parts) for x in (target, update)), strict=True):
                 by_shape[part.shape].append((place, part))
         stacks = [torch.stack([update for _, update in pairs]) for pairs in by_shape.values()]
         for (shape, pairs), updates in zip(by_shape.items(), shared_orthogonal(stacks), strict=True):
             step = -group["lr"] * 0.2 * math.sqrt(max(shape))
             for (place, _), update in zip(pairs, updates, strict=True):
                 place.add_(update, alpha=step)
+        for parameter, change in shared:
+            where = parameter.device_mesh, parameter.placements
+            parameter.add_(distribute_tensor(change, *where, src_data_rank=None))  # each takes its own share of it
         self.adamw.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -143,7 +159,13 @@ class Progress(TrainerCallback):
 
     def __init__(self) -> None:
         self.curve: list[dict[str, float]] = []
-        self.started = time.monotonic()
+        self.started, self.begun = time.monotonic(), 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take over the curve of the training that this one goes on from."""
+        logged = (logs for logs in state.log_history if "loss" in logs)
+        self.curve = [{"step": logs["step"]} | {k: float(v) for k, v in logs.items() if k != "step"} for logs in logged]
+        self.begun = state.global_step
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -157,7 +179,7 @@ class Progress(TrainerCallback):
         self.curve.append({"step": state.global_step, **numbers})
         if state.is_world_process_zero:
             elapsed = time.monotonic() - self.started
-            left = elapsed / state.global_step * (state.max_steps - state.global_step)
+            left = elapsed / (state.global_step - self.begun) * (state.max_steps - state.global_step)
             logger.info(
                 "step %d of %d  loss %.3f  %.0f s left", state.global_step, state.max_steps, numbers["loss"], left
             )

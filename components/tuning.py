@@ -8,7 +8,7 @@ from components import checkpoint
 from components import recipe as recipes
 from components.budget import Training
 from components.dataset import Dataset
-from components.launch import launch
+from components.launch import spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def tune(*, model_in: Path | None, conversations: Path, out: Path, section: Tuni
     """
     from components.sft import train  # TRL takes seconds to import
 
-    launch(train, section.training.processes, str(model_in), str(conversations), str(out), section, step)
+    spread(step, train, section.training, model_in, conversations, section, step, out=out)
 
 
 def stage(*, model_in: Path, conversations: Path, out: Path, recipe: str, section: str) -> None:

@@ -3,6 +3,7 @@
 Source: Rafailov et al. 2023, eq. 7 (TRL's DPOTrainer); the `sft` term beside it as in Pang et al. 2024.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -13,12 +14,16 @@ from components import checkpoint
 from components import recipe as recipes
 from components.budget import Training
 from components.dataset import Dataset
+from components.launch import spread
 from components.process import configure_logging, start_method
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """DPO's strength and the losses it is mixed with; the control takes the same budget on the chosen answers."""
+    """DPO's strength and the losses it is mixed with; the control takes the same budget on the chosen answers.
+
+    Both train at once: as the two processes of this machine, or as two TrainJobs where `training.nodes` are several.
+    """
 
     beta: float = 0.1
     losses: tuple[str, ...] = ("sigmoid", "sft")
@@ -31,7 +36,7 @@ class Alignment:
             raise ValueError(f"beta {self.beta} must be above 0")
         if len(self.losses) != len(self.weights):
             raise ValueError(f"losses and weights must go in pairs, got {self.losses} and {self.weights}")
-        if self.training.processes != 1:
+        if self.training.processes != 1 and self.training.nodes == 1:
             raise ValueError("training.processes must be 1: DPO and its control are the two processes")
         if self.training.seconds is not None:
             raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
@@ -58,40 +63,48 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
 
     with ProcessPoolExecutor(2, mp_context=get_context(start_method())) as pool:
         jobs = [
-            pool.submit(train, str(start), str(preferences), str(out), alignment)
-            for train, out in ((_dpo, model), (_control, control))
+            pool.submit(_spread, name, train, start, preferences, alignment, out)
+            for name, train, out in (("align", _dpo, model), ("control", _control, control))
         ]
         for job in jobs:
             job.result()
 
 
-def _control(start: str, preferences: str, out: str, alignment: Alignment) -> None:
+def _spread(
+    name: str, train: Callable[..., None], start: Path, preferences: Path, alignment: Alignment, out: Path
+) -> None:
+    configure_logging()
+    spread(name, train, alignment.training, start, preferences, alignment, out=out)
+
+
+def _control(start: Path, preferences: Path, alignment: Alignment, out: Path) -> None:
     from components.sft import Example, fit
     from components.tuning import Tuning
 
-    configure_logging()
     data = Dataset(preferences, "preferences")
     rows = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
     fit(start, rows, out, Tuning(task="objects", training=alignment.training), step="control", data=data)
 
 
-def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:
-    import tempfile
-
+def _dpo(start: Path, preferences: Path, alignment: Alignment, out: Path) -> None:
     import datasets
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
     from components.inference import load
-    from components.training import Progress, arguments, optimizers
+    from components.resume import checkpoints
+    from components.sharding import prepared, weights
+    from components.sources import code_hash
+    from components.training import Progress, arguments
 
-    configure_logging()
     data, loaded, training = Dataset(preferences, "preferences"), load(start), alignment.training
     set_seed(training.seed)
     model = loaded.model.train()
     progress = Progress()
-    with tempfile.TemporaryDirectory() as folder:
-        options: Any = arguments(training, Path(folder), max_length=None, activation_checkpointing=False)
+    parent = checkpoint.Checkpoint(start).hash
+    what = {"parent": parent, "data": data.hash, "section": asdict(alignment), "code": code_hash(__name__)}
+    with checkpoints(training, step="align", **what) as kept:
+        options: Any = arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
         losses = {"beta": alignment.beta, "loss_type": list(alignment.losses), "loss_weights": list(alignment.weights)}
         trainer = DPOTrainer(
             model=model,
@@ -99,22 +112,24 @@ def _dpo(start: str, preferences: str, out: str, alignment: Alignment) -> None:
             args=DPOConfig(**options, **losses),
             train_dataset=datasets.Dataset.from_list([_row(r) for r in data.rows()], features=_features()),
             processing_class=loaded.processor,
-            optimizers=optimizers(model, training),  # type: ignore[arg-type]
-            callbacks=[progress],
+            callbacks=[progress, *kept.callbacks],
         )
-        trainer.train()
-    checkpoint.save(
-        out,
-        trainer.accelerator.unwrap_model(trainer.model),
-        loaded.processor,
-        family=loaded.card.get("family", ""),
-        step="align",
-        recipe=asdict(alignment),
-        parent=checkpoint.Checkpoint(start).hash,
-        datasets=[data.hash],
-        curve=progress.curve,
-        notes={"pairs": len(data)},
-    )
+        kept.train(prepared(trainer, training))
+        whole = weights(trainer)
+        if trainer.is_world_process_zero():
+            checkpoint.save(
+                out,
+                trainer.accelerator.unwrap_model(trainer.model),
+                loaded.processor,
+                weights=whole,
+                family=loaded.card.get("family", ""),
+                step="align",
+                recipe=asdict(alignment),
+                parent=parent,
+                datasets=[data.hash],
+                curve=progress.curve,
+                notes={"pairs": len(data)},
+            )
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

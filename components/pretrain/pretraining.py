@@ -6,7 +6,7 @@ from typing import Any
 
 from components.budget import Training
 from components.dataset import Dataset
-from components.launch import launch
+from components.launch import spread
 from components.pretrain.augmentation import Augmentation, Views
 from models.zoo import ZOO
 
@@ -44,6 +44,8 @@ class Pretraining:
             raise ValueError(f"family {self.family!r} is not in the zoo: {', '.join(ZOO)}")
         if self.start is not None and self.model:
             raise ValueError(f"start {self.start!r} brings its sizes with it; leave model out")
+        if self.training.save_every and self.training.trainer.get("dataloader_num_workers"):
+            raise ValueError("save_every needs dataloader_num_workers 0: a worker's draws cannot be repeated")
         if self.negatives < 0:
             raise ValueError(f"negatives must not be negative, got {self.negatives}")
         if not 0 <= self.mining <= 1:
@@ -72,7 +74,7 @@ def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pre
     """
     from components.pretrain.training import train  # not for reading a recipe
 
-    launch(train, section.training.processes, str(pairs), corpus(pairs, conversations), str(out), section)
+    spread("pretrain", train, section.training, pairs, corpus(pairs, conversations), section, out=out)
 
 
 def corpus(pairs: Path, conversations: Path | None) -> list[str]:

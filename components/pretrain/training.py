@@ -1,7 +1,7 @@
 """Pretraining of any family of the zoo on the pairs of a dataset."""
 
 import inspect
-import tempfile
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,15 @@ from components.pretrain.control import deal
 from components.pretrain.mining import HardBatches
 from components.pretrain.pretraining import Pretraining
 from components.pretrain.variation import TrainingBatches
-from components.training import Progress, arguments, optimizers, steps_within
+from components.resume import Checkpoints, checkpoints
+from components.sharding import prepared, weights
+from components.sources import code_hash
+from components.training import Progress, arguments, steps_within
 from models.contrastive import patch_dropout
 from models.zoo import ZOO
 
 
-def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
+def train(pairs: Path, texts: list[str], section: Pretraining, out: Path) -> None:
     """Train `section.family` on the captioned training pairs; process 0 writes the checkpoint to `out`.
 
     Raises:
@@ -59,20 +62,23 @@ def train(pairs: str, texts: list[str], out: str, section: Pretraining) -> None:
     if training.seconds is not None:
         training = steps_within(training, lambda trial, clock: run(deepcopy(model), trial, [clock]))
     progress = Progress()
-    if training.max_steps and not run(model, training, [progress]):
-        return
-    checkpoint.save(
-        out,
-        model,
-        processor,
-        family=section.family,
-        step="pretrain",
-        recipe=section.plain(),
-        parent=section.start,
-        datasets=[data.hash],
-        curve=progress.curve,
-        notes={"pairs": len(rows), "parameters": model.num_parameters()},
-    )
+    what = {"data": data.hash, "texts": texts, "section": section.plain(), "code": code_hash(__name__)}
+    with checkpoints(training, step="pretrain", **what) as kept:
+        writes, whole = run(model, training, [progress], kept=kept) if training.max_steps else (True, None)
+        if writes:
+            checkpoint.save(
+                out,
+                model,
+                processor,
+                weights=whole,
+                family=section.family,
+                step="pretrain",
+                recipe=section.plain(),
+                parent=section.start,
+                datasets=[data.hash],
+                curve=progress.curve,
+                notes={"pairs": len(rows), "parameters": model.num_parameters()},
+            )
 
 
 def check_options(section: Pretraining, model: Any, batches: TrainingBatches) -> None:
@@ -89,6 +95,11 @@ def check_options(section: Pretraining, model: Any, batches: TrainingBatches) ->
     for name, (asked, there, why) in needs.items():
         if asked and not there:
             raise RecipeError(f"pretrain.{name}: {getattr(section, name)!r}: the family {section.family!r} {why}")
+    if section.training.sharding != "none" and getattr(model.config, "langevin_steps", 0):
+        raise RecipeError(
+            f"pretrain.training.sharding: {section.training.sharding!r}: the family {section.family!r} takes gradients "
+            "inside its forward, which FSDP2 holds for the end of the step; leave it out, or set model.langevin_steps 0"
+        )
 
 
 class _Trainer(Trainer):
@@ -108,18 +119,19 @@ def fit(
     rows: list[dict[str, Any]],
     batches: TrainingBatches,
     section: Pretraining,
-) -> bool:
-    """Train `model` in place; returns whether this process is the one that writes."""
+    kept: Checkpoints | None = None,
+) -> tuple[bool, dict[str, torch.Tensor] | None]:
+    """Train `model` in place; returns whether this process is the one that writes, and the weights if not `model`'s."""
     if section.max_logit_scale is not None:
         callbacks = [*callbacks, Clamp(section.max_logit_scale)]
     if section.ema is not None:
         callbacks = [*callbacks, Average(section.ema)]
     if section.drop_patches:
         patch_dropout.attach(model, section.drop_patches)
-    with tempfile.TemporaryDirectory() as folder:
+    with checkpoints(training) if kept is None else nullcontext(kept) as kept:
         options = arguments(
             training,
-            Path(folder),
+            kept.folder,
             dataloader_drop_last=True,  # the whole batch gives the negatives: a short one is a different task
             ddp_find_unused_parameters=ZOO[section.family].paradigm != "contrastive",
         )
@@ -127,17 +139,17 @@ def fit(
             model=model,
             args=TrainingArguments(**options),
             train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
-            data_collator=batches,
-            optimizers=optimizers(model, training),
-            callbacks=callbacks,
+            data_collator=kept.repeatable(batches),
+            callbacks=[*callbacks, *kept.callbacks],
         )
+        prepared(trainer, training)
         if section.mining:
             captions = [row["caption"] for row in rows]
             trainer.order = HardBatches(captions, training.batch_size, section.mining, training.seed)
         # What is drawn for a batch (crops, masks) is drawn by each process for its own part.
         torch.manual_seed(training.seed + trainer.args.process_index)
-        trainer.train()
-        return trainer.is_world_process_zero()
+        kept.train(trainer)
+        return trainer.is_world_process_zero(), weights(trainer)
 
 
 def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:

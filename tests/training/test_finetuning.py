@@ -1,0 +1,106 @@
+"""TRL's trainers: one that is interrupted goes on, and one whose model is shared out learns the same."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from components import checkpoint, dataset
+from components.align.alignment import Alignment, _dpo
+from components.budget import Training
+from components.launch import launch
+from components.sft import train
+from components.training import Progress
+from components.tuning import Tuning
+from models.backbone.idefics3 import build
+from models.sketch import build_language_model
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
+QUESTION = "Which colour?"
+SMALL = {"num_hidden_layers": 1, "vision_layers": 1, "text_layers": 1, "vision_width": 32, "text_width": 32}
+STAGES = ("sketch", "idefics3", "dpo")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations and preferences about 16 pictures of one colour, and two models to begin with."""
+    folder = tmp_path_factory.mktemp("inputs")
+    talks, choices = [], []
+    for i in range(16):
+        colour = list(COLOURS)[i % 4]
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), tuple(max(0, value - i) for value in COLOURS[colour])).save(buffer, "PNG")
+        row = {"uid": str(i), "pair": str(i), "images": [buffer.getvalue()], "split": "train"}
+        messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": colour}]
+        talks.append({**row, "messages": messages, "task": "caption"})
+        wrong = list(COLOURS)[(i + 1) % 4]
+        choices.append({**row, "prompt": QUESTION, "chosen": colour, "rejected": wrong, "source": "rule"})
+    dataset.write(folder / "conversations", "conversations", talks)
+    dataset.write(folder / "preferences", "preferences", choices)
+    texts = [QUESTION, *COLOURS] * 20
+    torch.manual_seed(0)
+    model, processor = build_language_model(texts, **SMALL)
+    checkpoint.save(folder / "sketch", model, processor, family="sketch")
+    sizes = {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_layers": 1, "width": 32, "layers": 1}
+    model, processor = build(texts, **sizes, heads=2)
+    checkpoint.save(folder / "idefics3", model, processor, family="idefics3")
+    return folder
+
+
+def stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
+    """One of the trainings, in this process or as one of a group."""
+    budget = Training(**{"max_steps": 8, "batch_size": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
+    if name == "dpo":
+        _dpo(inputs / "sketch", inputs / "preferences", Alignment(training=budget), out)
+    else:
+        train(inputs / name, inputs / "conversations", Tuning(task="caption", training=budget), "caption", out)
+
+
+def found(out: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    return load_file(out / "model.safetensors"), json.loads((out / "card.json").read_text())["curve"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_interrupted_one_goes_on_and_learns_the_same(
+    name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "checkpoints"))
+
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    stage(name, inputs, tmp_path / "whole", save_every=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "on_step_end", interrupt)
+        stage(name, inputs, tmp_path / "broken", save_every=3)
+    assert {path.name for path in tmp_path.glob("checkpoints/*/*")} == {"checkpoint-3", "checkpoint-6"}
+    with caplog.at_level("INFO"):
+        stage(name, inputs, tmp_path / "again", save_every=3)
+    assert "going on from step 6" in caplog.text
+    (one, curve), (other, again) = found(tmp_path / "whole"), found(tmp_path / "again")
+    assert one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)
+    assert curve == again
+
+
+def shared(name: str, inputs: str, folder: str, sharding: str) -> None:
+    kind: Any = {"optimizer": "adamw", "trainer": {"optim": "sgd"}}
+    more = {"max_steps": 3, "processes": 2, "sharding": sharding}
+    budget: Callable[..., Any] = stage
+    budget(name, Path(inputs), Path(folder) / sharding, **kind, **more)
+
+
+@pytest.mark.parametrize("name", ["sketch", "idefics3"])
+def test_one_that_is_shared_out_learns_the_same(name: str, inputs: Path, tmp_path: Path) -> None:
+    for sharding in ("none", "fsdp"):
+        launch(shared, 2, name, str(inputs), str(tmp_path), sharding)
+    whole, parts = (load_file(tmp_path / sharding / "model.safetensors") for sharding in ("none", "fsdp"))
+    assert whole.keys() == parts.keys()
+    for part, tensor in whole.items():
+        torch.testing.assert_close(parts[part], tensor, atol=1e-6, rtol=1e-4, msg=lambda text, n=part: f"{n}: {text}")

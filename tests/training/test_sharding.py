@@ -1,0 +1,79 @@
+"""FSDP2: two processes that share a model out learn what each would learn with the whole of it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from components import dataset, recipe
+from components.launch import launch
+from components.pretrain.pretraining import Pretraining, corpus
+from components.pretrain.training import begin, fit
+from components.pretrain.variation import TrainingBatches
+from components.sources import ROOT
+
+FAMILIES = sorted(path.stem for path in (ROOT / "recipes" / "zoo").glob("*.yaml"))
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 pictures of two halves, each in a colour."""
+    folder, rows = tmp_path_factory.mktemp("pairs"), []
+    for i in range(32):
+        one, other = (list(COLOURS)[j] for j in (i % 4, i // 4 % 4))
+        picture = Image.new("RGB", (64, 64), COLOURS[one])
+        picture.paste(COLOURS[other], (32, 0, 64, 64))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "width": 64, "height": 64}
+        more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
+        rows.append({**row, **more, "uid": str(i)})
+    dataset.write(folder, "pairs", rows)
+    return folder
+
+
+def section(family: str, sharding: str, processes: int = 2, optimizer: str = "sgd") -> Pretraining:
+    """The family's own small recipe. Plain descent shows a gradient as it is; Adam would show but its sign."""
+    sections = yaml.safe_load((ROOT / f"recipes/zoo/{family}.yaml").read_text())
+    sizes = {**sections["pretrain"].get("model", {})}
+    kind: Any = {"optimizer": "adamw", "trainer": {"optim": "sgd"}} if optimizer == "sgd" else {"optimizer": optimizer}
+    training = {"max_steps": 3, "batch_size": 8, "warmup_steps": 0, "learning_rate": 0.01, "processes": processes}
+    given = {"family": family, "model": sizes, "training": {**training, **kind, "sharding": sharding}}
+    return recipe.load(Pretraining, {"pretrain": given}, "pretrain")
+
+
+def _families(folder: str, pairs: str, sharding: str) -> None:
+    """In each process: train every family, and write the weights and what a process holds of them."""
+    table = dataset.Dataset(pairs).table(["image", "caption"]).to_pylist()
+    for family in FAMILIES:
+        asked = section(family, sharding)
+        torch.manual_seed(0)
+        model, processor = begin(asked, corpus(Path(pairs), None))
+        batches = TrainingBatches(model, processor, asked)
+        rows = batches.rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
+        writes, whole = fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+        if writes:
+            state = {k: v.clone().contiguous() for k, v in (whole or model.state_dict()).items()}
+            save_file(state, Path(folder) / f"{family}-{sharding}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    for sharding in ("none", "fsdp"):
+        launch(_families, 2, str(folder), str(pairs), sharding)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_learns_the_same_when_it_is_shared_out(weights: Path, family: str) -> None:
+    whole, shared = (load_file(weights / f"{family}-{sharding}.safetensors") for sharding in ("none", "fsdp"))
+    assert whole.keys() == shared.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-6, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
