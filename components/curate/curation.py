@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from components.curate.measurement import measure
 from components.curate.section import Curation
 from components.dataset import Dataset
 from components.errors import DataError
+from components.jobs.rayjob import on_ray
 from components.memo import key
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,13 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     _require_files(section)
     training = score.bootstrap_section(section.bootstrap, section.seed) if section.score.model == "bootstrap" else None
 
-    engine = Engine(kind=section.engine, processes=section.processes, scratch=_scratch(curated, pairs, section))
+    if section.ray == "job":
+        written = {"curated": curated, "ledger": ledger, "funnel": funnel, "scorer": scorer}
+        on_ray("curate", asdict(replace(section, ray=None)), {"raw": raw}, written, section.processes)
+        return Dataset(curated, "pairs")
+
+    scratch = _scratch(curated, pairs, section)
+    engine = Engine(kind=section.engine, processes=section.processes, address=section.ray, scratch=scratch)
     laps = Laps()
     measured = measure(pairs, section, engine)
     verdicts = Ledger(measured.uids, measured.splits)

@@ -36,12 +36,13 @@ Task = tuple[Any, ...]
 class Engine:
     """Who works: this process and its forks (native), or the workers of a Ray cluster (ray).
 
-    RAY_ADDRESS names the cluster; without it Ray starts on this machine. Its workers see the dataset and
-    `scratch` under the same paths.
+    `address`, or else RAY_ADDRESS, names the cluster; without either Ray starts on this machine. Its workers see the
+    dataset and `scratch` under the same paths.
     """
 
     kind: Literal["native", "ray"] = "native"
     processes: int = 1
+    address: str | None = None
     scratch: Path
 
     def run(self, work: Work, tasks: Sequence[tuple[str, Task]]) -> Iterator[pa.Table]:
@@ -52,7 +53,7 @@ class Engine:
             tasks: each with its name, which says all that decides the outcome.
 
         Raises:
-            SpaceError: a worker died.
+            SpaceError: a worker died. ServiceError: there is no such Ray cluster.
         """
         self.scratch.mkdir(parents=True, exist_ok=True)
         files = [self.scratch / f"{name}.arrow" for name, _ in tasks]
@@ -61,7 +62,7 @@ class Engine:
         if len(todo) < len(named):
             logger.info("%d of %d parts were finished before", len(named) - len(todo), len(named))
         if self.kind == "ray" and todo:
-            _ray(work, todo, self.processes)
+            _ray(work, todo, self.processes, self.address)
         elif min(self.processes, len(todo)) > 1:
             _processes(work, todo, min(self.processes, len(todo)))
         else:
@@ -124,13 +125,21 @@ def _processes(work: Work, todo: list[tuple[str, Task]], processes: int) -> None
         ) from None
 
 
-def _ray(work: Work, todo: list[tuple[str, Task]], processes: int) -> None:
+def _ray(work: Work, todo: list[tuple[str, Task]], processes: int, address: str | None) -> None:
     import daft
     import ray
 
+    address = address or os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
-        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "include_dashboard": False}
-        ray.init(log_to_driver=False, **here)
+        here = {} if address else {"num_cpus": processes, "include_dashboard": False}
+        try:
+            ray.init(address, log_to_driver=False, **here)
+        except (ConnectionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise errors.ServiceError(
+                f"curate.ray {address}: no Ray cluster answers there: {reason}; start it, or leave ray out and unset "
+                "RAY_ADDRESS for Ray on this machine"
+            ) from None
     if daft.get_or_infer_runner_type() != "ray":  # it can be said once
         daft.set_runner_ray()
 

@@ -28,8 +28,9 @@ class Curation:
     kept.
     Alignment and diversity: `score`, `agreement`, `clusters` and `balance`. `captioner` is a checkpoint that
     proposes captions; the better one by the score is kept. `bootstrap` is a section of pretrain.
-    `processes` share the work on this machine (`engine: native`) or on a Ray cluster (`engine: ray`; RAY_ADDRESS
-    names it); neither changes the outcome.
+    `processes` share the work on this machine (`engine: native`) or on a Ray cluster (`engine: ray`). `ray` is the
+    cluster's address, RAY_ADDRESS where it is not given; `ray: job` runs the step as a RayJob with a cluster of its
+    own, which sees what lies on the shared volume and in the image. None of them changes the outcome.
     """
 
     min_side: int = 16
@@ -60,13 +61,14 @@ class Curation:
     captioner: str | None = None
     bootstrap: dict[str, Any] = field(default_factory=dict)
     engine: Literal["native", "ray"] = "native"
+    ray: str | None = None
     processes: int = 1
     seed: int = 0
 
     @property
     def outcome(self) -> dict[str, Any]:
         """What the outcome depends on: all of it but who does the work."""
-        return asdict(self) | {"engine": "", "processes": 0}
+        return asdict(self) | {"engine": "", "ray": "", "processes": 0}
 
     def __post_init__(self) -> None:
         if self.min_side < 1:
@@ -95,6 +97,8 @@ class Curation:
             raise ValueError(f"per_caption must be at least 1 picture or null, got {self.per_caption}")
         if self.processes < 1:
             raise ValueError(f"processes must be at least 1, got {self.processes}")
+        if self.ray is not None and self.engine != "ray":
+            raise ValueError(f"ray {self.ray!r} has no meaning with engine {self.engine}; set engine to ray")
         _check_languages(self.languages)
         needs = {
             "agreement.classes": self.agreement.classes,
