@@ -194,6 +194,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the run; the exit code is 1 if it fails.")] = True,
 ) -> None:
     """Run a pipeline on Kubeflow: upload it where it has changed, start it, and follow it."""
+    from pipelines import pipeline
+    from pipelines.flow import compiled
     from pipelines.kubeflow import Server
     from pipelines.placement import load
     from pipelines.submit import order
@@ -201,7 +203,8 @@ def submit(
 
     wanted = order(name, recipe, assignments, data_rev)
     server = Server.at(host, token, namespace)
-    if not start(server, wanted, load(placement), console, experiment=experiment, every=every, wait=wait):
+    text = compiled(pipeline(name), load(placement))
+    if not start(server, wanted, text, console, experiment=experiment, every=every, wait=wait):
         raise typer.Exit(1)
 
 

@@ -16,10 +16,8 @@ from components import recipe as recipes
 from components.errors import RecipeError
 from components.step import revision
 from pipelines import PIPELINES, REVISION, pipeline
-from pipelines.flow import compiled
 from pipelines.following import follow
 from pipelines.kubeflow import Server
-from pipelines.placement import Placement
 from pipelines.pretraining import variants
 from pipelines.sections import check
 
@@ -65,7 +63,7 @@ def order(name: str, recipe: str | None, assignments: list[str], data_rev: str |
 def submit(
     server: Server,
     wanted: Order,
-    placement: Placement,
+    text: str,
     console: Console,
     *,
     experiment: str,
@@ -76,6 +74,7 @@ def submit(
     """Upload the pipeline, where this very content is not there yet, and start a run of it, or have it recur.
 
     Args:
+        text: the pipeline, compiled (pipelines/flow.py).
         every: a cron expression of five fields, or of six with the seconds first; None runs it now.
         wait: follow the run until it ends.
         pause: seconds between two looks at it.
@@ -87,7 +86,7 @@ def submit(
         RecipeError: a cron expression that is none.
         ServiceError: Kubeflow Pipelines does not answer, or refuses.
     """
-    text, cron = compiled(pipeline(wanted.name), placement), _cron(every)
+    cron = _cron(every)
     client: Any = server.client()  # to a type checker every field of what it returns may be None
     with server.answering():
         namespace = server.namespace or client.get_user_namespace() or None

@@ -14,11 +14,21 @@ from rich.console import Console
 from components import recipe as recipes
 from components.errors import RecipeError, ServiceError
 from components.sources import ROOT
+from pipelines import pipeline
+from pipelines.flow import compiled
 from pipelines.kubeflow import Server
 from pipelines.placement import load
 from pipelines.submit import order, submit
 from tests.conftest import vlmflow
 from tests.submit.kfp_server import KubeflowPipelines, serving, task
+
+pytestmark = pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """The pipeline `life` for a cluster."""
+    return compiled(pipeline("life"), load())
 
 
 @pytest.fixture
@@ -39,13 +49,11 @@ def called(tmp_path: Path, host: str, *arguments: str) -> subprocess.CompletedPr
     return vlmflow(tmp_path, "submit", *arguments, *(("--host", host) if host else ()))
 
 
-@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
-def given(host: str, wanted: str = "life", **options) -> tuple[bool, str]:
-    """Submit in this process; whether it went well, and what was printed."""
+def given(host: str, text: str, token: str = "", **options) -> tuple[bool, str]:
+    """Submit `life` in this process; whether it went well, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    well = submit(
-        Server.at(host), order(wanted, None, [], None), load(), console, experiment="tests", pause=0.01, **options
-    )
+    wanted = order("life", None, [], None)
+    well = submit(Server.at(host, token), wanted, text, console, experiment="tests", pause=0.01, **options)
     return well, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -67,20 +75,15 @@ def test_a_run_is_started_and_followed(tmp_path: Path, host: str, kubeflow: Kube
     assert experiment.display_name == "vlmflow" and run.experiment_id == experiment.experiment_id
 
 
-@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
-def test_the_same_content_is_uploaded_once(host: str, kubeflow: KubeflowPipelines, tmp_path: Path) -> None:
-    assert "uploaded" in given(host)[1] and "there already" in given(host)[1]
+def test_the_same_content_is_uploaded_once(host: str, kubeflow: KubeflowPipelines, text: str) -> None:
+    assert "uploaded" in given(host, text)[1] and "there already" in given(host, text)[1]
     assert len(kubeflow.pipelines) == len(kubeflow.versions) == 1 and len(kubeflow.runs) == 2
     assert all(not run.runtime_config.parameters for run in kubeflow.runs.values()), "the defaults are compiled in"
-    placement = tmp_path / "placement.yaml"
-    placement.write_text("defaults: {memory: 3Gi}\n")
-    wanted, console = order("life", None, [], None), Console(file=io.StringIO())
-    submit(Server.at(host), wanted, load(placement), console, experiment="tests", pause=0.01)
+    given(host, text.replace("MemoryLimit: 4Gi", "MemoryLimit: 5Gi"))
     assert len(kubeflow.pipelines) == 1 and len(kubeflow.versions) == 2
 
 
-@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
-def test_each_change_of_a_task_is_one_line(host: str, kubeflow: KubeflowPipelines) -> None:
+def test_each_change_of_a_task_is_one_line(host: str, kubeflow: KubeflowPipelines, text: str) -> None:
     kubeflow.script = [
         ("PENDING", []),
         ("RUNNING", [task("ingest", "RUNNING"), task("ingest-driver", "SUCCEEDED")]),
@@ -88,7 +91,7 @@ def test_each_change_of_a_task_is_one_line(host: str, kubeflow: KubeflowPipeline
         ("SUCCEEDED", [task("ingest", "SUCCEEDED"), task("evaluate-2", "SUCCEEDED"), task("finish", "SUCCEEDED")]),
     ]
     kubeflow.outage = 2
-    well, printed = given(host)
+    well, printed = given(host, text)
     said = [line.split(" ", 1)[1] for line in printed.splitlines() if line[2:3] == ":" and line[5:6] == ":"]
     assert well
     assert said == [
@@ -115,59 +118,62 @@ def test_a_run_that_failed_says_which_task_and_why(tmp_path: Path, host: str, ku
     done = called(tmp_path, host, "life")
     assert done.returncode == 1
     assert "error: validate: validate: 3 captions are empty" in done.stdout
-    kubeflow.runs.clear()
-    assert called(tmp_path, host, "life", "--no-wait").returncode == 0, "it was not followed"
-    assert len(kubeflow.runs) == 1
 
 
-@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
-def test_a_recurring_run_is_made_once_and_replaced_when_it_differs(host: str, kubeflow: KubeflowPipelines) -> None:
-    given(host, every="0 6 * * 1")
+def test_a_run_that_is_not_followed(host: str, kubeflow: KubeflowPipelines, text: str) -> None:
+    kubeflow.script = [("FAILED", [])]
+    assert given(host, text, wait=False)[0] and len(kubeflow.runs) == 1
+    assert not given(host, text)[0]
+
+
+def test_a_recurring_run_is_made_once_and_replaced_when_it_differs(
+    host: str, kubeflow: KubeflowPipelines, text: str
+) -> None:
+    given(host, text, every="0 6 * * 1")
     (first,) = kubeflow.recurring
     job = kubeflow.recurring[first]
     assert job.trigger.cron_schedule.cron == "0 0 6 * * 1" and job.no_catchup and job.max_concurrency == "1"
     assert not kubeflow.runs
-    well, printed = given(host, every="0 6 * * 1")
+    well, printed = given(host, text, every="0 6 * * 1")
     assert well and list(kubeflow.recurring) == [first] and "recurs already" in printed
-    given(host, every="0 7 * * *")
+    given(host, text, every="0 7 * * *")
     (second,) = kubeflow.recurring
     assert second != first
     with pytest.raises(RecipeError, match="five fields"):
-        given(host, every="weekly")
+        given(host, text, every="weekly")
 
 
-def test_the_token_is_sent(tmp_path: Path, host: str, kubeflow: KubeflowPipelines) -> None:
-    kubeflow.token = "secret"
-    refused = called(tmp_path, host, "life", "--no-wait")
-    assert refused.returncode == 2 and "401" in refused.stderr and "VLMFLOW_KFP_TOKEN" in refused.stderr
-    assert called(tmp_path, host, "life", "--no-wait", "--token", "secret").returncode == 0
-
-
-@pytest.mark.filterwarnings("ignore:This client only works:FutureWarning")
-def test_in_a_pod_its_own_token_is_sent(
-    host: str, kubeflow: KubeflowPipelines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_token_is_sent(
+    host: str, kubeflow: KubeflowPipelines, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kubeflow.token = "of the pod"
-    (tmp_path / "token").write_text("of the pod\n")
+    """As it is given, from the environment, or out of the file that a pod has; and renewed with it."""
+    kubeflow.token = "secret"
+    with pytest.raises(ServiceError, match=r"401: .*VLMFLOW_KFP_TOKEN: .*no user identity"):
+        given(host, text)
+    assert given(host, text, token="secret")[0]
+    with monkeypatch.context() as patch:
+        patch.setenv("VLMFLOW_KFP_TOKEN", "secret")
+        assert given(host, text)[0]
+    (tmp_path / "token").write_text("secret\n")
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
-    assert given(host)[0]
+    assert given(host, text)[0]
 
 
 @pytest.mark.parametrize(("status", "parts"), [(403, ("403", "--namespace")), (404, ("404", "/pipeline"))])
 def test_a_refusal_says_what_to_do(status: int, parts: tuple[str, ...], host: str, kubeflow: KubeflowPipelines) -> None:
     kubeflow.status = status
     with pytest.raises(ServiceError) as refusal:
-        given(host)
+        given(host, text)
     assert all(part in str(refusal.value) for part in (host, *parts))
 
 
-def test_nobody_there(host: str) -> None:
+def test_nobody_there(host: str, text: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(ServiceError, match="does not answer"):
-            given(f"http://127.0.0.1:{unused.getsockname()[1]}")
+            given(f"http://127.0.0.1:{unused.getsockname()[1]}", text)
     with pytest.raises(ServiceError, match="no host: give --host"):
-        given("")
+        given("", text)
 
 
 @pytest.mark.parametrize(
