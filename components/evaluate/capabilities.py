@@ -44,6 +44,7 @@ class Result:
     higher_is_better: bool = True
     extras: dict[str, float] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
+    confusion: dict[str, Any] | None = None  # classes, and rows of counts: true class by guessed class
 
     @property
     def gain(self) -> np.ndarray:
@@ -76,9 +77,17 @@ def zero_shot(loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> Resu
     """Top-1 accuracy among the labels that the set holds."""
     classes = sorted(set(labels))
     guesses = classify(loaded, pictures, classes).argmax(1)
-    return mean(
-        f"top-1 of {len(classes)} classes", [classes[g] == label for g, label in zip(guesses, labels, strict=True)]
-    )
+    hits = [classes[g] == label for g, label in zip(guesses, labels, strict=True)]
+    return mean(f"top-1 of {len(classes)} classes", hits, confusion=_confusion(classes, labels, guesses))
+
+
+def _confusion(classes: list[str], labels: Sequence[str], guesses: np.ndarray) -> dict[str, Any] | None:
+    """How often each class was taken for each; None for more classes than a page can show."""
+    if len(classes) > 50:
+        return None
+    rows = np.zeros((len(classes), len(classes)), int)
+    np.add.at(rows, ([classes.index(label) for label in labels], guesses), 1)
+    return {"classes": classes, "rows": rows.tolist()}
 
 
 def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:

@@ -11,6 +11,9 @@ def evaluate(
     stage: str,
     recipe: str,
     scores: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    page: dsl.Output[dsl.Markdown],
     section: str = "evaluate",
 ):
     """Measure every capability on held-out data, with intervals and with blank and shuffled pictures."""
@@ -18,9 +21,10 @@ def evaluate(
 
     from components.evaluate.evaluation import evaluate as run
     from components.evaluate.section import Evaluation
+    from components.evaluate.showing import show
     from components.recipe import load
 
-    run(
+    found = run(
         model=Path(model.path),
         pairs=Path(pairs.path),
         conversations=Path(conversations.path),
@@ -28,3 +32,4 @@ def evaluate(
         stage=stage,
         section=load(Evaluation, recipe, section),
     )
+    show(found, metrics, confusion, Path(page.path))

@@ -34,6 +34,7 @@ def evaluate(
         "model": Checkpoint(model).hash,
         "data": [Dataset(pairs, "pairs").hash, Dataset(conversations, "conversations").hash],
         "capabilities": {name: value for part in found for name, value in part.values.items()},
+        "confusion": next((part.confusion for part in found if part.confusion), None),  # of the zero-shot classes
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")

@@ -34,6 +34,7 @@ class Measured:
     values: dict[str, dict[str, Any]]
     examples: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    confusion: dict[str, Any] | None = None
 
 
 @dataclass
@@ -78,7 +79,8 @@ def _with_controls(loaded: Loaded, suite: Suite, name: str, section: Evaluation)
         logger.info("%s %.3f [%.3f, %.3f]", capability, value["value"], value["low"], value["high"])
         gains = zip(suite.uids, result.gain.tolist(), strict=True)
         examples += [{"capability": capability, "example": uid, "score": gain} for uid, gain in gains]
-    return Measured(values, examples, _samples(suite, results, name, section))
+    confusion = next((result.confusion for result in results.values() if result.confusion), None)
+    return Measured(values, examples, _samples(suite, results, name, section), confusion)
 
 
 def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Evaluation) -> dict[str, Suite]:

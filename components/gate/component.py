@@ -15,6 +15,7 @@ def gate(
     chosen: dsl.Output[dsl.Model],
     scores: dsl.Output[dsl.Artifact],
     verdict: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.Markdown],
     section: str = "gate",
 ):
     """Keep the aligned model unless it lost a protected capability, and say whether it may become the champion."""
@@ -24,12 +25,13 @@ def gate(
     from components.evaluate.evaluation import evaluate
     from components.evaluate.section import Evaluation
     from components.gate.promotion import Contender, Gate, gate
+    from components.gate.wording import markdown
     from components.recipe import load
     from components.register.registration import Registration
 
     data = {"pairs": Path(pairs.path), "conversations": Path(conversations.path)}
     out = {"chosen": Path(chosen.path), "scores": Path(scores.path), "verdict": Path(verdict.path)}
-    gate(
+    decision = gate(
         Contender(Path(candidate.path), Path(candidate_scores.path)),
         Contender(Path(fallback.path), Path(fallback_scores.path)),
         registry=load(Registration, recipe, "register").name,
@@ -37,3 +39,4 @@ def gate(
         **out,
         section=load(Gate, recipe, section),
     )
+    Path(page.path).write_text(markdown(decision), encoding="utf-8")

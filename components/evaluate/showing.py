@@ -1,0 +1,27 @@
+"""Scores as Kubeflow's UI shows them: figures to compare runs by, a confusion matrix, and a table to read."""
+
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+
+
+def show(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.ClassificationMetrics, page: Path) -> None:
+    """Log every capability's value and the confusion matrix, and write the table as Markdown."""
+    for name, value in scores["capabilities"].items():
+        metrics.log_metric(name.replace(" ", "_"), value["value"])
+    if matrix := scores["confusion"]:
+        confusion.log_confusion_matrix(matrix["classes"], matrix["rows"])
+    page.write_text(markdown(scores), encoding="utf-8")
+
+
+def markdown(scores: dict[str, Any]) -> str:
+    """A row for each capability: its value with the interval, and those with blank and with shuffled pictures."""
+    lines = [f"**After {scores['stage']}**", "", "| capability | metric | value | blank | shuffled |"]
+    lines += ["|---|---|---|---|---|"]
+    for name, value in scores["capabilities"].items():
+        metric = value["metric"] + ("" if value["higher_is_better"] else " (less is better)")
+        controls = " | ".join(f"{value['controls'][kind]['value']:.3f}" for kind in ("blank", "shuffled"))
+        interval = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        lines.append(f"| {name} | {metric} | {interval} | {controls} |")
+    return "\n".join(lines) + "\n"
