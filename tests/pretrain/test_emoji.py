@@ -16,8 +16,9 @@ EMOJI = SHARED / "data" / "emoji"
 def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -> None:
     """A part of the recipe's budget, in one process; the whole of it is for `python -m benchmarks.emoji`."""
     names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]
-    short = ["pretrain.training.seconds=null", "pretrain.training.max_steps=200", "pretrain.training.processes=1"]
-    pairs, model = learn(tmp_path, recipe.override(recipe.parse(RECIPE), short))
+    short = {"seconds": "null", "max_steps": 120, "batch_size": 64, "processes": 1}
+    changes = [f"pretrain.training.{name}={value}" for name, value in short.items()]
+    pairs, model = learn(tmp_path, recipe.override(recipe.parse(RECIPE), changes))
     captions = Dataset(pairs).table(["caption", "split"]).to_pylist()
     assert not any(row["caption"].split()[0] == "woman" for row in captions if row["split"] == "train")
     assert sum(row["split"] == "test" for row in captions) == 75

@@ -222,7 +222,7 @@ def test_values_that_cannot_be() -> None:
 
 def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
     sketch: dict[str, Any] = {"family": "sketch-dual", "model": {}}
-    hides = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8, "decoder_width": 16}
+    hides = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8, "decoder_width": 32}
     for asked, message in (
         (section(**sketch, negatives=1), "takes no negative captions"),
         (section(views=recipe.load(Pretraining, {"p": {"views": {}}}, "p").views), "slip_weight"),
