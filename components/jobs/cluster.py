@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 POLL = 2.0  # s between two looks at a job
 PATIENCE = "VLMFLOW_PATIENCE"  # s that pods may take until they run
 NAMESPACE = "VLMFLOW_NAMESPACE"  # where jobs are created; by default that of the step
-TELLING = re.compile(r"\w(Error|Exception|Killed|Interrupt)\b|Signal \d+|error: ")
+TELLING = re.compile(r"\w(?<!ChildFailed)(Error|Exception|Interrupt)\b|Signal \d+|error: ")  # torchrun's own says least
 
 
 Where = tuple[str, str, str, str]  # group, version, namespace, plural

@@ -18,7 +18,9 @@ def main(job: str) -> None:
     configure_logging()
     one_thread()
     place = Place(job)
-    if (place.folder / "done").exists():  # a node was lost after the end
+    finished = place.folder / "finished"
+    finished.mkdir(exist_ok=True)
+    if len(list(finished.iterdir())) == int(os.environ["WORLD_SIZE"]):  # a node was lost after the end
         return
     os.environ.setdefault("VLMFLOW_CHECKPOINTS", str(place.volume / "checkpoints"))
     function, arguments = pickle.loads((place.folder / "call").read_bytes())
@@ -26,9 +28,7 @@ def main(job: str) -> None:
         function(*[place.volume / one if isinstance(one, Path) else one for one in arguments], place.folder / "out")
     except VlmflowError as error:
         place.refuse(error)
-        return
-    if os.environ["RANK"] == "0":
-        (place.folder / "done").touch()
+    (finished / os.environ["RANK"]).touch()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ VOLUME = "VLMFLOW_SHARED"
 class Place:
     """A job's folder on a volume that many pods mount; VLMFLOW_SHARED says where, in each of them.
 
-    It holds what goes into the job and what comes out; `done` is there when that is whole, and `refusal` when the
-    job ended by a mistake of the user, which no second try would mend.
+    It holds what goes into the job and what comes out, and `refusal` when the job ended by a mistake of the user, which
+    no second try would mend.
 
     Raises:
         ServiceError: there is no such volume.

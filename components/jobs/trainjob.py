@@ -50,19 +50,18 @@ def on_nodes(step: str, function: Callable[..., None], training: Training, *argu
 
 def manifest(name: str, training: Training) -> dict[str, Any]:
     """The TrainJob that calls what lies in the job's place."""
-    from kubeflow.trainer.constants import constants
     from kubeflow_trainer_api import models
 
     quantity = models.IoK8sApimachineryPkgApiResourceQuantity
     asked = {name: quantity(str(value)) for name, value in training.resources.items()}
     return models.TrainerV1alpha1TrainJob(
-        apiVersion=constants.API_VERSION,
-        kind=constants.TRAINJOB_KIND,
+        apiVersion=f"{TRAINJOB.group}/{TRAINJOB.version}",
+        kind=TRAINJOB.name,
         metadata=models.IoK8sApimachineryPkgApisMetaV1ObjectMeta(
             name=name, labels={"app.kubernetes.io/part-of": "vlmflow"}
         ),
         spec=models.TrainerV1alpha1TrainJobSpec(
-            runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=constants.GROUP, kind="TrainingRuntime", name=RUNTIME),
+            runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=TRAINJOB.group, kind="TrainingRuntime", name=RUNTIME),
             trainer=models.TrainerV1alpha1Trainer(
                 image=image("train"),
                 numNodes=training.nodes,

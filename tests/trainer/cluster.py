@@ -104,6 +104,7 @@ class Cluster:
         """End it, and everything that runs in it."""
         self.objects.clear()
         self.server.shutdown()
+        self.server.server_close()
         for pod in list(self.pods.values()):
             pod.kill()
 
@@ -213,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlparse(self.path)
         parts, query = url.path.strip("/").split("/"), {k: v[0] for k, v in parse_qs(url.query).items()}
         if parts[-1] == "log":
-            return self._log(parts[-2], query.get("follow") == "true")
+            return self._log(parts[-2], query.get("follow") == "True")
         if parts[-1] == "pods":
             wanted = dict(one.split("=") for one in query["labelSelector"].split(","))
             found = [pod for pod in list(self.world.pods.values()) if wanted.items() <= pod.labels.items()]
@@ -244,17 +245,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"kind": "Status", "reason": "NotFound"})
             return
         self.send_response(200)
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         with pod.log.open("rb") as log:
             while True:
-                over = pod.phase != "Running"
-                self.wfile.write(log.read())
-                self.wfile.flush()
-                if over or not follow:
+                over = pod.phase != "Running" or not follow
+                if lines := log.read():
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(lines), lines))
+                if over:
                     break
                 time.sleep(0.1)
-        self.close_connection = True
+        self.wfile.write(b"0\r\n\r\n")
 
     def _answer(self, code: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from components.jobs.trainjob import manifest, on_nodes
 from components.pretrain.pretraining import Pretraining, pretrain
 from components.resume import MARK
 from components.sources import ROOT
+from tests.trainer.calls import break_down, refuse, wait_for
 from tests.trainer.cluster import Cluster
 
 SCHEMAS = ROOT.parent / "shared" / "schemas"
@@ -90,19 +90,10 @@ def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
     assert not list((cluster.shared / "jobs").iterdir()) and not list((cluster.shared / "checkpoints").iterdir())
 
 
-def refuse(number: int, out: Path) -> None:
-    raise DataError(f"{number} rows are too few")
-
-
 def test_a_mistake_of_the_user_comes_back_in_one_piece(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="^3 rows are too few$"):
         on_nodes("pretrain", refuse, TWO, 3, out=tmp_path / "out")
     assert len(cluster.seen) == 1 and not cluster.objects
-
-
-def break_down(out: Path) -> None:
-    if os.environ["RANK"] == "1":
-        raise ZeroDivisionError("the second node cannot divide")
 
 
 def test_a_node_that_fails_is_named_with_its_last_words(cluster: Cluster, tmp_path: Path) -> None:
@@ -124,19 +115,12 @@ def test_nodes_that_never_come_are_told_with_the_reason(
     assert not cluster.objects and not cluster.pods
 
 
-def wait_for(file: str, out: Path) -> None:
-    while not Path(file).exists():
-        time.sleep(0.1)
-    if os.environ["RANK"] == "0":
-        out.write_text("done")
-
-
 STEP = """
 import sys
 from pathlib import Path
 from components.budget import Training
 from components.jobs.trainjob import on_nodes
-from tests.trainer.test_nodes import wait_for
+from tests.trainer.calls import wait_for
 
 on_nodes("align", wait_for, Training(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
 """
