@@ -15,14 +15,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from components import dataset, journal, tracking
+from components import dataset, journal, origin, tracking
 from components.checkpoint import Checkpoint
 from components.dataset import Dataset
 from components.deploy.deployment import Deployment, deploy
 from components.errors import DataError, ModelError, ServiceError
 from components.memo import content_hash
 from components.register.registration import Registration, register
-from pipelines.lineage import Lineage, lineage
+from pipelines.lineage import Lineage, lineage, pairs
+from pipelines.lineage.history import History
 from pipelines.lineage.picture import draw, placed
 from tests.conftest import vlmflow
 
@@ -293,7 +294,71 @@ def test_a_live_endpoint_is_traced(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         lineage("http://models.example/vlm")
 
 
+def test_the_record_of_a_step_is_joined_where_the_folder_has_been_moved(tmp_path: Path) -> None:
+    run = tmp_path / "20250101-000000-ab12"
+    raw = dataset.write(run / "ingest" / "raw", "pairs", [pair("red", "train")], step="ingest")
+    (run / "steps").mkdir()
+    (run / "mlflow_run_id").write_text("9" * 32)
+    record = {"label": "ingest", "step": "ingest", "cached": False, "mlflow_run_id": "8" * 32, "inputs": {}}
+    record["outputs"] = {"raw": {"path": f"/elsewhere/{run.name}/ingest/raw", "hash": content_hash(raw.path)}}
+    (run / "steps" / "ingest.json").write_text(json.dumps(record))
+    evaluated = {**record, "label": "evaluate", "mlflow_run_id": "7" * 32, "outputs": {}}
+    evaluated["inputs"] = {"data": content_hash(raw.path)}
+    (run / "steps" / "evaluate.json").write_text(json.dumps(evaluated))
+    (tmp_path / "latest").symlink_to(run.name)
+    for reference in (run.name, "9" * 32, "8" * 32, "7" * 32, str(tmp_path / "latest")):
+        found = lineage(reference, root=tmp_path)
+        assert found.graph.start == [raw.hash], reference
+    assert found.graph.nodes[raw.hash].making == {"run": [run.name], "mlflow_run": ["8" * 32]}
+
+
+def test_what_is_made_in_a_cluster_says_by_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [pair("red", "train")]
+    assert dataset.write(tmp_path / "here", "pairs", rows).card.made == {}
+    monkeypatch.setenv("VLMFLOW_KFP_RUN", KFP)
+    monkeypatch.setenv("VLMFLOW_IMAGE", "registry/step@sha256:cd")
+    monkeypatch.setenv("VLMFLOW_REVISION", "c0de00112233")
+    raw = dataset.write(tmp_path / "runs" / "raw", "pairs", rows, step="ingest")
+    assert raw.card.made == {"kfp_run": KFP, "image": "registry/step@sha256:cd", "code": "c0de00112233"}
+    assert raw.hash == Dataset(tmp_path / "here").hash
+    found = lineage(KFP, root=tmp_path / "runs")
+    assert found.graph.start == [raw.hash] and f"KFP {KFP} · code c0de00112233 · image registry/step" in said(found)
+
+
+def test_shards_in_a_bucket_are_looked_into(run: Run, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3)
+    client.create_bucket(Bucket="shelf")
+    for file in run["curate/curated"].iterdir():
+        client.upload_file(str(file), "shelf", f"run/curated/{file.name}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    history = History("a bucket")
+    node = history.add(origin.read(run["curate/curated"])[0], origin.address(Path("/minio/shelf/run/curated")))
+    assert node.places == ["minio://shelf/run/curated"]
+    assert pairs.holders([run.kept], history).rows == {node.id: {"train": 1}}
+    assert pairs.holders([run.dropped], history).rows == {}
+    node.places[:] = ["s3://shelf/nowhere"]
+    found = pairs.holders([run.kept], history)
+    assert found.rows == {} and "s3://shelf/nowhere: no longer there" in found.unread[node.id]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that speaks S3, on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
 def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "torn.yaml").write_text("kind: InferenceService\nmetadata: {name: [\n")
     for reference, error, message in (
         ("f" * 32, DataError, "no dataset in .* holds this pair"),
         ("nothing", ModelError, "no artifact, run or uid in .*; give an endpoint's address"),
@@ -303,7 +368,7 @@ def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
         ("models:/", ModelError, "no such version; registered"),
         ("http://127.0.0.1:9", ServiceError, "http://127.0.0.1:9/openai/v1/models: ConnectError"),
         (str(tmp_path), ModelError, "no checkpoint here"),
-        ("README.md", DataError, "README.md: not YAML"),
+        (str(tmp_path / "torn.yaml"), DataError, "torn.yaml: not YAML"),
         ("recipes/mini.yaml", DataError, "no InferenceService in it; give an endpoint's address"),
     ):
         with pytest.raises(error, match=message) as refused:

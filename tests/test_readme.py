@@ -38,7 +38,8 @@ def test_every_path_exists() -> None:
 def test_every_command_is_one_of_ours() -> None:
     """Each line is a make target, a vlmflow command that the tests below run, or dvc, curl and openai likewise."""
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
-             "vlmflow lineage models:/vlm@champion", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
+             "vlmflow lineage models:/vlm@champion",
+             "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
              "vlmflow export data/curated shards", "make benchmark-data", "vlmflow zoo",
              "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit life --host http://localhost:8080",
              "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip

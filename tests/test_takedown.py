@@ -17,7 +17,9 @@ from components.curate.curation import curate
 from components.curate.section import Curation
 from components.dataset import Dataset
 from components.deploy.deployment import Deployment, deploy
+from components.deploy.trial import endpoint
 from components.errors import DataError
+from components.ingest.ingestion import Ingestion, ingest
 from components.register.registration import Registration, register
 from models.sketch import build_dual_encoder
 from pipelines.lineage import lineage
@@ -160,6 +162,30 @@ def test_what_is_out_of_reach_is_said(life: Life, tmp_path: Path) -> None:
     (card / "data-00000.parquet").rename(card / "moved")
     assert lineage(ROWS[TAKEN]["uid"]).content["unread"] == {}  # a damaged folder is left out, with a warning
     (card / "moved").rename(card / "data-00000.parquet")
+
+
+def test_a_running_endpoint_is_traced_to_its_own_version_and_not_to_its_sibling(life: Life) -> None:
+    with endpoint(life.home / "2" / "align" / "model", "vlm", timeout=150) as url:
+        found = lineage(f"{url}/v2/models/vlm/infer")
+    assert found.graph.nodes[found.graph.start[0]].kind == "endpoint"
+    assert found.graph.nodes.keys() - {found.graph.start[0]} == {
+        id for name, id in life.made.items() if name.startswith("2") and name != "2 deploy"
+    }
+
+
+def test_ingest_leaves_out_what_was_taken_down(life: Life, tmp_path: Path) -> None:
+    takedown(ROWS[TAKEN]["uid"], tmp_path / "gone.txt")
+    (tmp_path / "source").mkdir()
+    for place, row in enumerate(ROWS[: TESTED + 1]):
+        (tmp_path / "source" / f"{place}.png").write_bytes(row["image"])
+    lines = [json.dumps({"image": f"{place}.png", "caption": f"words {place}"}) for place in range(TESTED + 1)]
+    (tmp_path / "source" / "pairs.jsonl").write_text("\n".join(lines))
+    section = Ingestion(source="folder", path=str(tmp_path / "source"), exclude=str(tmp_path / "gone.txt"))
+    raw = ingest(section, tmp_path / "raw")
+    assert [row["caption"] for row in raw.rows(["caption"])] == ["words 2", "words 3"]
+    assert raw.card.notes["quarantined"]["rows"] == {"taken down": 2} and raw.card.notes["rows_read"] == 4
+    left = [json.loads(line) for line in (tmp_path / "raw" / "quarantine.jsonl").read_text().splitlines()]
+    assert all(entry["reason"].startswith("taken down: ") for entry in left)
 
 
 def test_the_command_tells_what_to_do(life: Life, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A part of the history as text for a person, and as mappings for a program."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -62,16 +64,25 @@ def _label(node: Node, note: str) -> Text:
     if counts := ledger(node):
         label.append(f"\nledger: {counts['rows_in']} in, {counts['kept']} kept")
     more = f" and {len(node.places) - 1} more" if len(node.places) > 1 else ""
-    places = [f"{node.places[0]}{more}"] if node.places else []
-    made = [f"{word} {_brief(name, node.making[name][0])}" for name, word in _SAID.items() if name in node.making]
+    places = [f"{_shown(node.places[0], node)}{more}"] if node.places else []
+    making = {name: values[0] for name, values in node.making.items() if not (places and values[0] in places[0])}
+    made = [f"{word} {making[name]}" for name, word in _SAID.items() if name in making]
     for line in (places, made):
         if line:
             label.append("\n" + " · ".join(line), style="dim")
     return label
 
 
-def _brief(name: str, value: str) -> str:
-    return value[:21] if name == "code" else value
+def _shown(place: str, node: Node) -> str:
+    """The place by the step's label rather than KFP's name of the task, and as seen from here."""
+    path = Path(place)
+    for step in node.steps:
+        if step.run in path.parts:
+            run = Path(*path.parts[: path.parts.index(step.run) + 1])
+            path = link if (link := run / step.label / path.name).exists() else path
+    if "://" in place:
+        return place
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def ledger(node: Node) -> dict[str, Any] | None:
