@@ -31,7 +31,7 @@ def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[s
         images: one for each text; a model of texts alone takes none.
 
     Raises:
-        ValueError: a text without the tokenizer's mask token.
+        ValueError: a text without the tokenizer's mask token, or with one beyond the tokens that the model reads.
     """
     mask, answers = loaded.tokenizer.mask_token, []
     for text in texts:
@@ -41,8 +41,10 @@ def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[s
         part = slice(start, start + BATCH)
         given = batch(loaded, images and images[part], texts[part])
         best = loaded.model.fill(**given).argmax(-1)
-        for ids, row in zip(given["input_ids"], best, strict=True):
+        for text, ids, row in zip(texts[part], given["input_ids"], best, strict=True):
             places = (ids == loaded.tokenizer.mask_token_id).nonzero()[:, 0]
+            if len(places) < text.count(mask):
+                raise ValueError(f"text: {text!r:.80} has a {mask} beyond the {len(ids)} tokens that the model reads")
             answers.append([loaded.tokenizer.decode([int(row[place])]).strip() for place in places])
     return answers
 

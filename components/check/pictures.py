@@ -54,15 +54,20 @@ def ranked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
 
 def filled(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     """Each caption with a word hidden, and the word that is put there; the right one is green."""
-    told = [(row, word) for row in rows if (word := hidden_word(row, 0)) is not None][:count]
-    mask, texts = loaded.tokenizer.mask_token, []
-    for row, word in told:
+    mask, images, texts = loaded.tokenizer.mask_token, [], []
+    for row in rows:
+        if (word := hidden_word(row, 0)) is None or len(images) == count:
+            continue
         words = row["caption"].split()
         hidden = " ".join([*words[:word], mask, *words[word + 1 :]])
-        ((answer, *_),) = fill(loaded, [_image(row)], [hidden])
+        try:
+            ((answer, *_),) = fill(loaded, [_image(row)], [hidden])
+        except ValueError:  # the word lies beyond what the model reads
+            continue
         colour = "tab:green" if answer == words[word] else "tab:red"
+        images.append(_image(row))
         texts.append([(hidden.replace(mask, "____"), "black"), (answer, colour)])
-    return _listed([_image(row) for row, _ in told], texts)
+    return _listed(images, texts)
 
 
 def painted(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:

@@ -64,6 +64,8 @@ def test_a_word_that_the_picture_tells_is_found_by_the_picture() -> None:
     assert completion.fill(LOADED, PICTURES[:2], ["a <mask> square", "<mask>"]) == [["red"], ["green"]]
     with pytest.raises(ValueError, match="holds no <mask>"):
         completion.fill(LOADED, PICTURES[:1], ["a red square"])
+    with pytest.raises(ValueError, match=r"has a <mask> beyond the \d+ tokens"):
+        completion.fill(LOADED, PICTURES[:1], ["a red square " * 200 + "<mask>"])
 
 
 def test_a_word_of_several_tokens_counts_only_whole() -> None:
