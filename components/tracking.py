@@ -5,7 +5,8 @@
         tracking.current().log_metrics({"accuracy": 0.8})
 
 Without MLFLOW_TRACKING_URI the store is SQLite under VLMFLOW_HOME (default `runs`); VLMFLOW_TRACKING=off tracks
-nothing. mlflow is imported only when a run or the registry is really wanted: it costs seconds.
+nothing. A server that is away is waited for, VLMFLOW_MLFLOW_WAIT seconds long. mlflow is imported only when a run or
+the registry is really wanted: it costs seconds.
 """
 
 import fcntl
@@ -22,6 +23,8 @@ from components.errors import ServiceError, SpaceError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 EXPERIMENT = "vlmflow"
 
 # Set before mlflow is imported, and only where the user has not: no telemetry, no chatter, bounded waits.
@@ -30,11 +33,14 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    # Artifacts through the server: the bucket behind it is for the server to reach, and need not be for us.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # of one request: an upload of a checkpoint needs it
 }
 _PROBE_SECONDS = 5.0
+_WAIT_SECONDS = 3.0  # enough for a word on the terminal; a cluster's pods are told to wait for minutes
 _TEXT_LENGTH = 5000
 
 
@@ -60,10 +66,11 @@ def client(root: str | Path | None = None) -> "MlflowClient":
         ServiceError: the MLflow server does not answer, or refuses.
         SpaceError: the local store cannot be written.
     """
-    uri = store(root)
+    uri, wait = store(root), _wait()
     if uri.startswith(("http://", "https://")):
-        _probe(uri)
-    for name, value in _ENVIRONMENT.items():
+        _probe(uri, wait)
+    # mlflow waits 1, 2, 4, … seconds between its tries: so many of them as last about as long
+    for name, value in {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(int(wait).bit_length())}.items():
         os.environ.setdefault(name, value)
     import mlflow
 
@@ -81,11 +88,15 @@ def client(root: str | Path | None = None) -> "MlflowClient":
 
 
 def _refusal(uri: str, error: Exception) -> ServiceError:
-    reason = " ".join(str(error).split())[:160]
-    return ServiceError(
-        f"MLflow at {uri}: {type(error).__name__}: {reason}; start the server, or unset MLFLOW_TRACKING_URI for a "
-        "local store, or set VLMFLOW_TRACKING=off to track nothing"
-    )
+    """One line with the remedy; a server that answers has a bucket or a database behind it that does not."""
+    text = " ".join(str(error).split())
+    reason = (text.partition("(Caused by ")[2] or text)[:160]  # the end of mlflow's chain of retries says it
+    remedy = "start the server, or unset MLFLOW_TRACKING_URI for a local store, or say VLMFLOW_TRACKING=off"
+    if uri.startswith("http") and "/mlflow-artifacts/" in text:
+        reason, remedy = f"its artifacts: {reason}", "see to its bucket and the key for it; the server's log says more"
+    elif uri.startswith("http") and "error responses" in text:
+        remedy = "it answers, and cannot do it: see to its database; the server's log says more"
+    return ServiceError(f"MLflow at {uri}: {type(error).__name__}: {reason}; {remedy}")
 
 
 @contextmanager
@@ -218,7 +229,7 @@ def run(
         except ServiceError as error:
             if status == "FINISHED":  # else the first error is the one to show
                 raise
-            logging.getLogger(__name__).warning("%s", error)
+            logger.warning("%s", error)
         finally:
             _restore("MLFLOW_TRACKING_URI", before)
             _restore("MLFLOW_RUN_ID", outer)
@@ -258,14 +269,33 @@ def _restore(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _probe(uri: str) -> None:
-    """Ask the server whether it lives: mlflow's own retries would take minutes to say no."""
-    import httpx
-
+def _wait() -> float:
+    given = os.environ.get("VLMFLOW_MLFLOW_WAIT", str(_WAIT_SECONDS))
     try:
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
-    except httpx.HTTPError as error:
-        raise _refusal(uri, error) from error
+        return max(0.0, float(given))
+    except ValueError:
+        raise ServiceError(f"VLMFLOW_MLFLOW_WAIT={given!r}: not a number of seconds; write one, such as 300") from None
+
+
+def _probe(uri: str, wait: float) -> None:
+    """Ask the server whether it lives, again and again for `wait` seconds: one that is started or moved comes back."""
+    import httpx
+    from google.api_core.exceptions import RetryError
+    from google.api_core.retry import Retry, if_exception_type
+
+    def ask() -> None:
+        answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS)
+        if answer.status_code in (502, 503, 504):  # what stands before it answers
+            answer.raise_for_status()
+
+    def tell(error: Exception) -> None:
+        logger.warning("MLflow at %s: %s; waiting up to %g s (VLMFLOW_MLFLOW_WAIT)", uri, error, wait)
+
+    again = Retry(if_exception_type(httpx.HTTPError), initial=0.5, maximum=10.0, timeout=wait, on_error=tell)
+    try:
+        again(ask)()
+    except RetryError as error:
+        raise _refusal(uri, error.cause) from error
 
 
 @contextmanager

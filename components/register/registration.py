@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from logging import getLogger
@@ -16,7 +17,7 @@ import components
 import models
 from components import tracking
 from components.checkpoint import Checkpoint
-from components.errors import GateError, ModelError
+from components.errors import GateError, ModelError, ServiceError
 from components.maker import made
 from components.recipe import dump, parse
 from components.register.registry import CHALLENGER, CHAMPION, Version, by_hash, champion, read_json, versions
@@ -75,7 +76,7 @@ def register(
             alias = _alias(found, decision, held)
         except BaseException:
             if not reused:  # a version without its alias is half a registration
-                tracking.client().delete_model_version(found.name, found.version)
+                _take_back(found, held)
             raise
     logger.info("%s is %s%s", found.uri, alias, " (it was registered before)" if reused else "")
     written = {
@@ -151,9 +152,27 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
             name, source=logged.model_uri, run_id=run.info.run_id, tags=tags, model_id=logged.model_id
         )
     except MlflowException:
-        client.delete_logged_model(logged.model_id)
+        with suppress(MlflowException):  # the first error is the one to show
+            client.delete_logged_model(logged.model_id)
         raise
     return next(version for version in versions(name) if version.version == str(made.version))
+
+
+def _take_back(made: Version, held: Version | None) -> None:
+    """Delete a version whose alias failed, and leave the champion as it was.
+
+    Where the store is out of reach for this too, the version stays without an alias: nothing serves it, and the next
+    `register` of the same checkpoint finds it and gives it its alias.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = tracking.client()
+        client.delete_model_version(made.name, made.version)
+        if held:  # the alias may have moved, though its answer was lost
+            client.set_registered_model_alias(held.name, CHAMPION, held.version)
+    except (MlflowException, ServiceError) as error:
+        logger.warning("%s stays without an alias, register it again: %s", made.uri, " ".join(str(error).split())[:160])
 
 
 def _link(source: str, target: str) -> None:

@@ -96,7 +96,7 @@ def download(uri: str) -> Path:
         place = tempfile.mkdtemp(prefix="vlmflow-")
         atexit.register(shutil.rmtree, place, ignore_errors=True)
     try:
-        return Path(download_artifacts(artifact_uri=uri, dst_path=place)) / "artifacts"
+        return Path(download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=place))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{uri}: cannot be fetched: {reason}; registered: {listing()}") from None

@@ -1,0 +1,202 @@
+"""What MLflow's Deployment finds in a cluster, as processes on this machine: PostgreSQL, S3, and the server itself."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.infra.conftest import INFRA, build, find
+
+SECONDS = 300.0  # of a start, on a machine that does other things too
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(ready: Callable[[], Any], process: subprocess.Popen, log: Path) -> None:
+    """Wait until `ready()` raises no more."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            ready()
+            return
+        except Exception as error:
+            assert process.poll() is None and time.monotonic() < deadline, f"{error}\n{log.read_text()[-2000:]}"
+            time.sleep(0.1)
+
+
+class Service:
+    """A process with a port of its own, that can be stopped and started again."""
+
+    process: subprocess.Popen | None = None
+    farewell = signal.SIGTERM
+
+    def __init__(self, folder: Path):
+        self.port, self.folder, self.log = free_port(), folder, folder / "log"
+
+    def launch(self, command: list[str], ready: Callable[[], Any], **options: Any) -> None:
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options)
+        until(ready, self.process, self.log)
+
+    def stop(self) -> None:
+        """As the kubelet does it: asked, and killed if it takes long."""
+        if self.process is not None:
+            os.killpg(self.process.pid, self.farewell)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.process = None
+
+
+class Postgres(Service):
+    """A new PostgreSQL with the user and the database of the manifest, which asks for the password."""
+
+    farewell = signal.SIGINT  # its image's own: SIGTERM waits for every client to go
+
+    def __init__(self, password: str):
+        if not shutil.which("initdb"):
+            pytest.skip("PostgreSQL's server is not installed")
+        super().__init__(Path(tempfile.mkdtemp(prefix="vlmflow-postgres-")))  # outside of root's own folders
+        self.password = password
+        self.owner: dict[str, Any] = (
+            {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
+        )  # it refuses to run as root
+        if self.owner:
+            shutil.chown(self.folder, "postgres", "postgres")
+        pod = find(build("overlays/local"), "StatefulSet", "postgres")["spec"]["template"]["spec"]
+        given = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+        self.user, self.database = given["POSTGRES_USER"], given["POSTGRES_DB"]
+        secret = self.folder / "password"
+        secret.write_text(password)
+        command = ["initdb", "-D", str(self.folder / "data"), "-U", self.user, "--auth=scram-sha-256"]
+        command.append(f"--pwfile={secret}")
+        made = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, **self.owner)
+        assert made.returncode == 0, made.stderr
+
+    def start(self) -> None:
+        command = ["postgres", "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)]
+        self.launch([*command, "-h", "127.0.0.1", "-c", "fsync=off"], self.ask, cwd=self.folder, **self.owner)
+
+    def ask(self) -> None:
+        import psycopg2
+
+        connection = psycopg2.connect(
+            host="127.0.0.1", port=self.port, user=self.user, password=self.password, dbname="postgres"
+        )
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("select 1 from pg_database where datname = %s", [self.database])
+            if cursor.fetchone() is None:
+                cursor.execute(f'create database "{self.database}"')
+        connection.close()
+
+
+class Store(Service):
+    """A server that speaks S3, with one user who may do what `allow` says; it checks every signature."""
+
+    def __init__(self, folder: Path, bucket: str):
+        super().__init__(folder)
+        self.bucket = bucket
+        self.accesskey = self.secretkey = ""
+
+    def start(self) -> None:
+        import httpx
+
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        # Its first calls are those below; after them it asks who calls.
+        environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"}
+        self.launch(command, lambda: httpx.get(f"{self.url}/moto-api/").raise_for_status(), env=environment)
+        with self.client("iam") as iam:
+            iam.create_user(UserName="mlflow")
+            key = iam.create_access_key(UserName="mlflow")["AccessKey"]
+        self.allow("s3:*")
+        self.accesskey, self.secretkey = key["AccessKeyId"], key["SecretAccessKey"]
+        with self.client("s3") as s3:
+            s3.create_bucket(Bucket=self.bucket)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def client(self, service: str) -> Iterator[Any]:
+        import boto3
+
+        made = boto3.client(
+            service,
+            endpoint_url=self.url,
+            region_name="us-east-1",
+            aws_access_key_id=self.accesskey or "nobody",
+            aws_secret_access_key=self.secretkey or "nothing",
+        )
+        yield made
+        made.close()
+
+    def allow(self, *actions: str) -> None:
+        statement = {"Effect": "Allow", "Action": [*actions, "iam:*"], "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        with self.client("iam") as iam:
+            iam.put_user_policy(UserName="mlflow", PolicyName="own", PolicyDocument=policy)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        with self.client("s3") as s3:
+            return [entry["Key"] for entry in s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])]
+
+    def read(self, key: str) -> bytes:
+        with self.client("s3") as s3:
+            return s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+
+class Server(Service):
+    """MLflow's server by the command line and the environment of its Deployment; hosts and ports alone are others."""
+
+    def __init__(self, folder: Path, secrets: dict[str, dict[str, str]], endpoint: str):
+        super().__init__(folder)
+        manifests = build("overlays/local")
+        (container,) = find(manifests, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+        for source in container["envFrom"]:
+            self.environment |= find(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
+        for entry in container["env"]:
+            key = entry.get("valueFrom", {}).get("secretKeyRef")
+            self.environment[entry["name"]] = secrets[key["name"]][key["key"]] if key else entry["value"]
+        self.environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
+        moved = {"python": sys.executable, "--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={self.port}"}
+        self.command = [moved.pop(word, word) for word in container["command"] + container["args"]]
+        assert not moved  # each of them was there
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, **environment: str) -> None:
+        import httpx
+
+        given = {**self.environment, **environment}
+        self.launch(
+            self.command, lambda: httpx.get(f"{self.url}/health").raise_for_status(), env=given, cwd=self.folder
+        )
+
+
+def database_uri(password: str, port: int) -> str:
+    """The Secret's `uri` as cluster.sh makes it, for a port of this machine."""
+    (made,) = re.findall(r'uri="(.*?)"', (INFRA / "cluster.sh").read_text())
+    return made.replace("$password", password).replace("postgres.vlmflow.svc.cluster.local:5432", f"127.0.0.1:{port}")
