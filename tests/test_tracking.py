@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,45 @@ def test_a_server_that_is_gone_stops_the_step_before_its_work(monkeypatch: pytes
         with gone as caught, tracking.run("align"):
             worked = True
     assert not worked and time.monotonic() - start < 5 and "\n" not in str(caught.value)
+
+
+def answering(server: socket.socket, statuses: list[int]) -> threading.Thread:
+    """A server that gives these answers and then no more."""
+
+    def serve() -> None:
+        for status in statuses:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+def test_a_server_that_is_not_ready_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, caplog.at_level("WARNING", logger="components.tracking"):
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread = answering(server, [503, 502, 200])
+        tracking._probe(address, wait=60.0)
+        thread.join()
+    assert [record.getMessage().startswith(f"MLflow at {address}: ") for record in caplog.records] == [True, True]
+    assert "waiting up to 60 s (VLMFLOW_MLFLOW_WAIT)" in caplog.text
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_a_server_that_answers_is_not_waited_for(status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = answering(server, [status])
+        tracking._probe(f"http://127.0.0.1:{server.getsockname()[1]}", wait=60.0)
+        thread.join()
+
+
+def test_a_wait_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFLOW_MLFLOW_WAIT", "5m")
+    with pytest.raises(ServiceError, match="VLMFLOW_MLFLOW_WAIT='5m': not a number of seconds"):
+        tracking.client()
 
 
 def test_a_store_that_cannot_be_written_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
