@@ -2,70 +2,108 @@
 
 import colorsys
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from components import recipe as recipes
+from components.champion.reigning import take
+from components.errors import ModelError
+from components.evaluate.evaluation import evaluate
+from components.evaluate.section import Evaluation
+from components.gate.promotion import Gate
+from components.ingest.ingestion import Ingestion, ingest
+from components.monitor.drift import watch
+from components.pretrain.pretraining import Pretraining, pretrain
+from components.register.registration import Registration, register
+from components.sources import ROOT
+from components.tasks.conversations import Tasks, make
 from tests.conftest import vlmflow
 
 NAMES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # an eighth of the circle apart
-SMALL = {
-    "ingest.source": "folder",
-    "ingest.columns.image": "file",
-    "ingest.columns.caption": "text",
-    "ingest.columns.label": "label",
-    "ingest.columns.split": "split",
-    "register.name": "colours",
-    "champion.name": "colours",
-}
+SETTINGS = [
+    "ingest.source=folder",
+    "ingest.columns.image=file",
+    "ingest.columns.caption=text",
+    "ingest.columns.label=label",
+    "ingest.columns.split=split",
+    "champion.name=colours",
+    "validate_raw=null",
+    "validate_curated=null",
+]
+SMALL = ["pretrain.model.image_size=32", "pretrain.training.max_steps=40", "pretrain.training.batch_size=32"]
 
 
 def pictures(folder: Path, seed: int, turned: float = 0.0) -> Path:
-    """Noisy pictures of one colour, each with its name; `turned` of them bear the name of the next one."""
+    """Noisy pictures of one colour, each with its name; a share `turned` of the colours bear each other's, in pairs."""
     folder.mkdir()
     random, rows = np.random.default_rng(seed), []
-    for i in range(240):
+    for i in range(200):
         colour = 255 * np.array(colorsys.hsv_to_rgb(i % 8 / 8, 0.9, 0.8))
         noise = random.normal(0, 12, (32, 32, 3))
         Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
-        said = NAMES[(i + (i % 8 < 8 * turned)) % 8]
-        split = "test" if i >= 160 else "train"
+        said = NAMES[i % 8 ^ (i % 8 < 8 * turned)]
+        split = "test" if i >= 120 else "train"
         rows.append({"file": f"{i}.png", "text": f"a {said} square", "label": said, "split": split})
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def run(home: Path, recipe: str, folder: Path, *more: str):
-    settings = [f"{key}={value}" for key, value in SMALL.items()] + [f"ingest.path={folder}", *more]
-    return vlmflow(home, "run", recipe, *[part for setting in settings for part in ("--set", setting)])
+def prepared(folder: Path, out: Path) -> tuple[Path, Path]:
+    """The folder's pairs and their task sets."""
+    sections = recipes.override({}, [*SETTINGS, f"ingest.path={folder}"])
+    ingest(recipes.load(Ingestion, sections, "ingest"), out / "pairs")
+    make(out / "pairs", out / "tasks", Tasks())
+    return out / "pairs", out / "tasks"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home whose registry has a champion that tells eight colours apart."""
     home = tmp_path_factory.mktemp("home")
-    done = run(
-        home, "recipes/zoo/clip.yaml", pictures(home / "then", 0), "deploy=null", "evaluate.held_out_loss=false",
-        "pretrain.model.image_size=32", "pretrain.training.max_steps=40", "pretrain.training.batch_size=32",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    scores = json.loads((home / "latest" / "summary.json").read_text())["results"]["stages"]["pretrain"]
-    assert scores["zero-shot"]["value"] > 0.9, "else it could not fall"
-    return home
+    sections = recipes.override(recipes.parse(str(ROOT / "recipes" / "zoo" / "clip.yaml")), SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLMFLOW_HOME", str(home))
+        for name in ("MLFLOW_TRACKING_URI", "VLMFLOW_TRACKING"):
+            patch.delenv(name, raising=False)
+        pairs, questions = prepared(pictures(home / "then", 0), home / "data")
+        section = recipes.load(Pretraining, sections, "pretrain")
+        pretrain(pairs=pairs, conversations=questions, out=home / "model", section=section)
+        data = {"pairs": pairs, "conversations": questions}
+        found = evaluate(model=home / "model", **data, out=home / "scores", stage="pretrain", section=Evaluation())
+        assert found["capabilities"]["zero-shot"]["value"] > 0.9, "else it could not fall"
+        (home / "verdict").mkdir()
+        (home / "verdict" / "verdict.json").write_text('{"against": null, "promoted": true, "reasons": []}')
+        places = [home / name for name in ("model", "scores", "verdict", "version")]
+        register(*places, "seed: 0\n", Registration(name="colours"))
+        yield home
 
 
-def test_all_is_well_on_pictures_as_it_learned_them(home: Path) -> None:
-    done = run(home, "recipes/watch.yaml", pictures(home / "fresh", 1))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "models:/colours/1 does what it did" in done.stdout
+def test_all_is_well_on_pictures_as_it_learned_them(home: Path, tmp_path: Path) -> None:
+    pairs, questions = prepared(pictures(tmp_path / "fresh", 1), tmp_path / "data")
+    take("colours", tmp_path / "model", tmp_path / "registered", tmp_path / "version")
+    data = {"pairs": pairs, "conversations": questions}
+    evaluate(model=tmp_path / "model", **data, out=tmp_path / "scores", stage="champion", section=Evaluation())
+    places = {"now": tmp_path / "scores", "registered": tmp_path / "registered", "version": tmp_path / "version"}
+    found = watch(**places, finding=tmp_path / "finding", page=tmp_path / "page", section=Gate())
+    assert found["version"] == "models:/colours/1" and found["fallen"] == [] and found["left_out"] == {}
+    assert {comparison["capability"] for comparison in found["capabilities"]} == {"retrieval", "zero-shot"}
 
 
 def test_it_is_seen_to_fall_and_what_fell_is_named(home: Path) -> None:
-    done = run(home, "recipes/watch.yaml", pictures(home / "turned", 2, turned=0.5))
+    settings = [*SETTINGS, f"ingest.path={pictures(home / 'turned', 2, turned=0.5)}"]
+    done = vlmflow(home, "run", "recipes/watch.yaml", *[part for each in settings for part in ("--set", each)])
     assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: monitor: models:/colours/1 fell: ") and "zero-shot: " in line
     assert "Traceback" not in done.stderr
-    assert (home / "latest" / "monitor" / "page").read_text().startswith("**models:/colours/1 fell: ")
+    (record,) = (home / "latest" / "steps").glob("monitor.json")
+    assert json.loads(record.read_text())["status"] == "failed"
+
+
+def test_a_registry_without_a_champion(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"models:/nobody@champion: .*models:/colours/1 \(champion\)"):
+        take("nobody", *[tmp_path / name for name in ("model", "scores", "version")])
