@@ -67,10 +67,11 @@ knative() {
   ready kourier-system
 }
 
+# Kinds and objects of these kinds lie in one file: on a new cluster the objects come too early the first time.
 kserve() {
-  apply -f "$GITHUB/kserve/kserve/releases/download/$KSERVE_VERSION/kserve-crds.yaml"
-  established inferenceservices.serving.kserve.io clusterstoragecontainers.serving.kserve.io
-  apply -f "$GITHUB/kserve/kserve/releases/download/$KSERVE_VERSION/kserve.yaml"
+  local released="$GITHUB/kserve/kserve/releases/download/$KSERVE_VERSION/kserve.yaml"
+  apply -f "$released" || established clusterstoragecontainers.serving.kserve.io
+  apply -f "$released"
   ready kserve kserve-controller-manager
 }
 

@@ -51,6 +51,7 @@ case "$(basename "$0") $*" in
   "kubectl get secret"*) exit 1 ;;
   "kubectl get deployment "*) echo "deployment.apps/one" ;;
   "kubectl apply"*" -f -") cat >> "$APPLIED" ;;
+  "kubectl apply"*"/kserve.yaml") test "$(grep -c "/kserve.yaml" "$CALLS")" -gt 1 ;;
   "kubectl create namespace"*) echo "kind: Namespace" ;;
 esac
 """
@@ -88,6 +89,8 @@ def test_what_it_calls(tmp_path: Path, mode: str) -> None:
         "kubectl rollout status deployment/mlflow -n vlmflow",
     ]
     assert [first(words) for words in order] == sorted(first(words) for words in order)
+    first_time, second = (i for i, call in enumerate(calls) if call.endswith("/kserve.yaml"))
+    assert "clusterstoragecontainers" in "".join(calls[first_time:second])  # too early the first time, and so it waits
     assert any("kserve/knative" in call for call in calls) is (mode == "knative")
     assert any(VERSIONS["KNATIVE_VERSION"] in call for call in calls) is (mode == "knative")
     applied = (tmp_path / "applied").read_text()
