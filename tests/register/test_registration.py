@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,34 @@ def test_a_failure_leaves_no_half_version(
             enter(artifacts, tmp_path, method)
     assert versions(method) == [] and not (tmp_path / "version.json").exists()
     assert enter(artifacts, tmp_path, method)["alias"] == "champion"
+
+
+def test_an_alias_that_moved_though_its_answer_was_lost_goes_back(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    held = enter(artifacts, tmp_path / "first", "kept")
+    other = shutil.copytree(artifacts, tmp_path / "other")
+    (other / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    content = {"model": Checkpoint(other / "model").hash, "data": ["d"], "capabilities": {}}
+    (other / "scores/scores.json").write_text(json.dumps(content))
+    decision = {"promoted": True, "against": held["version"], "reasons": ["better"]}
+    (other / "verdict/verdict.json").write_text(json.dumps(decision))
+    set_alias, answers = MlflowClient.set_registered_model_alias, iter([False])
+
+    def lost(*arguments: Any) -> None:
+        set_alias(*arguments)
+        if not next(answers, True):
+            raise MlflowException("the connection was reset")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_registered_model_alias", lost)
+        with pytest.raises(ServiceError, match="connection was reset"):
+            enter(other, tmp_path / "second", "kept")
+    assert [(version.version, version.aliases) for version in versions("kept")] == [("1", ("champion",))]
+    assert enter(other, tmp_path / "second", "kept")["alias"] == "champion"
 
 
 def test_a_wrong_reference_lists_what_is_registered(artifacts: Path, tmp_path: Path) -> None:
