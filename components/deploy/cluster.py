@@ -51,7 +51,6 @@ class Cluster:
                 f"deploy.target is cluster, and no cluster is named: {' '.join(str(error).split())[:200]}; set "
                 "KUBECONFIG, run in a pod, or set deploy.target to local or manifest"
             ) from error
-        configuration.retries = 2
         self.host, self.api = configuration.host, client.ApiClient(configuration)
 
     def find(self, kind: str, name: str) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ def deploy(
     transcript: dsl.Output[dsl.Artifact],
     section: str = "deploy",
 ):
-    """Write the KServe InferenceService of the version, and try its predictor with a real picture."""
+    """Make the version a KServe endpoint, on this machine or in a cluster, and try it with a real picture."""
     from pathlib import Path
 
     from components.deploy.deployment import Deployment, deploy

@@ -64,8 +64,6 @@ def inference_service(
 def _annotations(section: Deployment) -> dict[str, str]:
     """How KServe is to run it."""
     found = {"serving.kserve.io/deploymentMode": section.mode}
-    if section.secret:
-        found["serving.kserve.io/storageSecretName"] = section.secret
     if section.mode == "Knative":
         found["serving.kserve.io/enable-tag-routing"] = "true"  # an address for the canary alone
         if section.scale_metric in ("cpu", "memory"):

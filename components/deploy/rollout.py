@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from components.deploy.cluster import Cluster, Refused
-from components.deploy.manifest import DIGEST
+from components.deploy.readiness import address, created, digest, lacks, told
 from components.deploy.runtimes import OPENAI
 from components.deploy.section import Deployment
 from components.errors import ServiceError
@@ -107,7 +107,7 @@ class Rollout:
         try:
             found = self.cluster.find("HTTPRoute", route)
         except Refused as refusal:
-            if refusal.status == 403:
+            if refusal.status:  # else the cluster does not know the kind
                 raise
             found = None
         if found is None:
@@ -120,19 +120,19 @@ class Rollout:
     def _try(self, manifest: Manifest, before: Manifest | None) -> list[dict[str, Any]]:
         """Apply a phase, wait until it is ready, and ask it."""
         live = self.cluster.find("InferenceService", self.name)
-        if live is not None and _digest(live["spec"]) == _digest(manifest["spec"]):
+        if live is not None and digest(live["spec"]) == digest(manifest["spec"]):
             manifest = _of_run(manifest, live)
         if live is None or not self._same(manifest, live):
             self._note(before)
             self.changed = True
         self.cluster.apply(manifest)
         logger.info("%s: %s", self.name, "applied" if self.changed else "is as it should be")
-        moved = self.changed and before is not None and _digest(before["spec"]) != _digest(manifest["spec"])
+        moved = self.changed and before is not None and digest(before["spec"]) != digest(manifest["spec"])
         ready = self._wait(manifest, old=before["revision"] if before and moved else "")
-        address, host = self._address(manifest, ready)
-        self.record |= {"url": address, **({"host": host} if host else {}), "revision": _created(ready)}
-        self._routed(address, host)
-        return self.smoke(address, host)
+        url, host = self._url(manifest, ready)
+        self.record |= {"url": url, **({"host": host} if host else {}), "revision": created(ready)}
+        self._routed(url, host)
+        return self.smoke(url, host)
 
     def _same(self, manifest: Manifest, live: Manifest) -> bool:
         """Whether the cluster would change nothing that runs; it fills in defaults, so that it is asked."""
@@ -151,11 +151,11 @@ class Rollout:
         if not self.changed:
             return "nothing was changed"
         try:
-            told = self._restore(before) if before else self._remove(made)
+            done = self._restore(before) if before else self._remove(made)
             self.cluster.delete("ControllerRevision", self.note)
         except ServiceError as error:
             return f"and rolling back failed: {error}"
-        return told
+        return done
 
     def _remove(self, made: bool) -> str:
         self.cluster.delete("InferenceService", self.name)
@@ -167,14 +167,12 @@ class Rollout:
         return f"rolled back: {self.name} was not there before and is deleted"
 
     def _restore(self, before: Manifest) -> str:
-        failed = _created(self.cluster.find("InferenceService", self.name))
+        failed = created(self.cluster.find("InferenceService", self.name))
         old = _with(self.service, before)
         self.cluster.apply(old)
         self.record["rolled_back"] = uri = before["annotations"].get("vlmflow.dev/model-uri", "the spec before")
         self._wait(old, old=failed if failed != before["revision"] else "")
         return f"rolled back to {uri}, which is ready"
-
-    # -- readiness
 
     def _wait(self, manifest: Manifest, old: str) -> Manifest:
         """Wait until the service is ready as `manifest` says, and no longer with the revision `old`. Returns it."""
@@ -183,63 +181,32 @@ class Rollout:
         def ready() -> bool:
             nonlocal live
             live = self.cluster.find("InferenceService", self.name) or {}
-            return not self._lacks(live, manifest, old)
+            return not lacks(self.cluster, live, manifest, old)
 
         if self._until(ready):
             return live
         raise ServiceError(
             f"InferenceService {self.name} in {self.cluster.namespace}: not ready in {self.section.timeout:g} s "
-            f"(deploy.timeout): {self._lacks(live, manifest, old)}{self._told(live)}"
+            f"(deploy.timeout): {lacks(self.cluster, live, manifest, old)}{told(self.cluster, live, self.name)}"
         )
 
     def _until(self, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + self.section.timeout
-        while not done():
+        while True:
+            try:
+                if done():
+                    return True
+            except ServiceError as error:  # the API server may be away for a while
+                if time.monotonic() > deadline or (isinstance(error, Refused) and error.status < 500):
+                    raise
+                logger.warning("%s", error)
             if time.monotonic() > deadline:
                 return False
             time.sleep(min(_POLL, self.section.timeout / 10))
-        return True
 
-    def _lacks(self, live: Manifest, manifest: Manifest, old: str) -> str:
-        """What it still waits for, or nothing.
-
-        KServe's Ready alone will not do: while a Deployment is replaced, or before the controller has looked, it is
-        that of the version before. So the pods, or with Knative the revision, have to be the new ones.
-        """
-        spec, status = manifest["spec"], live.get("status") or {}
-        conditions = {each["type"]: each for each in status.get("conditions") or []}
-        wanted = ["Ready", *(["CanaryPredictorReady"] if spec.get("canary") else [])]
-        if missing := [name for name in wanted if conditions.get(name, {}).get("status") != "True"]:
-            return _conditions(conditions, missing)
-        if not _target(live):
-            return "it has no address"
-        if self.section.mode == "Knative":
-            return _revision_lacks(status, spec["predictor"].get("canaryTrafficPercent", 100), old)
-        digests = {p["predictor"]["labels"][DIGEST] for p in [spec, *spec.get("canary", [])] if _digest(p)}
-        return _pods_lack(self._pods(), digests)
-
-    def _pods(self) -> list[Manifest]:
-        return self.cluster.items("Pod", f"serving.kserve.io/inferenceservice={self.name}")
-
-    def _told(self, live: Manifest) -> str:
-        """What the model's last failure and the last warnings say; they are an extra, and may be missing."""
-        failure = ((live.get("status") or {}).get("modelStatus") or {}).get("lastFailureInfo") or {}
-        told = [f"{failure.get('reason', '')}: {failure['message']}"] if failure.get("message") else []
-        try:
-            events = [e for e in self.cluster.items("Event") if e["involvedObject"]["name"].startswith(self.name)]
-        except ServiceError as error:
-            told.append(f"its events cannot be read: {error}")
-            events = []
-        events = [e for e in events if e.get("type") == "Warning"] or events
-        events.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
-        told += [f"{e['involvedObject']['name']}: {e.get('reason')}: {e.get('message')}" for e in events[-3:]]
-        return "".join(f"; {' '.join(line.split())[:300]}" for line in told)
-
-    # -- the address
-
-    def _address(self, manifest: Manifest, live: Manifest) -> tuple[str, str]:
+    def _url(self, manifest: Manifest, live: Manifest) -> tuple[str, str]:
         """Where to ask for what `manifest` brought, and the header Host where that is an ingress."""
-        target = _target(live)
+        target = address(live)
         if manifest["spec"].get("canary"):  # its own Service, so that not one request in five is what is tried
             parts = urlsplit(target)
             entry = manifest["spec"]["canary"][0]["predictor"]["name"]
@@ -253,14 +220,14 @@ class Rollout:
             target = tagged[0]
         return (self.section.url, urlsplit(target).netloc) if self.section.url else (target, "")
 
-    def _routed(self, address: str, host: str) -> None:
+    def _routed(self, url: str, host: str) -> None:
         """Wait a little for gateways: they hear of a revision after it is ready. What remains, the smoke test tells."""
         deadline = time.monotonic() + min(_ROUTE_SECONDS, self.section.timeout)
         headers = {"Host": host} if host else {}
         while time.monotonic() < deadline:
             try:
-                url = f"{address}{OPENAI[self.section.runtime]}/models"
-                if httpx.get(url, headers=headers, timeout=5).status_code == 200:
+                models = f"{url}{OPENAI[self.section.runtime]}/models"
+                if httpx.get(models, headers=headers, timeout=5).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -276,7 +243,7 @@ def _before(live: Manifest | None) -> Manifest | None:
         "spec": live["spec"],
         "labels": live["metadata"].get("labels") or {},
         "annotations": {key: value for key, value in annotations.items() if key != _KUBECTL},
-        "revision": _created(live),
+        "revision": created(live),
     }
 
 
@@ -310,60 +277,8 @@ def _settled(before: Manifest, service: Manifest) -> bool:
     """Whether what is there is this deployment already, with all requests."""
     spec = before["spec"]
     alone = not spec.get("canary") and "canaryTrafficPercent" not in spec["predictor"]
-    return alone and _digest(spec) == _digest(service["spec"])
-
-
-def _digest(part: Manifest) -> str:
-    return (part["predictor"].get("labels") or {}).get(DIGEST, "")
+    return alone and digest(spec) == digest(service["spec"])
 
 
 def _name(manifest: Manifest) -> str:
     return manifest["metadata"]["name"]
-
-
-def _predictor_status(live: Manifest | None) -> Manifest:
-    return (((live or {}).get("status") or {}).get("components") or {}).get("predictor") or {}
-
-
-def _created(live: Manifest | None) -> str:
-    """Knative's latest revision; in Standard mode there is none, and the deployment's digest stands for it."""
-    return _predictor_status(live).get("latestCreatedRevision") or (_digest(live["spec"]) if live else "")
-
-
-def _target(live: Manifest) -> str:
-    status = live.get("status") or {}
-    return (status.get("address") or {}).get("url") or status.get("url") or ""
-
-
-def _conditions(conditions: dict[str, Manifest], missing: list[str]) -> str:
-    told = [c for c in conditions.values() if c.get("status") != "True" and c.get("message")]
-    lines = [f"{c['type']}: {c.get('reason') or c.get('status')}: {c['message']}" for c in told]
-    return "; ".join(lines) or f"{', '.join(missing)}: the controller says nothing of it"
-
-
-def _revision_lacks(status: Manifest, percent: int, old: str) -> str:
-    part = (status.get("components") or {}).get("predictor") or {}
-    created, ready = part.get("latestCreatedRevision"), part.get("latestReadyRevision")
-    if not created or created == old:
-        return f"no new revision after {old or 'none'}"
-    if created != ready:
-        return f"revision {created} is not ready, {ready} is"
-    share = sum(each.get("percent") or 0 for each in part.get("traffic") or [] if each.get("latestRevision"))
-    return "" if share >= percent else f"revision {created} has {share} % of the requests, expected {percent}"
-
-
-def _pods_lack(pods: list[Manifest], digests: set[str]) -> str:
-    """Every digest has a pod that is ready, and no other pod is left that would answer instead."""
-    staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-    of = {digest: [p for p in staying if p["metadata"].get("labels", {}).get(DIGEST) == digest] for digest in digests}
-    for digest, its in of.items():
-        if not any(_is_ready(pod) for pod in its):
-            return f"no pod of deployment {digest} is ready"
-    if digests and (others := len(staying) - sum(map(len, of.values()))):
-        return f"{others} pods of the deployment before are still there"
-    return ""
-
-
-def _is_ready(pod: Manifest) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

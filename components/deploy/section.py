@@ -38,8 +38,7 @@ class Deployment:
     storage: URI of the checkpoint's folder that KServe fetches it from, `s3://…` or `pvc://models/vlm/3`; empty means
         where the registry keeps it. What MLflow's server calls `mlflow-artifacts:/` is looked for below
         MLFLOW_ARTIFACTS_DESTINATION, the server's own setting.
-    service_account: its Secret opens s3://; the namespace has to hold it.
-    secret: a Secret that opens s3://, where the service account has none.
+    service_account: the Secret that it names opens s3://; both are there already, in the namespace.
     namespace: empty means VLMFLOW_NAMESPACE, or `default`.
 
     mode: `Standard` makes a Deployment and a Service, `Knative` revisions that may sleep.
@@ -51,8 +50,9 @@ class Deployment:
     scale_target: of the metric in each replica: requests, requests a second, or percent of what was requested.
     scale_query, prometheus: for `prometheus`, the query and the server's address.
 
-    canary: percent of the requests that a new version gets at first; 0 replaces the old one. With Knative it is a
-        revision; in Standard mode KServe splits by Gateway API alone, and without it the canary is refused.
+    canary: percent of the requests that a new version gets at first in a cluster; 0 replaces the old one. With Knative
+        it is a revision; in Standard mode KServe, from 0.20 on, splits by the Gateway API alone, and without that a
+        canary is refused.
     promote: give the canary all requests once it has answered; else it stays as it is.
     url: address of the ingress or a port-forward to ask through, from outside of the cluster; the endpoint's own name
         goes into the header Host. Empty asks the endpoint's address in the cluster.
@@ -66,7 +66,6 @@ class Deployment:
     image: str = ""
     storage: str = ""
     service_account: str = "default"
-    secret: str = ""
     namespace: str = ""
 
     mode: Mode = "Standard"

@@ -142,7 +142,7 @@ class Kubernetes:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.fields: dict[tuple[str, str, str], dict[str, Object]] = {}  # what each manager applied
         self.revisions: dict[str, list[Object]] = {}  # of a service, Knative's, oldest first
-        self.version, self.requests, self.calls = 0, 0, []
+        self.version, self.requests, self.outage = 0, 0, 0  # so many calls are answered with 503
         self.lock = threading.RLock()
 
     # -- the API server
@@ -162,7 +162,9 @@ class Kubernetes:
         verb = {"GET": "get" if name else "list", "PATCH": "patch", "DELETE": "delete"}[method]
         where = group.rpartition("/")[0]
         whole = f"{plural}.{where}" if where else plural
-        self.calls.append((verb, plural, name))
+        if self.outage and plural == "pods":
+            self.outage -= 1
+            raise Refusal(503, "apiserver is shutting down", "ServiceUnavailable")
         if (verb, plural) in self.forbidden:
             text = f'cannot {verb} resource "{plural}" in API group "{where}" in the namespace "{namespace}"'
             raise Refusal(403, f'{whole} is forbidden: User "step" {text}', "Forbidden", plural)

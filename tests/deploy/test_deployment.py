@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -103,3 +105,42 @@ def test_without_a_test_picture_nothing_is_started(model: Path, tmp_path: Path) 
             Deployment(storage="pvc://a/b"),
         )
     assert not (tmp_path / "t").exists()
+
+
+def answering(answers: dict[str, Any]) -> httpx.MockTransport:
+    """A server with these answers; for another path there is none."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = answers.get(request.url.path)
+        return httpx.Response(404) if found is None else httpx.Response(200, **found)
+
+    return httpx.MockTransport(answer)
+
+
+def asked(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[dict[str, Any]]:
+    client = httpx.Client
+    monkeypatch.setattr(httpx, "Client", lambda **given: client(transport=answering(answers), **given))
+    return converse("http://endpoint", "vlm", png(), "what is it", **options)
+
+
+def test_a_server_that_is_not_ours_is_asked_to_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"choices": [{"message": {"content": "a circle"}}]}
+    answers = {"/v1/models": {"json": {"data": [{"id": "vlm"}]}}, "/v1/chat/completions": {"json": said}}
+    exchanges = asked(answers, monkeypatch, openai="/v1", host="vlm.models")
+    assert [exchange["protocol"] for exchange in exchanges] == ["OpenAI models", "OpenAI chat"]
+
+
+@pytest.mark.parametrize("content", [{"text": "<html>log in"}, {"json": {"data": []}}, {"json": []}])
+def test_what_is_no_answer_is_told(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ServiceError, match="vlm at http://endpoint answers something else than its protocol"):
+        asked({"/openai/v1/models": content}, monkeypatch)
+
+
+def test_the_manifest_alone(model: Path, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs", "train")  # nobody is asked about a picture
+    section = Deployment(target="manifest", storage="pvc://models/vlm/1")
+    before = predictors()
+    deploy(model, version(tmp_path, model), data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
+    record = json.loads((tmp_path / "transcript/transcript.json").read_text())
+    assert record == {"model": "vlm", "version": "1", "target": "manifest", "exchanges": []}
+    assert (tmp_path / "manifest/servingruntime.yaml").is_file() and predictors() == before

@@ -1,64 +1,247 @@
 import json
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from components.deploy.deployment import Deployment
-from components.deploy.manifest import dns_name, inference_service, write
+from components.deploy import runtimes, storage
+from components.deploy.manifest import DIGEST, dns_name, inference_service, write
+from components.deploy.section import Deployment, Toleration
+from components.errors import ModelError, ServiceError
+from components.recipe import load
+from tests.conftest import SHARED
 
-VERSION = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32}
-SCHEMA = Path(__file__).parents[3] / "shared/schemas/serving.kserve.io_v1beta1_InferenceService.json"
+VERSION = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32, "run_id": "r1"}
+IMAGE = "registry/vlmflow-serve:abc"
+SECTIONS: list[dict[str, Any]] = [
+    {},
+    {"gpus": 2, "min_replicas": 2, "max_replicas": 4, "namespace": "models", "scale_metric": "cpu", "scale_target": 70},
+    {"mode": "Knative", "min_replicas": 0, "scale_metric": "concurrency", "scale_target": 8},
+    {"mode": "Knative", "max_replicas": 3, "scale_metric": "memory", "scale_target": 80},
+    {"max_replicas": 3, "scale_metric": "prometheus", "scale_target": 5, "scale_query": "q", "prometheus": "http://p"},
+    {"runtime": "vllm", "image": "vllm:1", "gpus": 2, "tolerations": (Toleration(key="nvidia.com/gpu"),)},
+    {"runtime": "huggingface", "gpus": 1, "node_selector": {"gpu": "h100"}},
+]
+EACH = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: ",".join(map(str, section.values())) or "plain")
 
 
 def service(**section: Any) -> dict[str, Any]:
-    return inference_service(VERSION, "s3://bucket/vlm/3", "registry/vlmflow:abc", Deployment(**section))
+    given = Deployment(**section)
+    return inference_service(VERSION, "s3://bucket/vlm/3", given.image or IMAGE, given, "f00")
 
 
-@pytest.mark.skipif(not SCHEMA.exists(), reason="the cluster's schemas are not here")
-def test_the_cluster_takes_the_manifest(tmp_path: Path) -> None:
+def runtime(**section: Any) -> dict[str, Any]:
+    given = Deployment(**section)
+    made = runtimes.serving_runtime(given, given.image or IMAGE)
+    assert made is not None
+    return made
+
+
+def refusals(manifest: dict[str, Any]) -> list[str]:
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    section = {"gpus": 2, "min_replicas": 0, "max_replicas": 4, "namespace": "models"}
-    manifest = yaml.safe_load(write(tmp_path, service(**section)).read_text())
-    assert list(validator.iter_errors(manifest)) == []
-    manifest["spec"]["predictor"]["containers"][0]["imagee"] = "x"
-    assert "imagee" in next(validator.iter_errors(manifest)).message  # the schema does refuse what it does not know
+    file = SHARED / "schemas" / f"{manifest['apiVersion'].replace('/', '_')}_{manifest['kind']}.json"
+    validator = jsonschema.Draft202012Validator(json.loads(file.read_text()))
+    return [error.message for error in validator.iter_errors(manifest)]
 
 
-def test_the_manifest_says_which_model_and_runs_without_rights() -> None:
-    manifest = service(gpus=1)
-    assert manifest["metadata"]["labels"]["vlmflow.dev/model-version"] == "3"
-    assert manifest["metadata"]["annotations"]["vlmflow.dev/model-sha256"] == "ab" * 32
-    assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
-    predictor = manifest["spec"]["predictor"]
-    (container,) = predictor["containers"]
-    assert {"name": "STORAGE_URI", "value": "s3://bucket/vlm/3"} in container["env"]
-    assert container["image"] == "registry/vlmflow:abc"
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert predictor["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
+@pytest.mark.skipif(not SHARED.exists(), reason="the cluster's schemas are not here")
+@EACH
+def test_the_cluster_takes_the_manifests(section: dict[str, Any], tmp_path: Path) -> None:
+    given = Deployment(**section)
+    folder = write(tmp_path, service(**section), runtimes.serving_runtime(given, given.image or IMAGE))
+    manifests = [yaml.safe_load(file.read_text()) for file in sorted(folder.iterdir())]
+    assert [manifest["kind"] for manifest in manifests] == (
+        ["InferenceService"] if given.runtime == "huggingface" else ["InferenceService", "ServingRuntime"]
+    )
+    for manifest in manifests:
+        assert refusals(manifest) == []
+        manifest["spec"]["misspelt"] = "x"
+        assert "misspelt" in refusals(manifest)[0]  # the schema does refuse what it does not know
+
+
+@EACH
+def test_the_sdk_reads_them_as_it_wrote_them(section: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from kserve import models
+    from kubernetes import client
+
+    own = import_module("kubernetes.client.models")
+    for name, cls in vars(models).items():  # the client looks for classes among its own
+        if isinstance(cls, type) and not hasattr(own, name):
+            monkeypatch.setattr(own, name, cls, raising=False)
+    monkeypatch.setitem(client.ApiClient.NATIVE_TYPES_MAPPING, "V1beta1MetricQuantity", str)  # no class even in the SDK
+    api, given = client.ApiClient(), Deployment(**section)
+    for manifest in (service(**section), runtimes.serving_runtime(given, given.image or IMAGE)):
+        if manifest is not None:
+            prefix = "V1beta1" if manifest["kind"] == "InferenceService" else "V1alpha1"
+            answer = SimpleNamespace(data=json.dumps(manifest))
+            read = api.deserialize(answer, prefix + manifest["kind"])
+            assert api.sanitize_for_serialization(read) == manifest
+
+
+def test_the_manifest_says_what_is_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFLOW_KFP_RUN", "kfp-7")
+    metadata = service()["metadata"]
+    assert metadata["labels"]["vlmflow.dev/model-version"] == "3"
+    assert all(len(value) <= 63 for value in metadata["labels"].values())
+    told = {key: value for key, value in metadata["annotations"].items() if key.startswith("vlmflow.dev/")}
+    assert told == {
+        "vlmflow.dev/model-uri": "models:/vlm/3",
+        "vlmflow.dev/model-sha256": "ab" * 32,
+        "vlmflow.dev/mlflow-run": "r1",
+        "vlmflow.dev/data-revision": "f00",
+        "vlmflow.dev/kfp-run": "kfp-7",
+        "vlmflow.dev/image": IMAGE,
+    }
+
+
+@pytest.mark.parametrize("section", [{}, {"runtime": "vllm", "image": "vllm:1"}], ids=["vlmflow", "vllm"])
+def test_it_runs_without_rights(section: dict[str, Any]) -> None:
+    predictor = service(**section, cpu="2", memory="8Gi", gpus=1)["spec"]["predictor"]
+    assert predictor["securityContext"]["runAsNonRoot"] and predictor["securityContext"]["runAsUser"] > 0
+    assert predictor["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert predictor["model"]["resources"] == {
+        "requests": {"cpu": "2", "memory": "8Gi"},
+        "limits": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"},
+    }
+    (container,) = runtime(**section)["spec"]["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "privileged": False,
+        "runAsNonRoot": True,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}  # the one place to write to
 
 
 def test_the_container_is_started_with_arguments_that_the_predictor_knows() -> None:
     from components.serve.predictor import arguments
 
-    (container,) = service()["spec"]["predictor"]["containers"]
-    assert container["command"] == ["python", "-m", "components.serve.predictor"]
-    options = arguments(container["args"])
+    (container,) = runtime()["spec"]["containers"]
+    assert container["image"] == IMAGE and container["command"] == ["python", "-m", "components.serve.predictor"]
+    options = arguments([argument.replace("{{.Name}}", "vlm") for argument in container["args"]])
     assert (options.model_name, options.model_dir, options.http_port) == ("vlm", "/mnt/models", 8080)
     assert options.enable_grpc is False
 
 
-@pytest.mark.parametrize(("name", "dns"), [("vlm", "vlm"), ("My_Model v2", "my-model-v2"), ("--", "model")])
+def test_the_service_names_its_runtime_and_its_storage() -> None:
+    model = service()["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime()["metadata"]["name"] != runtime(image="another")["metadata"]["name"]
+    assert model["modelFormat"]["name"] in [f["name"] for f in runtime()["spec"]["supportedModelFormats"]]
+    assert model["storageUri"] == "s3://bucket/vlm/3"
+
+
+def test_the_digest_is_that_of_all_that_the_pods_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(**section: Any) -> str:
+        return service(**section)["spec"]["predictor"]["labels"][DIGEST]
+
+    plain = digest()
+    monkeypatch.setenv("VLMFLOW_KFP_RUN", "another")
+    assert digest() == plain
+    assert (
+        len({plain, digest(image="other"), digest(cpu="3"), digest(mode="Knative"), digest(service_account="s")}) == 5
+    )
+
+
+def test_how_it_is_scaled_and_placed() -> None:
+    knative = service(mode="Knative", max_replicas=3, scale_metric="cpu", scale_target=80)
+    assert knative["metadata"]["annotations"]["autoscaling.knative.dev/class"] == "hpa.autoscaling.knative.dev"
+    assert knative["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
+    keda = service(
+        max_replicas=3, scale_metric="prometheus", scale_target=5, scale_query="sum(q)", prometheus="http://p"
+    )
+    assert keda["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
+    (metric,) = keda["spec"]["predictor"]["autoScaling"]["metrics"]
+    assert metric["external"]["metric"] == {"backend": "prometheus", "query": "sum(q)", "serverAddress": "http://p"}
+    recipe = {"deploy": {"node_selector": {"gpu": "h100"}, "tolerations": [{"key": "gpu", "effect": "NoSchedule"}]}}
+    section = load(Deployment, recipe, "deploy")
+    predictor = inference_service(VERSION, "s3://b", IMAGE, section)["spec"]["predictor"]
+    assert predictor["nodeSelector"] == {"gpu": "h100"}
+    assert predictor["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_what_vllm_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+    section = Deployment(runtime="vllm", image="vllm:1")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SketchForConditionalGeneration"]}))
+    with pytest.raises(ModelError, match="SketchForConditionalGeneration is no architecture that vLLM knows"):
+        runtimes.check(tmp_path, section)
+    runtimes.check(tmp_path, Deployment())
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}))
+    runtimes.check(tmp_path, section)
+
+
+def test_vllm_is_told_of_transformers_classes() -> None:
+    import transformers
+
+    assert [name for name in runtimes.VLLM_KNOWS if not hasattr(transformers, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "setting", "fetched"),
+    [
+        ("s3://bucket/1/models/m-1/artifacts", "", "s3://bucket/1/models/m-1/artifacts/artifacts/model"),
+        (
+            "mlflow-artifacts:/1/models/m-1/artifacts",
+            "s3://b/mlflow/",
+            "s3://b/mlflow/1/models/m-1/artifacts/artifacts/model",
+        ),
+    ],
+)
+def test_where_the_registry_keeps_it(kept: str, setting: str, fetched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def get_model_version_download_uri(self, name: str, version: str) -> str:
+            assert (name, version) == ("vlm", "3")
+            return kept
+
+    monkeypatch.setattr("components.tracking.client", Client)
+    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", setting)
+    assert storage.checkpoint(VERSION) == fetched
+    storage.check(fetched)
+
+
+@pytest.mark.parametrize(
+    ("kept", "remedy"),
+    [("/home/me/mlartifacts/1", "set deploy.storage"), ("mlflow-artifacts:/1", "or MLFLOW_ARTIFACTS_DESTINATION")],
+)
+def test_what_a_cluster_does_not_reach(kept: str, remedy: str) -> None:
+    with pytest.raises(ServiceError, match=f"KServe cannot fetch {kept}: .*{remedy}"):
+        storage.check(kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "dns"), [("vlm", "vlm"), ("My_Model v2", "my-model-v2"), ("--", "model"), ("7b", "model-7b")]
+)
 def test_names(name: str, dns: str) -> None:
     assert dns_name(name) == dns
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"min_replicas": 3}, {"max_replicas": 0, "min_replicas": 0}, {"gpus": -1}, {"timeout": 0.0}, {"prompt": " "}],
+    [
+        {"min_replicas": 3},
+        {"max_replicas": 0, "min_replicas": 0},
+        {"min_replicas": 0},  # sleeps only with Knative
+        {"gpus": -1},
+        {"timeout": 0.0},
+        {"prompt": " "},
+        {"runtime": "vllm"},
+        {"runtime": "huggingface", "image": "x"},
+        {"url": "somewhere"},
+        {"scale_metric": "rps", "scale_target": 3},
+        {"scale_metric": "prometheus", "scale_target": 3, "mode": "Knative", "scale_query": "q", "prometheus": "p"},
+        {"scale_metric": "prometheus", "scale_target": 3},
+        {"scale_query": "q", "prometheus": "http://p"},
+        {"scale_metric": "cpu"},
+        {"scale_target": 5},
+        {"scale_metric": "cpu", "scale_target": 120},
+        {"canary": 100},
+        {"canary": 20, "url": "http://ingress"},
+    ],
+    ids=str,
 )
 def test_impossible_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

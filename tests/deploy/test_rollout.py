@@ -1,6 +1,7 @@
 """A version goes to a cluster, over HTTP to a stand-in that really runs the predictor; and what goes wrong there."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def step(tmp_path: Path, volumes: Path) -> Step:
     """The step `deploy` to the cluster: which checkpoint, as which version, and the section."""
     data = pairs(tmp_path / "pairs", "test")
 
-    def run(storage: str, number: str = "1", **section: Any) -> dict[str, Any]:
-        model, out = volumes / storage, tmp_path / "out"
-        given = {"target": "cluster", "namespace": "models", "storage": f"pvc://{storage}", "timeout": 60.0, **section}
+    def run(name: str, number: str = "1", **section: Any) -> dict[str, Any]:
+        model, out = volumes / name, tmp_path / "out"
+        given = {"target": "cluster", "namespace": "models", "storage": f"pvc://{name}", "timeout": 60.0, **section}
         registered = version(tmp_path / "version", model, number)
         deploy(model, registered, data, out / "manifest", out / "transcript", "img:1", Deployment(**given))
         return json.loads((out / "transcript/transcript.json").read_text())
@@ -229,16 +230,36 @@ def test_a_canary_in_standard_mode(cluster: Kubernetes, step: Step, monkeypatch:
     assert serves(cluster, "Standard") == {"two"}
 
 
+def test_a_canary_in_standard_mode_that_stays(cluster: Kubernetes, step: Step) -> None:
+    step("one")
+    cluster.objects["httproutes", "models", "vlm-predictor"] = {"metadata": {"name": "vlm-predictor"}}
+    step("two", "2", canary=20, promote=False)
+    service = cluster.objects[KEY]
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "pvc://one"
+    assert service["metadata"]["annotations"]["vlmflow.dev/model-uri"] == "models:/vlm/1"
+    assert service["spec"]["canary"][0]["predictor"]["annotations"]["vlmflow.dev/model-uri"] == "models:/vlm/2"
+    cluster.faults["pvc://two"] = "wrong"
+    with pytest.raises(ServiceError, match="CUDA error.*; nothing was changed"):
+        step("two", "2", canary=20)
+    cluster.faults.clear()
+    step("two", "2", canary=20)
+    assert serves(cluster, "Standard") == {"two"} and "canary" not in cluster.objects[KEY]["spec"]
+
+
+def test_a_canary_in_standard_mode_that_answers_wrongly(cluster: Kubernetes, step: Step) -> None:
+    step("one")
+    cluster.objects["httproutes", "models", "vlm-predictor"] = {"metadata": {"name": "vlm-predictor"}}
+    cluster.faults["pvc://two"] = "wrong"
+    with pytest.raises(ServiceError, match="CUDA error.*; rolled back to models:/vlm/1, which is ready"):
+        step("two", "2", canary=20)
+    assert serves(cluster, "Standard") == {"one"} and "canary" not in cluster.objects[KEY]["spec"]
+
+
 def test_through_an_ingress(cluster: Kubernetes, step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
-    ingress = monkeypatch.delenv("HTTP_PROXY") or json.loads("null")
-    assert ingress is None
-    import os
-
-    import yaml
-
-    address = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())["clusters"][0]["cluster"]["server"]
-    record = step("one", url=address)
-    assert (record["url"], record["host"]) == (address, NAMES["Standard"])
+    ingress = os.environ["HTTP_PROXY"]  # answers by the header Host too
+    monkeypatch.delenv("HTTP_PROXY")
+    record = step("one", url=ingress)
+    assert (record["url"], record["host"]) == (ingress, NAMES["Standard"])
 
 
 REFUSALS = {
@@ -264,6 +285,11 @@ def test_events_that_may_not_be_read_hide_nothing(cluster: Kubernetes, step: Ste
         step("one", timeout=1.0)
 
 
+def test_an_api_server_that_is_away_for_a_while_is_waited_for(cluster: Kubernetes, step: Step) -> None:
+    cluster.outage = 3
+    assert step("one")["changed"] and not cluster.outage
+
+
 def test_no_kserve(cluster: Kubernetes, step: Step) -> None:
     del cluster.groups["serving.kserve.io/v1beta1"]
     with pytest.raises(ServiceError, match=r"the cluster has no InferenceService \(serving\.kserve\.io\); install it"):
@@ -276,12 +302,8 @@ def test_no_namespace(cluster: Kubernetes, step: Step) -> None:
 
 
 def test_an_unknown_token(cluster: Kubernetes, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    import yaml
-
-    address = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())["clusters"][0]["cluster"]["server"]
-    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "other", address, token="wrong")))
+    config = kubeconfig(tmp_path / "other", os.environ["HTTP_PROXY"], token="wrong")
+    monkeypatch.setenv("KUBECONFIG", str(config))
     with pytest.raises(ServiceError, match="401: Unauthorized; the cluster does not know us; log in again"):
         step("one")
 
