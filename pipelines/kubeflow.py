@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import kfp_server_api
@@ -58,9 +59,10 @@ class Server:
         Raises:
             ServiceError: nobody answers there, or not to us.
         """
-        own = "KF_PIPELINES_SA_TOKEN_PATH" in os.environ or TOKEN_FILE.exists()
-        credentials = ServiceAccountTokenVolumeCredentials() if own and not self.token else None
-        token = credentials._get_token() if credentials else self.token
+        file = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN_FILE))
+        own = file.exists() and not self.token
+        credentials = ServiceAccountTokenVolumeCredentials(str(file)) if own else None  # read anew when it is renewed
+        token = file.read_text().strip() if own else self.token
         try:
             answer = httpx.get(
                 f"{self.host}/apis/v2beta1/healthz",
@@ -73,7 +75,7 @@ class Server:
             raise self._refusal(401, f"it sends us to log in at {answer.headers.get('location', '?')[:100]}")
         if answer.is_error or "json" not in answer.headers.get("content-type", ""):
             raise self._refusal(answer.status_code, " ".join(answer.text.split())[:100])
-        given = {"namespace": self.namespace} if self.namespace else {}
+        given: dict[str, Any] = {"namespace": self.namespace} if self.namespace else {}
         with self.answering():
             return Client(self.host, existing_token=self.token or None, credentials=credentials, **given)
 
@@ -104,5 +106,5 @@ class Server:
 def _said(error: kfp_server_api.ApiException) -> str:
     """The server's own sentence, out of the JSON that it is wrapped in."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        return str(json.loads(error.body)["message"])[:300]
+        return str(json.loads(error.body or "")["message"])[:300]
     return " ".join(str(error.body or error.reason).split())[:300]

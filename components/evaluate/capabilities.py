@@ -12,6 +12,7 @@ import jiwer
 import numpy as np
 from PIL import Image
 from sacrebleu.metrics import CHRF
+from sklearn.metrics import confusion_matrix
 
 from components.boxes import CANONICAL, CODECS, Box, corners
 from components.inference import Loaded, chat, classify, score, similarity
@@ -85,8 +86,7 @@ def _confusion(classes: list[str], labels: Sequence[str], guesses: np.ndarray) -
     """How often each class was taken for each; None for more classes than a page can show."""
     if len(classes) > 50:
         return None
-    rows = np.zeros((len(classes), len(classes)), int)
-    np.add.at(rows, ([classes.index(label) for label in labels], guesses), 1)
+    rows = confusion_matrix(labels, [classes[g] for g in guesses], labels=classes)
     return {"classes": classes, "rows": rows.tolist()}
 
 

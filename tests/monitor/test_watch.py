@@ -77,8 +77,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert found["capabilities"]["zero-shot"]["value"] > 0.9, "else it could not fall"
         (home / "verdict").mkdir()
         (home / "verdict" / "verdict.json").write_text('{"against": null, "promoted": true, "reasons": []}')
-        places = [home / name for name in ("model", "scores", "verdict", "version")]
-        register(*places, "seed: 0\n", Registration(name="colours"))
+        model, scores, verdict, version = (home / name for name in ("model", "scores", "verdict", "version"))
+        register(model, scores, verdict, version, "seed: 0\n", Registration(name="colours"))
         yield home
 
 

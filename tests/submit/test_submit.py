@@ -159,8 +159,13 @@ def test_the_token_is_sent(
     assert given(host, text)[0]
 
 
-@pytest.mark.parametrize(("status", "parts"), [(403, ("403", "--namespace")), (404, ("404", "/pipeline"))])
-def test_a_refusal_says_what_to_do(status: int, parts: tuple[str, ...], host: str, kubeflow: KubeflowPipelines) -> None:
+@pytest.mark.parametrize(
+    ("status", "parts"),
+    [(302, ("401", "log in", "--token")), (403, ("403", "--namespace")), (404, ("404", "/pipeline"))],
+)
+def test_a_refusal_says_what_to_do(
+    status: int, parts: tuple[str, ...], host: str, kubeflow: KubeflowPipelines, text: str
+) -> None:
     kubeflow.status = status
     with pytest.raises(ServiceError) as refusal:
         given(host, text)
