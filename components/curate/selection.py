@@ -103,6 +103,8 @@ def _bootstrap(
             score.bootstrap(Path(folder), beside, training)
         beside.rename(trained)
     shutil.copytree(trained, scorer, dirs_exist_ok=True)
+    # Its rows lie nowhere by themselves: to lineage it has learned from the data that they were chosen of.
+    score.card(scorer, **Checkpoint(trained).card | {"datasets": [candidates.pairs.hash]})
 
 
 def _by_score(candidates: Candidates, rows: np.ndarray, section: score.Score) -> float:

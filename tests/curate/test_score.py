@@ -192,6 +192,8 @@ def test_the_bootstrapped_encoder_finds_wrong_captions(tmp_path: Path) -> None:
     training = {"max_steps": 80, "batch_size": 32, "learning_rate": 2e-3}
     bootstrap = {"training": training, "model": {"image_size": 32}}
     ledger, summary = run(tmp_path, rows, score={"model": "bootstrap"}, bootstrap=bootstrap, near_levels=None)
+    learned = Checkpoint(tmp_path / "scorer")
+    assert learned.card["datasets"] == [Dataset(tmp_path / "raw").hash] and learned.card["hash"] == learned.hash
     kept = [r["source"] for r, entry in zip(rows, ledger, strict=True) if entry["verdict"] == "kept"]
     assert kept.count("right") / len(kept) > 0.95  # 0.75 by chance
     assert kept.count("right") > 0.95 * sum(r["source"] == "right" for r in rows)
