@@ -103,9 +103,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         patch.setenv("VLMFLOW_HOME", str(home))
         chosen, scores, verdict = (run[f"gate/{part}"] for part in ("chosen", "scores", "verdict"))
         register(chosen, scores, verdict, run["register/version"], "seed: 0\n", Registration(), "c0de00112233")
-        places = (run[f"deploy/{part}"] for part in ("manifest", "transcript"))
+        manifest, transcript = (run[f"deploy/{part}"] for part in ("manifest", "transcript"))
         section = Deployment(target="manifest", storage="pvc://models/vlm/1")
-        deploy(chosen, run["register/version"], run["curate/curated"], *places, "registry/serve@sha256:ab", section)
+        version, image = run["register/version"], "registry/serve@sha256:ab"
+        deploy(chosen, version, run["curate/curated"], manifest, transcript, image, section)
         yield run
 
 
@@ -358,7 +359,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "torn.yaml").write_text("kind: InferenceService\nmetadata: {name: [\n")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "torn.yaml").write_text("kind: InferenceService\nmetadata: {name: [\n")
     for reference, error, message in (
         ("f" * 32, DataError, "no dataset in .* holds this pair"),
         ("nothing", ModelError, "no artifact, run or uid in .*; give an endpoint's address"),
@@ -368,7 +370,7 @@ def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
         ("models:/", ModelError, "no such version; registered"),
         ("http://127.0.0.1:9", ServiceError, "http://127.0.0.1:9/openai/v1/models: ConnectError"),
         (str(tmp_path), ModelError, "no checkpoint here"),
-        (str(tmp_path / "torn.yaml"), DataError, "torn.yaml: not YAML"),
+        (str(tmp_path / "torn" / "torn.yaml"), DataError, "torn.yaml: not YAML"),
         ("recipes/mini.yaml", DataError, "no InferenceService in it; give an endpoint's address"),
     ):
         with pytest.raises(error, match=message) as refused:

@@ -60,8 +60,8 @@ class Life:
 
 
 def clean(raw: Path, out: Path, **section: Any) -> Dataset:
-    places = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
-    return curate(raw, *places, Curation(one_per_picture=False, **section))
+    curated, ledger, funnel, scorer = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
+    return curate(raw, curated, ledger, funnel, scorer, Curation(one_per_picture=False, **section))
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
             version = run / "register" / "version"
             register(grown.path, run / "gate", run / "gate", version, "seed: 0\n", Registration())
             section = Deployment(target="manifest", storage="pvc://models/vlm", namespace=f"team-{name}")
-            places = (run / "deploy" / part for part in ("manifest", "transcript"))
-            deploy(grown.path, version, curated.path, *places, "registry/serve:1", section)
+            manifest, transcript = (run / "deploy" / part for part in ("manifest", "transcript"))
+            deploy(grown.path, version, curated.path, manifest, transcript, "registry/serve:1", section)
             made |= {f"{name} ingest": raw.hash, f"{name} curate": curated.hash, f"{name} pretrain": first.hash}
             made |= {f"{name} align": grown.hash, f"{name} register": f"models:/vlm/{name}"}
             made |= {f"{name} deploy": f"endpoint team-{name}/vlm of models:/vlm/{name}"}

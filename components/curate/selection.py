@@ -104,7 +104,7 @@ def _bootstrap(
         beside.rename(trained)
     shutil.copytree(trained, scorer, dirs_exist_ok=True)
     # Its rows lie nowhere by themselves: to lineage it has learned from the data that they were chosen of.
-    score.card(scorer, **Checkpoint(trained).card | {"datasets": [candidates.pairs.hash]})
+    score.card(scorer, **Checkpoint(trained).card | {"step": "curate", "datasets": [candidates.pairs.hash]})
 
 
 def _by_score(candidates: Candidates, rows: np.ndarray, section: score.Score) -> float:

@@ -69,7 +69,7 @@ class Node:
     @property
     def making(self) -> dict[str, list[str]]:
         """By what it was made: run, mlflow_run, kfp_run, code, image; those of its first making before the others."""
-        steps = sorted(self.steps, key=lambda step: step.cached)
+        steps = sorted(self.steps, key=lambda step: (step.cached, step.run))
         told = {
             name: [getattr(step, name) for step in steps if getattr(step, name)]
             for name in ("run", "mlflow_run", "kfp_run", "code", "image")
