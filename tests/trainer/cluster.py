@@ -3,11 +3,11 @@
 What a pod mounts as the shared volume is a folder here: paths under the mount of the manifests are moved there.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
+import psutil
 import yaml
 
 from components.sources import ROOT
@@ -49,8 +50,12 @@ class Pod:
         }
 
     def kill(self) -> None:
+        """All of it at once, as when a node is lost: torchrun's processes have sessions of their own."""
         if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            parent = psutil.Process(self.process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             self.process.wait()
 
 
@@ -135,9 +140,7 @@ class Cluster:
             return pod
         with pod.log.open("wb") as log:
             environment = {**self.environment(), **{k: v.replace(MOUNT, str(self.shared)) for k, v in env.items()}}
-            pod.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+            pod.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
         return pod
 
     def _trainjob(self, job: dict[str, Any]) -> None:
