@@ -48,7 +48,11 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 def weights(trainer: Trainer) -> Any:
     """The whole state dict of a sharded model, in process 0; each process calls it. None where nothing is sharded."""
-    return trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if not trainer.is_fsdp_enabled:
+        return None
+    model: Any = trainer.model
+    tied = getattr(model, "all_tied_weights_keys", {})  # saved once, under the name of what they are tied to
+    return {name: one for name, one in trainer.accelerator.get_state_dict(model).items() if name not in tied}
 
 
 # accelerate makes units of their own of embeddings and last norm, which it asks the model for. One with two towers has

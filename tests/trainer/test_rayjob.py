@@ -13,7 +13,6 @@ from PIL import Image
 
 from components import dataset, recipe
 from components.curate.curation import curate
-from components.curate.engine import Engine
 from components.curate.section import Curation
 from components.errors import RecipeError, ServiceError
 from components.jobs.rayjob import LABEL, TEMPLATE, manifest
@@ -92,18 +91,6 @@ def test_every_pod_is_bounded_unprivileged_and_found_by_its_job() -> None:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert job["spec"]["shutdownAfterJobFinishes"] and job["spec"]["ttlSecondsAfterFinished"] > 0
-
-
-def nothing() -> Any:
-    raise AssertionError("no worker takes it")
-
-
-def test_a_ray_cluster_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_GCS_RPC_TIMEOUT_S", "1")
-    engine = Engine(kind="ray", address="127.0.0.1:9", scratch=tmp_path)
-    with pytest.raises(ServiceError, match=r"curate.ray 127.0.0.1:9: no Ray cluster answers there") as caught:
-        list(engine.run(nothing, [("0", ())]))
-    assert "\n" not in str(caught.value)
 
 
 def test_ray_is_an_engine_of_its_own() -> None:
