@@ -21,6 +21,7 @@ from components.step import image
 
 HANDED_ON = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")
 OWN_USER = "1000:0"  # of the image; files that root's group may write, it may write
+LIMIT = 32768  # of open files and of processes
 SHARED_MEMORY = "1g"  # workers hand batches over in it; an engine's own 64 MB are not enough
 
 
@@ -34,7 +35,7 @@ def runner(folder: Path, sections: dict[str, Any]) -> local.DockerRunner:
     Raises:
         ServiceError: no engine answers, or it lacks the image.
     """
-    from docker.types import Mount, Ulimit
+    from docker.types import Mount
 
     _ready()
     here = Path.cwd()
@@ -59,13 +60,7 @@ def runner(folder: Path, sections: dict[str, Any]) -> local.DockerRunner:
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         shm_size=SHARED_MEMORY,
-        ulimits=[
-            Ulimit(name=name, soft=soft, hard=hard)
-            for name, (soft, hard) in {
-                "nofile": resource.getrlimit(resource.RLIMIT_NOFILE),
-                "nproc": resource.getrlimit(resource.RLIMIT_NPROC),
-            }.items()
-        ],
+        ulimits=[_limit("nofile", resource.RLIMIT_NOFILE), _limit("nproc", resource.RLIMIT_NPROC)],
     )
 
 
@@ -88,6 +83,14 @@ def _share(folder: Path) -> None:
         tracking.client()
         for file in folder.parent.glob("mlflow.db*"):  # SQLite does not go by the umask
             file.chmod(0o664)
+
+
+def _limit(name: str, kind: int) -> Any:
+    """This process's own limit, as far as podman's service, which has lowered its own, may hand it on."""
+    from docker.types import Ulimit
+
+    soft, hard = (LIMIT if value == resource.RLIM_INFINITY else min(value, LIMIT) for value in resource.getrlimit(kind))
+    return Ulimit(name=name, soft=soft, hard=hard)
 
 
 def _ready() -> None:
