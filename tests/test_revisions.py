@@ -24,6 +24,7 @@ from components.sources import ROOT, closure
 from components.tasks.conversations import Tasks
 from components.tasks.conversations import make as ask
 from pipelines.lineage import lineage
+from pipelines.placement import load as load_placement
 from pipelines.single import run_step
 from tests.conftest import executor_input
 
@@ -166,7 +167,7 @@ def test_every_dataset_of_the_training_pipeline_comes_from_the_revision() -> Non
             assert (producer == "fetch") == (given in ("raw", "pairs", "curated", "conversations", "ledger", "funnel")
                                              or (name, given) == ("validate", "data"))  # fmt: skip
     assert tasks["fetch"].inputs.parameters["data_rev"].component_input_parameter == "data_rev"
-    assert not tasks["fetch"].caching_options.enable_cache
+    assert not load_placement().places["fetch"].cache
 
 
 @pytest.fixture
