@@ -101,7 +101,9 @@ class Place:
             kubernetes.add_toleration(
                 task, taint.key or None, taint.operator, taint.value or None, taint.effect or None
             )
-        for name, value in self.environment.items():
+        # A step names images too: of its record, of the jobs that it starts, of the endpoint.
+        images = {f"VLMFLOW_{target.upper()}_IMAGE": image(target) for target in ("step", "train", "serve")}
+        for name, value in {**images, **self.environment}.items():
             task.set_env_variable(name, value)
         for claim, path in self.volumes.items():
             kubernetes.mount_pvc(task, claim, path)

@@ -10,6 +10,7 @@ import yaml
 from components import recipe as recipes
 from components.errors import RecipeError
 from components.sources import ROOT
+from components.step import image
 from pipelines import PIPELINES, pipeline
 from pipelines.flow import compiled
 from pipelines.placement import load
@@ -148,7 +149,9 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
     assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["s3", "hub"]
     assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
     assert pod["pvcMount"][0]["mountPath"] == "/shared"
-    assert container["env"] == [{"name": "VLMFLOW_SHARED", "value": "/shared"}]
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert told.pop("VLMFLOW_SHARED") == "/shared"
+    assert told == {f"VLMFLOW_{target.upper()}_IMAGE": image(target) for target in ("step", "train", "serve")}
     assert "activeDeadlineSeconds" not in pod
     retry = tasks(ir)["align"]["retryPolicy"]
     assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (2, "60s", 2.0)
