@@ -39,6 +39,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 def start(tmp_path: Path, address: str) -> Ask:
     """Start a step in its own process, as kfp.local does."""
 
+    run = {"VLMFLOW_RUN": str(tmp_path / "run")}
+
     def given(function: str, module: str) -> subprocess.Popen[str]:
         outputs = {"artifacts": {}, "outputFile": str(tmp_path / "task" / "executor_output.json")}
         inputs = {"parameterValues": {}, "artifacts": {}}
@@ -46,7 +48,7 @@ def start(tmp_path: Path, address: str) -> Ask:
             [sys.executable, "-m", "components.execute", "kfp.dsl.executor_main", "--module", module]
             + ["--function", function, "--executor_input", json.dumps({"inputs": inputs, "outputs": outputs})],
             cwd=tmp_path,
-            env={**os.environ, ADDRESS: address, "PYTHONPATH": str(ROOT), "GREETING": "from the caller"},
+            env={**os.environ, **run, ADDRESS: address, "PYTHONPATH": str(ROOT), "GREETING": "from the caller"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -133,7 +133,7 @@ def _looks(loaded: Loaded, image: Image.Image, row: dict[str, Any]) -> list[tupl
 
 def _light(axis: Any, image: Image.Image, text: str, map: np.ndarray, regions: list[dict[str, Any]]) -> None:
     """The picture as dark as `text` does not look, and a frame around each region whose phrase has all its words."""
-    axis.set_title(text, fontsize=8, pad=2)
+    axis.set_title(_printable(text), fontsize=8, pad=2)
     axis.imshow(image)
     extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
     axis.imshow(np.zeros_like(map), cmap="gray", alpha=0.85 * (1 - map / max(map.max(), 1e-9)), extent=extent)
@@ -165,8 +165,13 @@ def _listed(images: list[Image.Image], texts: list[list[tuple[str, str]]]) -> An
         left.set(xticks=[], yticks=[])
         right.axis("off")
         for i, (text, colour) in enumerate(lines):
-            right.text(0, 0.82 - 0.32 * i, text, color=colour, fontsize=9, va="center")
+            right.text(0, 0.82 - 0.32 * i, _printable(text), color=colour, fontsize=9, va="center")
     return figure
+
+
+def _printable(text: str) -> str:
+    """Blanks for what a tokenizer of bytes may make up, and no font has."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def _image(row: dict[str, Any]) -> Image.Image:
