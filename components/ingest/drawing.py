@@ -214,7 +214,8 @@ def _text_mask(text: str, pixels: int, font: int) -> np.ndarray:
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[font]
-    face = ImageFont.truetype(str(file), max(9, pixels))
+    # Pillow's own layout: the other one is there only where the system has fribidi, and draws otherwise.
+    face = ImageFont.truetype(str(file), max(9, pixels), layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = face.getbbox(text)
     image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
     ImageDraw.Draw(image).text((1 - left, 1 - top), text, fill=255, font=face)
