@@ -40,7 +40,7 @@ def test_every_command_is_one_of_ours() -> None:
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
              "vlmflow lineage models:/vlm@champion",
              "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
-             "vlmflow export data/curated shards", "make benchmark-data", "vlmflow zoo",
+             "vlmflow export data/curated shards", "make benchmark-data", "make images", "vlmflow zoo",
              "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit life --host http://localhost:8080",
              "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip
     for command in COMMANDS:
@@ -58,7 +58,7 @@ def test_the_run_commands_load(tmp_path: Path) -> None:
     from pipelines.sections import check
 
     for command in [c for c in COMMANDS if c.startswith("vlmflow run")]:
-        _, _, path, *rest = shlex.split(command)
+        _, _, path, *rest = [part for part in shlex.split(command) if part != "--containers"]  # a flag of the runner
         given = [value for option, value in zip(rest[::2], rest[1::2], strict=True) if option == "--set"]
         check(recipe.override(recipe.parse(str(ROOT / path)), given))
 
