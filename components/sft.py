@@ -116,7 +116,7 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, st
             )
 
 
-def _start(model_in: str, section: Tuning) -> tuple[Any, Any, str]:
+def _start(model_in: Path, section: Tuning) -> tuple[Any, Any, str]:
     loaded = load(model_in)
     family = loaded.card.get("family", "")
     if section.family and section.family != family:

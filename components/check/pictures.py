@@ -117,7 +117,8 @@ def looked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
         for axis, text_and_map in zip_longest(others, _looks(loaded, image, row)):
             axis.axis("off")
             if text_and_map is not None:
-                _light(axis, image, *text_and_map, row["regions"] or [])
+                text, looked = text_and_map
+                _light(axis, image, text, looked, row["regions"] or [])
     return figure
 
 
