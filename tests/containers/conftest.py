@@ -27,6 +27,7 @@ PIP = (
     "/opt/pypi",
     "/opt/pypi-more",
 )
+BASE = "localhost/python:3.11-slim"
 LIMITS = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
 
 
@@ -61,22 +62,26 @@ def built(engine: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     name = image("step")
     if podman("image", "exists", name, check=False).returncode == 0:
         return name
-    folder = tmp_path_factory.mktemp("base")
+    if podman("image", "exists", BASE, check=False).returncode:
+        _make_base(tmp_path_factory.mktemp("base"))
+    mounts = [f"--volume {path}:{path}:ro" for path in PIP if Path(path).exists()]
+    settings = [f"--env {key}={value}" for key, value in os.environ.items() if key.startswith("PIP_")]
+    flags = " ".join(["--isolation=chroot --network host", *mounts, *settings])
+    options = [
+        f"BUILD_FLAGS={flags} --build-arg BASE={BASE}",
+        "ENGINE=podman --runtime runc",
+        "TARGETS=step serve",
+    ]
+    done = subprocess.run(["make", "images", *options], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return name
+
+
+def _make_base(folder: Path) -> None:
     subprocess.run(
         ["debootstrap", "--variant=minbase", "--include=python3,python3-venv", "bookworm", str(folder / "root")],
         check=True, capture_output=True,
     )  # fmt: skip
     with tarfile.open(folder / "base.tar", "w") as archive:
         archive.add(folder / "root", arcname=".")
-    podman("import", str(folder / "base.tar"), "localhost/python:3.11-slim")
-    mounts = [f"--volume {path}:{path}:ro" for path in PIP if Path(path).exists()]
-    settings = [f"--env {key}={value}" for key, value in os.environ.items() if key.startswith("PIP_")]
-    flags = " ".join(["--isolation=chroot --network host", *mounts, *settings])
-    options = [
-        f"BUILD_FLAGS={flags} --build-arg BASE=localhost/python:3.11-slim",
-        "ENGINE=podman",
-        "TARGETS=step serve",
-    ]
-    done = subprocess.run(["make", "images", *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return name
+    podman("import", str(folder / "base.tar"), BASE)
