@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +38,27 @@ def executor_input(place: Path, parameters: dict[str, str], inputs: dict[str, Pa
     given = {"parameterValues": parameters, "artifacts": {name: artifact(path) for name, path in inputs.items()}}
     made = {"artifacts": {name: artifact(place / name) for name in outputs}}
     return json.dumps({"inputs": given, "outputs": {**made, "outputFile": str(place / "executor_output.json")}})
+
+
+@pytest.fixture(scope="session")
+def apart() -> Callable[..., Any]:
+    """Call a function in a process of its own, as every step is: training processes forked from the tests' process,
+    with the threads that other tests left in it, may wait forever for a lock that one of them held."""
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(_called, function, *arguments).result()
+
+    return call
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        return function(*arguments)
+    except ChildFailedError as error:
+        raise RuntimeError(str(error)) from None  # torch's own cannot be handed over
 
 
 @pytest.fixture(scope="session")

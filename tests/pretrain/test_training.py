@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,10 @@ def _record(folder: str, pairs: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_share_the_batches_of_alike_captions(pairs: Path, tmp_path: Path) -> None:
-    launch(_record, 2, str(tmp_path), str(pairs))
+def test_two_processes_share_the_batches_of_alike_captions(
+    pairs: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    apart(launch, _record, 2, str(tmp_path), str(pairs))
     (one, captions), (other, _) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     order = [captions[i] for i in HardBatches(captions, 8, 0.5, 0)]
     for step in range(3):

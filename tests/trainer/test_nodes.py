@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,20 @@ def lose_a_node(cluster: Cluster) -> None:
 
 
 def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
-    cluster: Cluster, pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
+    pairs: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    apart: Callable[..., Any],
 ) -> None:
     monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "here"))
-    alone = trained(pairs, tmp_path / "alone", processes=2)
+    alone = apart(partial(trained, processes=2), pairs, tmp_path / "alone")
     threading.Thread(target=lose_a_node, args=(cluster,), daemon=True).start()
     with caplog.at_level(logging.INFO):
-        apart = trained(pairs, tmp_path / "apart", nodes=2)
-    assert alone.keys() == apart.keys()
-    assert all((alone[name] == apart[name]).all() for name in alone)
+        spread = trained(pairs, tmp_path / "apart", nodes=2)
+    assert alone.keys() == spread.keys()
+    assert all((alone[name] == spread[name]).all() for name in alone)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("node-0: ") and "step 120 of 120" in line for line in lines)
     assert any(line.startswith("node-0: ") and "going on from step" in line for line in lines)

@@ -98,9 +98,11 @@ def shared(name: str, inputs: str, folder: str, sharding: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sketch"])
-def test_one_that_is_shared_out_learns_the_same(name: str, inputs: Path, tmp_path: Path) -> None:
+def test_one_that_is_shared_out_learns_the_same(
+    name: str, inputs: Path, tmp_path: Path, apart: Callable[..., Any]
+) -> None:
     for sharding in ("none", "fsdp"):
-        launch(shared, 2, name, str(inputs), str(tmp_path), sharding)
+        apart(launch, shared, 2, name, str(inputs), str(tmp_path), sharding)
     whole, parts = (load_file(tmp_path / sharding / "model.safetensors") for sharding in ("none", "fsdp"))
     assert whole.keys() == parts.keys()
     for part, tensor in whole.items():

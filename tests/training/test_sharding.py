@@ -1,6 +1,7 @@
 """FSDP2: two processes that share a model out learn what each would learn with the whole of it."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from components import dataset, recipe
 from components.errors import RecipeError
@@ -72,10 +72,10 @@ def _families(folder: str, pairs: str, sharding: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(pairs: Path, tmp_path_factory: pytest.TempPathFactory, apart: Callable[..., Any]) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for sharding in ("none", "fsdp"):
-        launch(_families, 2, str(folder), str(pairs), sharding)
+        apart(launch, _families, 2, str(folder), str(pairs), sharding)
     return folder
 
 
@@ -102,15 +102,15 @@ def _resumed(folder: str, pairs: str, at: int) -> None:
 
 
 def test_one_that_is_shared_out_goes_on_when_it_was_interrupted(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: Callable[..., Any]
 ) -> None:
     monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    launch(_resumed, 2, str(tmp_path / "whole"), str(pairs), 0)
-    with pytest.raises(ChildFailedError):
-        launch(_resumed, 2, str(tmp_path / "again"), str(pairs), 3)
+    apart(launch, _resumed, 2, str(tmp_path / "whole"), str(pairs), 0)
+    with pytest.raises(RuntimeError, match="exitcode"):
+        apart(launch, _resumed, 2, str(tmp_path / "again"), str(pairs), 3)
     [checkpoint] = tmp_path.glob("checkpoints/*/checkpoint-2")
     assert whole(checkpoint)
-    launch(_resumed, 2, str(tmp_path / "again"), str(pairs), 0)
+    apart(launch, _resumed, 2, str(tmp_path / "again"), str(pairs), 0)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
     assert one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)
     assert not list(tmp_path.glob("checkpoints/*"))

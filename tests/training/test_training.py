@@ -1,8 +1,10 @@
 """Training's own parts: the optimizer, the mixture, and a process group that computes what one process does."""
 
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,12 +127,12 @@ def _shard(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path, apart: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = (nn.functional.normalize(torch.randn(12, 6, generator=generator), dim=-1) for _ in range(2))
     torch.save(image, tmp_path / "image")
     torch.save(text, tmp_path / "text")
-    launch(_shard, 2, str(tmp_path))
+    apart(launch, _shard, 2, str(tmp_path))
     parts = [torch.load(tmp_path / f"out{rank}", weights_only=True) for rank in range(2)]
     one, other = image.clone().requires_grad_(), text.clone().requires_grad_()
     loss = clip_loss(one, other, torch.tensor(5.0))
@@ -150,11 +152,11 @@ def _orthogonal(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_processes_that_share_the_optimizers_work_get_the_same_step(tmp_path: Path) -> None:
+def test_processes_that_share_the_optimizers_work_get_the_same_step(tmp_path: Path, apart: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     stacks = [torch.randn(count, 6, 10, generator=generator) for count in (1, 3, 4)]
     torch.save(stacks, tmp_path / "stacks")
-    launch(_orthogonal, 2, str(tmp_path))
+    apart(launch, _orthogonal, 2, str(tmp_path))
     alone = [orthogonal(stack) for stack in stacks]
     for rank in range(2):
         for shared, one in zip(torch.load(tmp_path / f"shared{rank}", weights_only=True), alone, strict=True):
@@ -165,6 +167,6 @@ def _refuse() -> None:
     raise DataError(f"process {os.environ['RANK']}: too little data")
 
 
-def test_a_mistake_in_a_worker_comes_up_in_one_piece() -> None:
+def test_a_mistake_in_a_worker_comes_up_in_one_piece(apart: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="too little data"):
-        launch(_refuse, 2)
+        apart(launch, _refuse, 2)

@@ -1,6 +1,7 @@
 """Llip against loops over pairs, heads and tokens, and where it falls back to SigLIP."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_map_is_what_the_wanted_tokens_attend_to() -> None:
     model, processor = made()
     given, seen = batch(model, processor), []
     model.set_attn_implementation("eager")  # which tells its weights
-    last = model.vision_model.encoder.layers[-1].self_attn
+    last: Any = model.vision_model.encoder.layers[-1].self_attn
     last.register_forward_hook(lambda _, __, out: seen.append(out[1].mean(1)))
     with torch.no_grad():
         wanted = model.mixing(**given).mean(2)  # (N, N, K)
@@ -148,8 +149,8 @@ def _share(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    launch(_share, 2, str(tmp_path))
+def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    apart(launch, _share, 2, str(tmp_path))
     model, processor = made()
     given = batch(model, processor, 6)
     (one, found), (other, more) = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -184,8 +185,8 @@ def _shard(folder: str) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, world: int) -> None:
-    launch(_shard, world, str(tmp_path))
+def test_processes_have_the_losses_and_gradients_of_one(tmp_path: Path, world: int, apart: Callable[..., Any]) -> None:
+    apart(launch, _shard, world, str(tmp_path))
     parts = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(world)]
     for name, loss in LOSSES.items():
         value, *true = both(loss, unit(12, 6, seed=0), unit(12, 6, seed=1), None)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,8 @@ def _whole(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_in_parts_learn_what_one_does_at_once(tmp_path: Path) -> None:
-    launch(_whole, 2, str(tmp_path))
+def test_two_processes_in_parts_learn_what_one_does_at_once(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    apart(launch, _whole, 2, str(tmp_path))
     for name in SIZES:
         found = torch.load(tmp_path / name, weights_only=True)
         assert_same(found, gradients(built(name), batch()))
