@@ -42,7 +42,8 @@ def stock_clip(folder: Path) -> torch.nn.Module:
 
 
 def stock_mae(folder: Path) -> torch.nn.Module:
-    width: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    width: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    width["intermediate_size"] = 64
     decoder: dict[str, Any] = {f"decoder_{name}": value for name, value in width.items()}
     model = ViTMAEForPreTraining(ViTMAEConfig(**width, **decoder, image_size=32, patch_size=8))
     model.save_pretrained(folder)
