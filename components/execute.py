@@ -152,7 +152,13 @@ class Task:
         from components.step import IMAGE  # brings kfp with it, which a step of the memo has no use for
 
         os.environ["VLMFLOW_KFP_RUN"] = self.kfp_run
-        parent = journal.pipeline_run(self.kfp_run) if os.environ.get("MLFLOW_TRACKING_URI") else None
+        parent = None
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            try:
+                parent = journal.pipeline_run(self.kfp_run)
+            except ServiceError:
+                if self.function != "finish":  # which tells others first that MLflow is away, and fails then
+                    raise
         self.facts, meter, error = self._facts(), Meter(), None
         try:
             self._execute(self.input)

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from components import journal, tracking
+from components.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,22 @@ def tell(ending: Ending, kfp_run: str, summary: Path) -> None:
     """Close the pipeline's MLflow run, write the summary for the UI, and post it where VLMFLOW_WEBHOOK says.
 
     Raises:
-        ServiceError: MLflow is out of reach.
+        ServiceError: MLflow is out of reach; the UI and the webhook have been told all the same.
     """
     steps: list[Told] = []
+    away: ServiceError | None = None
     if os.environ.get("MLFLOW_TRACKING_URI") and tracking.enabled():
-        steps = close(ending, kfp_run)
+        try:
+            steps = close(ending, kfp_run)
+        except ServiceError as error:
+            away = error
     else:
         logger.info("MLFLOW_TRACKING_URI is not set: nothing to close in MLflow")
     summary.write_text(markdown(ending, steps), encoding="utf-8")
     if address := os.environ.get(WEBHOOK):
         post(address, f"vlmflow: {headline(ending, steps)} (KFP run {kfp_run})")
+    if away:
+        raise away
 
 
 def close(ending: Ending, kfp_run: str) -> list[Told]:

@@ -1,20 +1,27 @@
 """What torchrun starts in each process of a TrainJob's node.
 
-python -m torch.distributed.run -m components.jobs.node JOB
+python -m torch.distributed.run -m components.jobs.node JOB MODULE:FUNCTION
 """
 
+import dataclasses
+import json
 import os
-import pickle
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any, get_type_hints
 
+from components import recipe
 from components.errors import VlmflowError
-from components.jobs.place import Place
+from components.jobs.place import ARGUMENTS, Place
 from components.process import configure_logging, one_thread
 
 
-def main(job: str) -> None:
-    """Call what waits in the job's place; a mistake of the user is an outcome, which no restart would mend."""
+def main(job: str, function: str) -> None:
+    """Call the function with what waits in the job's place.
+
+    A mistake of the user is an outcome, which no restart would mend.
+    """
     configure_logging()
     one_thread()
     place = Place(job)
@@ -23,13 +30,24 @@ def main(job: str) -> None:
     if len(list(finished.iterdir())) == int(os.environ["WORLD_SIZE"]):  # a node was lost after the end
         return
     os.environ.setdefault("VLMFLOW_CHECKPOINTS", str(place.volume / "checkpoints"))
-    function, arguments = pickle.loads((place.folder / "call").read_bytes())
+    module, name = function.split(":")
+    called = getattr(import_module(module), name)
+    given = json.loads((place.folder / ARGUMENTS).read_text(encoding="utf-8"))
+    hints = get_type_hints(called).values()
     try:
-        function(*[place.volume / one if isinstance(one, Path) else one for one in arguments], place.folder / "out")
+        called(*[_typed(hint, one, place) for hint, one in zip(hints, given)], place.folder / "out")  # noqa: B905
     except VlmflowError as error:
         place.refuse(error)
     (finished / os.environ["RANK"]).touch()
 
 
+def _typed(hint: Any, value: Any, place: Place) -> Any:
+    """An argument as the function declares it."""
+    if hint is Path:
+        return place.volume / value
+    section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return recipe.load(hint, {"argument": value}, "argument") if section else value
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

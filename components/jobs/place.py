@@ -8,6 +8,7 @@ from components import errors
 from components.errors import ServiceError
 
 VOLUME = "VLMFLOW_SHARED"
+ARGUMENTS = "arguments.json"  # of the function that a TrainJob calls
 
 
 class Place:

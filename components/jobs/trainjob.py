@@ -4,15 +4,16 @@ Its pods run the image of the step; torchrun starts each node's processes, which
 function. The runtime `vlmflow-torch` (infra/trainer/runtime.yaml) says all that is the cluster's own affair.
 """
 
+import dataclasses
+import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from components.budget import Training
 from components.jobs.cluster import Cluster, Kind
-from components.jobs.place import Place
+from components.jobs.place import ARGUMENTS, Place
 from components.memo import content_hash, key
 from components.sources import code_hash
 from components.step import image
@@ -27,7 +28,9 @@ def on_nodes(step: str, function: Callable[..., None], training: Training, *argu
     The job's name is a hash of what it works on: a step that was killed and is run again finds it, running or done.
 
     Args:
-        arguments: can be pickled; each `Path` is an artifact, and the nodes see it, or a copy, on the shared volume.
+        function: importable by name, its parameters annotated.
+        arguments: what JSON holds, sections of a recipe, and artifacts: of each `Path` the nodes see it, or a copy, on
+            the shared volume.
 
     Raises:
         ServiceError: no cluster, no shared volume, or the job failed. VlmflowError: as `function`.
@@ -38,18 +41,27 @@ def on_nodes(step: str, function: Callable[..., None], training: Training, *argu
 
     def prepare() -> None:
         place.empty()
-        brought = [place.bring(part) if isinstance(part, Path) else part for part in arguments]
-        (place.folder / "call").write_bytes(pickle.dumps((function, brought)))
+        (place.folder / ARGUMENTS).write_text(json.dumps([_plain(part, place) for part in arguments]))
 
     cluster = Cluster(f"{step}.training.nodes {training.nodes}")
-    cluster.run(TRAINJOB, manifest(place.folder.name, training), training.nodes, prepare)
+    job = manifest(place.folder.name, training, f"{function.__module__}:{function.__qualname__}")
+    cluster.run(TRAINJOB, job, training.nodes, prepare)
     place.raise_refusal()
     place.take("out", out)
     place.clear()
 
 
-def manifest(name: str, training: Training) -> dict[str, Any]:
-    """The TrainJob that calls what lies in the job's place."""
+def _plain(argument: Any, place: Place) -> Any:
+    if isinstance(argument, Path):
+        return str(place.bring(argument))
+    return dataclasses.asdict(argument) if dataclasses.is_dataclass(argument) else argument  # type: ignore[arg-type]
+
+
+def manifest(name: str, training: Training, function: str) -> dict[str, Any]:
+    """The TrainJob that calls `function`, module:name, with what lies in the job's place.
+
+    The function stands here and not on the volume: who writes there gives data, and cannot choose what runs.
+    """
     from kubeflow_trainer_api import models
 
     quantity = models.IoK8sApimachineryPkgApiResourceQuantity
@@ -67,7 +79,7 @@ def manifest(name: str, training: Training) -> dict[str, Any]:
                 numNodes=training.nodes,
                 numProcPerNode=training.processes,
                 command=["python", "-m", "torch.distributed.run"],
-                args=["-m", "components.jobs.node", name],
+                args=["-m", "components.jobs.node", name, function],
                 env=[
                     models.IoK8sApiCoreV1EnvVar(name=variable, value=os.environ[variable])
                     for variable in PASSED

@@ -32,6 +32,7 @@ class MaskVLMConfig(PreTrainedConfig):
 
     stem_channels: of convolutions of stride 2 before the last one, or none for a patch that is a linear map.
     mask_ratio: share of a picture's patches that are hidden; mask_words: share of a text's words.
+    mim_weight: of the pixels' loss in the sum; the paper's is 1.
     """
 
     model_type = "mask-vlm"
@@ -50,6 +51,7 @@ class MaskVLMConfig(PreTrainedConfig):
     max_position_embeddings: int = 77
     mask_ratio: float = 0.6
     mask_words: float = 0.3
+    mim_weight: float = 1.0
     mask_token_id: int = 0
     pad_token_id: int | None = 0
     special_ids: tuple[int, ...] | list[int] = (0,)
@@ -270,7 +272,7 @@ class MaskVLM(PreTrainedModel):
         words: tuple[torch.Tensor, torch.Tensor] | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """MIM + MLM + ITC + ITM.
+        """`mim_weight` MIM + MLM + ITC + ITM.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
@@ -293,7 +295,8 @@ class MaskVLM(PreTrainedModel):
             "itc": clip_loss(image, caption, self.scale),
             "itm": self.matching(picture, text, attention_mask, self.scale * image @ caption.T, same),
         }
-        return PretrainingOutput(torch.stack(list(parts.values())).sum(), parts)
+        loss = parts["mlm"] + parts["itc"] + parts["itm"] + self.config.mim_weight * parts["mim"]
+        return PretrainingOutput(loss, parts)
 
     def matching(
         self,
@@ -361,8 +364,9 @@ def build(
     vocab_size: int = 0,
     mask_ratio: float = 0.6,
     mask_words: float = 0.3,
+    mim_weight: float = 1.0,
 ) -> tuple[MaskVLM, CLIPProcessor]:
-    """A new MaskVLM and its processor; stem and masks as in `MaskVLMConfig`.
+    """A new MaskVLM and its processor; stem, masks and `mim_weight` as in `MaskVLMConfig`.
 
     Args:
         width: of all encoders.
@@ -386,6 +390,7 @@ def build(
         max_position_embeddings=text_length,
         mask_ratio=mask_ratio,
         mask_words=mask_words,
+        mim_weight=mim_weight,
         mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         pad_token_id=tokenizer.pad_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),

@@ -105,6 +105,15 @@ def test_without_mlflow_what_kfp_says_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "finish" / "summary").read_text() == "**life failed: a task failed**\n\n"
 
 
+def test_with_mlflow_away_the_webhook_is_told_before_the_step_fails(tmp_path: Path, webhook: Webhook) -> None:
+    status = {"state": "FAILED", "error": {"code": 9, "message": "a task failed"}}
+    given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "0", "VLMFLOW_WEBHOOK": webhook.address}
+    done = pod(tmp_path, "finish", given, RUN, **away)
+    assert done.returncode == 1 and "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
+    assert webhook.heard == [{"text": f"vlmflow: life failed: a task failed (KFP run {RUN})"}]
+
+
 def test_a_webhook_that_refuses_is_a_warning_without_its_address(
     webhook: Webhook, caplog: pytest.LogCaptureFixture
 ) -> None:

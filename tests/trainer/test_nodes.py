@@ -39,6 +39,7 @@ SECTION: dict[str, Any] = {
 }  # fmt: skip
 TRAINING = {"max_steps": 120, "batch_size": 8, "save_every": 10}
 TWO = Training(nodes=2)
+CALLED = "components.pretrain.training:train"
 
 
 @pytest.fixture(scope="module")
@@ -196,16 +197,18 @@ def validate(content: Any, file: str) -> None:
 
 
 def test_the_job_is_one_that_the_cluster_takes() -> None:
-    job = manifest("pretrain-0a", Training(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}))
+    job = manifest(
+        "pretrain-0a", Training(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
+    )
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "8"}
     validate(job, "trainer.kubeflow.org_v1alpha1_TrainJob.json")
-    assert "resourcesPerNode" not in manifest("pretrain-0a", TWO)["spec"]["trainer"]
+    assert "resourcesPerNode" not in manifest("pretrain-0a", TWO, CALLED)["spec"]["trainer"]
 
 
 def test_the_runtime_is_one_that_the_cluster_takes() -> None:
     runtime = yaml.safe_load((ROOT / "infra/trainer/runtime.yaml").read_text())
-    reference = manifest("pretrain-0a", TWO)["spec"]["runtimeRef"]
+    reference = manifest("pretrain-0a", TWO, CALLED)["spec"]["runtimeRef"]
     assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
     validate(runtime, f"trainer.kubeflow.org_v1alpha1_{runtime['kind']}.json")
