@@ -14,6 +14,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -91,6 +92,7 @@ class Task:
             return False
         note = Memo(self.run_folder.parent / ".memo").recall(self._key(), self.outputs)
         if note is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)  # of a step whose outputs are values alone
             self.output_file.write_text(note["executor_output"].replace("{folder}", str(self.folder)), encoding="utf-8")
             self.record(
                 status="done",
@@ -216,7 +218,8 @@ class Task:
     def label(self) -> str:
         """What people call the task: the step, and the stage or section that sets it apart."""
         part = self.parameters.get("stage") or self.parameters.get("section", self.function)
-        part = part.removeprefix(self.function).strip("_")
+        part = part.removeprefix(self.function).replace('": ', "=")  # a setting of a sweep is JSON
+        part = re.sub(r"[^\w.=+-]+", "_", part).strip("_")  # a file bears this name
         return f"{self.function}-{part}" if part else self.function
 
     def _facts(self) -> dict[str, Any]:
@@ -225,6 +228,8 @@ class Task:
         section: Any = None
         if "recipe" in parameters:
             sections = recipes.parse(parameters.pop("recipe"))
+            if change := parameters.get("change"):
+                sections = recipes.changed(sections, parameters.get("section", self.function), change)
             names = [parameters.get("section", self.function), *EXTRA_SECTIONS.get(self.function, ())]
             names = list(sections) if self.function in WHOLE_RECIPE else names
             section = {name: sections.get(name) for name in names} | {"seed": sections.get("seed", 0)}

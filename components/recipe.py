@@ -15,8 +15,11 @@ YAML owns the values, the dataclass owns the meaning. A section is read with `lo
 
 import dataclasses
 import difflib
+import inspect
+import json
 import types
 import typing
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +83,16 @@ def override(sections: dict[str, Any], assignments: list[str]) -> dict[str, Any]
     return sections
 
 
+def changed(sections: dict[str, Any], name: str, change: str) -> dict[str, Any]:
+    """The recipe with some values of section `name` replaced.
+
+    Args:
+        change: a mapping from paths within the section to values, as JSON; "" changes nothing.
+    """
+    values = json.loads(change or "{}")
+    return override(sections, [f"{name}.{path}={json.dumps(value)}" for path, value in values.items()])
+
+
 def dump(sections: dict[str, Any]) -> str:
     """Write the recipe as text; the same sections give the same text."""
     return yaml.safe_dump(sections, sort_keys=True, allow_unicode=True)
@@ -108,11 +121,28 @@ def load(cls: type[T], recipe: str | Path | dict[str, Any], name: str) -> T:
     return _build(cls, values, name)
 
 
-def _build(cls: type[T], values: Any, where: str) -> T:
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}: expected a mapping, got {values!r}")
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+def call(function: Callable[..., T], *given: Any, values: dict[str, Any], where: str) -> T:
+    """`function(*given, **values)`: a section whose keys are a function's keyword-only parameters.
+
+    What a function with `**more` hands on is for that one to judge.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type or an impossible value.
+    """
+    from huggingface_hub.errors import StrictDataclassError  # what transformers' configs judge with
+
+    hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters.values()
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        _check_keys(values, known, where)
+    taken = {k: _convert(hints[k], v, f"{where}.{k}") if k in known else v for k, v in values.items()}
+    try:
+        return function(*given, **taken)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _check_keys(values: dict[str, Any], known: Collection[str], where: str) -> None:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
@@ -120,6 +150,14 @@ def _build(cls: type[T], values: Any, where: str) -> T:
                 f"{where}.{key}: no such key (value {values[key]!r}); the nearest is {near[0]!r}, "
                 f"all: {', '.join(sorted(known))}"
             )
+
+
+def _build(cls: type[T], values: Any, where: str) -> T:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: expected a mapping, got {values!r}")
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    _check_keys(values, known, where)
     given = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
     for key, field in known.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -153,10 +191,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise RecipeError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}; nearest: {near[0]}")
     if dataclasses.is_dataclass(hint):
         return _build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
-    if origin is tuple:
+    if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
             raise wrong
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        items = (_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(items) if origin is tuple else list(items)
     if origin is dict:
         if not isinstance(value, dict):
             raise wrong

@@ -16,6 +16,7 @@ from transformers import Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from components import checkpoint
+from components import recipe as recipes
 from components.boxes import transcode
 from components.checkpoint import Checkpoint
 from components.dataset import Dataset
@@ -76,7 +77,7 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, st
     """Fine-tune on `chosen` in this process (or this member of the process group); process 0 writes `out`."""
     training = section.training
     set_seed(training.seed)
-    model, processor, family = _start(model_in, section)
+    model, processor, family = _start(model_in, section, step)
     sketch = model.config.model_type == "sketch"
     rows = _packed(chosen, model, processor) if sketch else _turns(chosen, processor)
     progress = Progress()
@@ -116,11 +117,12 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, st
             )
 
 
-def _start(model_in: Path, section: Tuning) -> tuple[Any, Any, str]:
+def _start(model_in: Path, section: Tuning, step: str) -> tuple[Any, Any, str]:
     loaded = load(model_in)
     family = loaded.card.get("family", "")
     if section.family and section.family != family:
-        model, processor = ZOO[section.family].grow(loaded.model, loaded.processor, **section.model)
+        given, where = (loaded.model, loaded.processor), f"{step}.model"
+        model, processor = recipes.call(ZOO[section.family].grow, *given, values=section.model, where=where)
         return model, processor, section.family
     return loaded.model.train(), loaded.processor, family
 

@@ -42,14 +42,17 @@ class Family:
     model: str
     builder: str
 
-    def build(self, texts: Any, **sizes: Any) -> Any:
-        """A new model and its processor; texts for the vocabulary, then sizes by the builder's own names."""
-        return _load(self.builder)(texts, **sizes)
+    @property
+    def build(self) -> Callable[..., Any]:
+        """The function of a new model and its processor: texts for the vocabulary, then sizes by its own names."""
+        return _load(self.builder)
 
-    def grow(self, dual: Any, processor: Any, **sizes: Any) -> Any:
-        """A language model and its processor whose picture tower is `dual`'s."""
+    @property
+    def grow(self) -> Callable[..., Any]:
+        """The function of a language model and its processor whose picture tower is a dual encoder's: the dual
+        encoder, its processor, then sizes."""
         module, _ = self.builder.split(":")
-        return _load(f"{module}:grow")(dual, processor, **sizes)
+        return _load(f"{module}:grow")
 
     @property
     def cls(self) -> Any:

@@ -8,6 +8,7 @@ PIPELINES = {
     "train": "pipelines.life:train",
     "pretraining": "pipelines.pretraining:pretraining",
     "zoo-check": "pipelines.pretraining:zoo_check",
+    "sweep": "pipelines.sweep:sweep",
     "data-roi": "pipelines.roi:data_roi",
     "watch": "pipelines.watch:watch",
     "watch-revision": "pipelines.watch:watch_revision",

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from components import recipe as recipes
 from components.errors import EXIT_CODE, RecipeError, VlmflowError
@@ -61,6 +62,10 @@ def _show(folder: Path) -> None:
     """The end of a run: what the served model can do, what was left out, and where to go on."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = summary["results"]
+    if "sweep" in summary["steps"]:
+        _compare(results["stages"])
+        console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Run: {folder}    MLflow: vlmflow ui")
+        return
     table = Table(
         "capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left"
     )
@@ -89,6 +94,19 @@ def _show(folder: Path) -> None:
     report = folder / "report.html"
     place = f"Report: {report}" if report.exists() else f"Run: {folder}"
     console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. {place}")
+
+
+def _compare(settings: dict[str, dict[str, Any]]) -> None:
+    """A row for each setting of a sweep, with the interval of each capability; the best value is green."""
+    first = next(iter(settings.values()))
+    table = Table(Column("setting", overflow="fold"), *(f"{name} ({score['metric']})" for name, score in first.items()))
+    ways = {name: max if score["higher_is_better"] else min for name, score in first.items()}
+    best = {name: way(found[name]["value"] for found in settings.values()) for name, way in ways.items()}
+    for setting, found in settings.items():
+        cells = [f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" for score in found.values()]
+        marked = [found[name]["value"] == value for name, value in best.items()]
+        table.add_row(setting, *(Text(c, "green" if m else "") for c, m in zip(cells, marked, strict=True)))
+    console.print(table)
 
 
 @app.command()

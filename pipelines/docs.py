@@ -14,7 +14,7 @@ from pipelines.single import names
 from pipelines.zoo import RECIPES, measure
 
 ORDER = ["ingest", "validate", "curate", "tasks", "fetch", "pretrain", "caption", "ground", "read", "prefer"]
-ORDER += ["align", "evaluate", "gate", "register", "deploy", "report", "check", "ablate", "roi"]
+ORDER += ["align", "evaluate", "gate", "register", "deploy", "report", "check", "ablate", "roi", "sweep"]
 ORDER += ["champion", "monitor", "finish"]
 RESULTS = ROOT / "benchmarks" / "results" / "zoo"
 

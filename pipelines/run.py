@@ -53,7 +53,8 @@ def run(
     folder = _folder(tracking.home())
     recipe = recipes.dump(sections)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    total = len(pipeline.pipeline_spec.root.dag.tasks)  # type: ignore[attr-defined]
+    tasks = pipeline.pipeline_spec.root.dag.tasks.values()  # type: ignore[attr-defined]
+    total = 0 if any(task.WhichOneof("iterator") for task in tasks) else len(tasks)
     started = time.monotonic()
     warm = contextlib.nullcontext("") if containers else _warm(folder)
     with warm as address, _environment(folder, address):
@@ -77,7 +78,9 @@ def _follow(pipeline: Any, sections: Any, folder: Path, console: Console, total:
         with log as narrator.log, contextlib.redirect_stdout(narrator), contextlib.redirect_stderr(narrator):
             try:
                 pipeline(**given)
+                narrator.catch_up()
             except RuntimeError as error:
+                narrator.catch_up()
                 if "outputs" in (record := _failed(folder)):
                     finished(record)  # a refusal is logged with its report, as any step
                 raise _failure(record, folder, error) from error
@@ -170,13 +173,17 @@ def _environment(folder: Path, warm: str) -> Iterator[None]:
 
 
 class Narrator(io.TextIOBase):
-    """Takes what kfp.local prints: all of it to the run's log, the story to the terminal."""
+    """Takes what kfp.local prints: all of it to the run's log, the story to the terminal.
+
+    total: how many tasks there are, or 0 where a loop makes that unknown.
+    """
 
     log: io.TextIOBase
 
     def __init__(self, folder: Path, console: Console, total: int, finished: Callable[[dict[str, Any]], None]):
         self.folder, self.console, self.total, self.finished = folder, console, total, finished
         self.place, self.rest = 0, ""
+        self.told: set[str] = set()
 
     def write(self, text: str) -> int:
         """Log `text`, and tell each whole line of it."""
@@ -190,21 +197,23 @@ class Narrator(io.TextIOBase):
     def _tell(self, line: str) -> None:
         if match := re.search(r"Executing task '([\w-]+)'", line):
             self.place += 1
-            self.console.print(f"[bold cyan]{self.place:>2}/{self.total}[/] [bold]{match[1]}[/]")
-        elif match := re.search(r"Task '([\w-]+)' finished with status SUCCESS", line):
-            record = self._record(match[1])
-            took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
-            self.console.print(f"      [green]✓[/] {record['label']} ({took})")
-            self.finished(record)
+            total = f"/{self.total}" if self.total else ""
+            self.console.print(f"[bold cyan]{self.place:>2}{total}[/] [bold]{match[1]}[/]")
+        elif re.search(r"Task '([\w-]+)' finished with status SUCCESS", line):
+            self.catch_up()
         elif match := re.match(r"\d\d:\d\d:\d\d (.*)", line):
             self.console.print(f"      [dim]{match[1]}[/]", highlight=False, markup=True)
 
-    def _record(self, task: str) -> dict[str, Any]:
-        for file in (self.folder / "steps").glob("*.json"):
+    def catch_up(self) -> None:
+        """Tell of each step that has ended well, once; of two that run side by side kfp.local may say only one."""
+        for file in sorted((self.folder / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
             record = json.loads(file.read_text(encoding="utf-8"))
-            if record["task"] == task:
-                return record
-        raise FileNotFoundError(f"{self.folder}/steps: no record of task {task}")
+            if record["status"] != "done" or record["label"] in self.told:
+                continue
+            self.told.add(record["label"])
+            took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
+            self.console.print(f"      [green]✓[/] {record['label']} ({took})")
+            self.finished(record)
 
 
 @contextlib.contextmanager

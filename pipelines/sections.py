@@ -16,6 +16,7 @@ SECTIONS = {
     "validate_curated": "components.validate.section:Validation",
     "tasks": "components.tasks.conversations:Tasks",
     "validate_tasks": "components.validate.section:Validation",
+    "sweep": "components.sweep.grid:Sweep",
     "pretrain": "components.pretrain.pretraining:Pretraining",
     "untrained": "components.pretrain.pretraining:Pretraining",
     "trained": "components.pretrain.pretraining:Pretraining",

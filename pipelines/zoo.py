@@ -89,7 +89,7 @@ def measure(name: str, large: bool) -> dict[str, Any]:
 
     section = recipes.load(Pretraining, recipes.parse(recipe_of(name, large)), "pretrain")
     with torch.device("meta"):
-        model, _ = ZOO[section.family].build([], **section.model)
+        model, _ = recipes.call(ZOO[section.family].build, [], values=section.model, where="pretrain.model")
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     every = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
     return {

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from google.protobuf.json_format import MessageToDict
 
 from components import recipe as recipes
 from components.errors import RecipeError
@@ -46,8 +47,10 @@ def step_of(container: dict[str, Any]) -> str:
 
 
 def tasks(ir: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every task of the exit handler's group, and the exit task."""
-    return {**ir["components"]["comp-exit-handler-1"]["dag"]["tasks"], "finish": ir["root"]["dag"]["tasks"]["finish"]}
+    """Every task, also of the exit handler's group and of loops, by its name."""
+    groups = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    found = [item for group in groups for item in group["dag"]["tasks"].items()]
+    return {label: task for label, task in found if "dag" not in ir["components"][task["componentRef"]["name"]]}
 
 
 def test_every_step_is_in_a_pipeline(written: Documents) -> None:
@@ -102,8 +105,20 @@ def test_the_end_is_told(name: str, written: Documents) -> None:
     assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     status = root["finish"]["inputs"]["parameters"]["status"]
     assert status["taskFinalStatus"]["producerTask"] == "exit-handler-1"
-    inside = set(tasks(ir)) - {"finish"}
-    assert inside == set(pipeline(name).pipeline_spec.root.dag.tasks), "the laptop runs the same tasks"
+    here = MessageToDict(pipeline(name).pipeline_spec)
+    assert set(tasks(ir)) - {"finish"} == set(tasks(here)), "the laptop runs the same tasks"
+
+
+def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(written: Documents) -> None:
+    ir, _ = written["sweep"]
+    around = ir["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    [(label, loop)] = [(label, task) for label, task in around.items() if "parameterIterator" in task]
+    listed = loop["inputs"]["parameters"][loop["parameterIterator"]["items"]["inputParameter"]]
+    assert listed["taskOutputParameter"]["producerTask"] == "sweep"
+    inside = ir["components"][f"comp-{label}"]["dag"]["tasks"]
+    assert set(inside) == {"pretrain", "evaluate"}
+    item = loop["parameterIterator"]["itemInput"]
+    assert inside["pretrain"]["inputs"]["parameters"]["change"] == {"componentInputParameter": item}
 
 
 def test_the_same_code_compiles_to_the_same_text() -> None:

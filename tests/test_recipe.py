@@ -1,8 +1,9 @@
 """Recipes are read strictly: a mistake stops before anything runs, by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -53,6 +54,32 @@ def test_a_section_becomes_its_dataclass() -> None:
 def test_a_mistake_is_named(section: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe.load(Outer, f"outer: {section}\n", "outer")
+
+
+def made(texts: list[str], *, width: int = 4, rate: float = 0.5, shares: Sequence[float] = ()) -> dict[str, Any]:
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got {width}")
+    return {"texts": texts, "width": width, "rate": rate, "shares": shares}
+
+
+def test_a_section_becomes_the_arguments_of_a_function() -> None:
+    found = recipe.call(made, ["a"], values={"rate": 2, "shares": [1, "1e-3"]}, where="model")
+    assert found == {"texts": ["a"], "width": 4, "rate": 2.0, "shares": [1.0, 0.001]}
+    assert isinstance(found["rate"], float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widht": 3}, r"^model\.widht: no such key \(value 3\); the nearest is 'width'"),
+        ({"width": 0.5}, r"^model\.width: expected int, got 0\.5"),
+        ({"shares": 1}, r"^model\.shares: expected"),
+        ({"width": 0}, r"^model: width must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe.call(made, [], values=values, where="model")
 
 
 def test_overrides_are_yaml_and_null_removes() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from components import recipe as recipes
 from components.checkpoint import Checkpoint
 from components.dataset import Dataset
+from components.errors import RecipeError
 from components.evaluate.evaluation import evaluate
 from components.evaluate.section import Evaluation
 from components.ingest.ingestion import Ingestion, ingest
@@ -42,8 +43,11 @@ def test_recipes_are_right(name: str) -> None:
     for sections in (RECIPES[name], LARGE[name]):
         check(sections)
         assert sections["pretrain"]["family"] == name
-    data = {key: RECIPES[name][key] for key in ("ingest", "curate", "tasks")}
-    assert data == {key: RECIPES["clip"][key] for key in data}, "all families learn from the same pairs"
+    own, others = (
+        {**recipe["ingest"]["scenes"], "test": 0, "curate": recipe["curate"], "tasks": recipe["tasks"]}
+        for recipe in (RECIPES[name], RECIPES["clip"])
+    )
+    assert own == others, "all families learn from the same pairs, whatever they are asked about"
     three = variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
     check(three)
     assert three["untrained"]["training"]["max_steps"] == 0 and three["shuffled"]["shuffle_pairs"]
@@ -78,6 +82,12 @@ EXPECTED = {
     "reconstruct": {"reconstruction"},
     "represent": {"linear probe", "nearest neighbours"},
 }
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_size_that_a_family_does_not_have_is_named(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"^pretrain\.model\b.*widht"):
+        recipes.call(ZOO[name].build, ["a text"], values={"widht": 3}, where="pretrain.model")
 
 
 @pytest.mark.parametrize("name", RECIPES)

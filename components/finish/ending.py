@@ -39,6 +39,7 @@ class Told:
     status: str
     seconds: float
     error: str
+    scores: dict[str, float]
 
 
 def tell(ending: Ending, kfp_run: str, summary: Path) -> None:
@@ -77,6 +78,7 @@ def close(ending: Ending, kfp_run: str) -> list[Told]:
                 run.data.tags.get("status", "unknown"),
                 run.data.metrics.get("seconds", 0.0),
                 run.data.tags.get("error", ""),
+                {k: v for k, v in run.data.metrics.items() if run.data.tags.get("vlmflow.step") == "evaluate"},
             )
             for run in runs
         ]
@@ -102,12 +104,16 @@ def headline(ending: Ending, steps: list[Told]) -> str:
 
 
 def markdown(ending: Ending, steps: list[Told]) -> str:
-    """The headline, and a row for each step."""
+    """The headline, and a row for each step, with what an evaluation found."""
     lines = [f"**{headline(ending, steps)}**", ""]
     if steps:
-        lines += ["| step | status | seconds |", "|---|---|---|"]
-        lines += [f"| {step.label} | {step.status} | {step.seconds:.0f} |" for step in steps]
+        lines += ["| step | status | seconds | scores |", "|---|---|---|---|"]
+        lines += [f"| {step.label} | {step.status} | {step.seconds:.0f} | {_scores(step)} |" for step in steps]
     return "\n".join(lines) + "\n"
+
+
+def _scores(step: Told) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in sorted(step.scores.items()) if name not in journal.LOGGED)
 
 
 def post(address: str, text: str) -> None:

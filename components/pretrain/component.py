@@ -11,17 +11,18 @@ def pretrain(
     model: dsl.Output[dsl.Model],
     section: str = "pretrain",
     stage: str = "contrastive",  # what a pipeline of several calls each of them
+    change: str = "",  # values of the section that a sweep replaces, as JSON
 ):
     """Pretrain a family of the zoo on pictures and their captions."""
     from pathlib import Path
 
     from components.pretrain.pretraining import Pretraining
     from components.pretrain.pretraining import pretrain as run
-    from components.recipe import load
+    from components.recipe import changed, load, parse
 
     run(
         pairs=Path(pairs.path),
         conversations=Path(conversations.path),
         out=Path(model.path),
-        section=load(Pretraining, recipe, section),
+        section=load(Pretraining, changed(parse(recipe), section, change), section),
     )

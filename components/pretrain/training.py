@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from components import checkpoint
+from components import checkpoint, recipe
 from components.budget import Training
 from components.dataset import Dataset
 from components.errors import DataError, ModelError, RecipeError
@@ -156,11 +156,12 @@ def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:
     """The model to train and its processor: new, or `section.start`'s weights, from a folder or the Hub.
 
     Raises:
+        RecipeError: sizes that the family does not have, or that do not go together.
         ModelError: no such model, or one of another family.
     """
     family = ZOO[section.family]
     if section.start is None:
-        return family.build(texts, **section.model)
+        return recipe.call(family.build, texts, values=section.model, where="pretrain.model")
     try:
         found = AutoConfig.from_pretrained(section.start).model_type
         if found != (wanted := family.cls.config_class.model_type):

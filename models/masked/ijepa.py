@@ -22,6 +22,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from models.masked.mae import encoder_sizes, fore, freeze_places, image_processor, phases, sines
 from models.outputs import PretrainingOutput
+from models.sizes import declared
 
 DRAWS = 20  # of a row's blocks, before one that leaves too little context is taken
 
@@ -273,7 +274,7 @@ def build(
         predictor_size=predictor_width,
         predictor_layers=predictor_layers,
         predictor_heads=predictor_heads,
-        **learning,
+        **declared(IJepaPretrainingConfig, learning),
     )
     return IJepa(config), image_processor(image_size)
 

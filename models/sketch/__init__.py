@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.sizes import declared
 from models.sketch.configuration import SketchConfig
 from models.sketch.dual_encoder import SketchDualEncoder
 from models.sketch.language_model import SketchForConditionalGeneration
@@ -44,7 +45,8 @@ def grow(
     dual: SketchDualEncoder, processor: SketchProcessor, **sizes: Any
 ) -> tuple[SketchForConditionalGeneration, SketchProcessor]:
     """A language model whose dual encoder is `dual`, weights and vocabulary and all; the decoder is new."""
-    config = SketchConfig(**{**dual.config.to_dict(), **sizes, "architectures": None})
+    given = declared(SketchConfig, sizes)
+    config = SketchConfig(**{**dual.config.to_dict(), **given, "architectures": None})
     model = SketchForConditionalGeneration(config)
     model.model.place_waves(processor.tokenizer.convert_tokens_to_ids("<loc00>"))
     model.model.dual.load_state_dict(dual.state_dict(), strict=True)
@@ -53,7 +55,7 @@ def grow(
 
 
 def _config(texts: Iterable[str], sizes: dict[str, Any]) -> tuple[SketchConfig, SketchProcessor]:
-    config = SketchConfig(**sizes)
+    config = SketchConfig(**declared(SketchConfig, sizes))
     locations = [f"<loc{i:02d}>" for i in range(config.location_bins)]
     tokenizer = tokenizers.build(texts, extra=locations)
     config.vocab_size = len(tokenizer)

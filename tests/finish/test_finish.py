@@ -85,14 +85,20 @@ def test_a_failure_is_told_with_its_step_and_its_reason(tmp_path: Path, store: M
     assert run.info.status == "FAILED" and run.data.tags["pipeline"] == "life"
     assert run.data.tags["error"] == "life failed: validate-raw: 3 captions are empty"
     assert summary.startswith("**life failed: validate-raw: 3 captions are empty**\n")
-    assert "| validate-raw | failed | 7 |" in summary
+    assert "| validate-raw | failed | 7 |  |" in summary
     assert webhook.heard == [{"text": f"vlmflow: life failed: validate-raw: 3 captions are empty (KFP run {RUN})"}]
 
 
 def test_a_success_is_told(tmp_path: Path, store: MlflowClient) -> None:
     parent = journal.pipeline_run(RUN)
     journal.log(record("ingest", "done"), parent)
-    assert "**life has finished**" in finish(tmp_path, {"state": "SUCCEEDED"})
+    (tmp_path / "scores").mkdir()
+    found = {"capabilities": {"zero-shot": {"value": 0.25}, "yes no": {"value": 0.5}}}
+    (tmp_path / "scores" / "scores.json").write_text(json.dumps(found))
+    journal.log({**record("evaluate-read", "done"), "outputs": {"scores": {"path": str(tmp_path / "scores")}}}, parent)
+    summary = finish(tmp_path, {"state": "SUCCEEDED"})
+    assert summary.startswith("**life has finished**")
+    assert "| evaluate-read | done | 7 | yes_no 0.500, zero-shot 0.250 |" in summary
     run = store.get_run(parent)
     assert run.info.status == "FINISHED" and "error" not in run.data.tags
 
@@ -110,7 +116,7 @@ def test_with_mlflow_away_the_webhook_is_told_before_the_step_fails(tmp_path: Pa
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "0", "VLMFLOW_WEBHOOK": webhook.address}
     done = pod(tmp_path, "finish", given, RUN, **away)
-    assert done.returncode == 1 and "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
     assert webhook.heard == [{"text": f"vlmflow: life failed: a task failed (KFP run {RUN})"}]
 
 
