@@ -27,6 +27,7 @@ from components import recipe as recipes
 from components.errors import EXIT_CODE, GateError, ServiceError, SpaceError, VlmflowError
 from components.memo import Memo, content_hash, far, key, named
 from components.process import configure_logging, one_thread
+from components.sections import WHOLE, part
 from components.sources import code_hash
 from components.warm import ADDRESS, ask
 
@@ -88,7 +89,7 @@ class Task:
         if self.run_folder is None or self.function in NAMED:
             return False
         self.facts = self._facts()
-        if self.function not in WHOLE_RECIPE and far(self.facts["section"]):
+        if self.function not in WHOLE and far(self.facts["section"]):
             return False
         note = Memo(self.run_folder.parent / ".memo").recall(self._key(), self.outputs)
         if note is not None:
@@ -230,11 +231,9 @@ class Task:
             sections = recipes.parse(parameters.pop("recipe"))
             if change := parameters.get("change"):
                 sections = recipes.changed(sections, parameters.get("section", self.function), change)
-            names = [parameters.get("section", self.function), *EXTRA_SECTIONS.get(self.function, ())]
-            names = list(sections) if self.function in WHOLE_RECIPE else names
-            section = {name: sections.get(name) for name in names} | {"seed": sections.get("seed", 0)}
+            section = {"seed": 0} | part(sections, self.function, parameters.get("section", self.function))
         inputs = {name: content_hash(path) for name, path in self.inputs.items()}
-        files = {} if self.function in (*WHOLE_RECIPE, *NAMED) else named(section)  # what steps read by its name
+        files = {} if self.function in (*WHOLE, *NAMED) else named(section)  # what steps read by its name
         code = code_hash(self.module)
         return {"inputs": inputs, "section": section, "files": files, "code": code, "parameters": parameters}
 
@@ -264,9 +263,6 @@ class Task:
             raise
 
 
-# Steps that read more of the recipe than their own section.
-EXTRA_SECTIONS = {"gate": ("evaluate", "register")}
-WHOLE_RECIPE = ("register", "report")  # one hashes it into a tag, the other prints it
 NAMED = ("fetch", "champion")  # what a branch's or an alias's name stands for changes: they run each time
 REGISTRY = ("gate", "register")  # what they do depends on the registry too
 

@@ -1,7 +1,10 @@
 """Wiring, and the ways in. Every pipeline that ships, by name."""
 
+import difflib
 from importlib import import_module
 from typing import Any
+
+from components.errors import RecipeError
 
 PIPELINES = {
     "life": "pipelines.life:life",
@@ -18,6 +21,13 @@ REVISION = {"life": "train", "watch": "watch-revision"}  # the pipeline that doe
 
 
 def pipeline(name: str) -> Any:
-    """The pipeline of that name."""
+    """The pipeline of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in PIPELINES:
+        near = difflib.get_close_matches(str(name), PIPELINES, n=1, cutoff=0)[0]
+        raise RecipeError(f"{name}: no such pipeline; the nearest is {near!r}, all: {', '.join(PIPELINES)}")
     module, function = PIPELINES[name].split(":")
     return getattr(import_module(module), function)

@@ -42,8 +42,8 @@ def run(
     ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
+    from components.sections import check
     from pipelines import REVISION, pipeline
-    from pipelines.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
@@ -119,7 +119,7 @@ def step(
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Run one step on artifacts given by path: what `dvc repro` calls."""
-    from pipelines.sections import check
+    from components.sections import check
     from pipelines.single import run_step
 
     sections = recipes.override(recipes.parse(recipe), assignments)
@@ -140,7 +140,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
 @app.command()
 def roi(recipe: Recipe = "recipes/roi.yaml", assignments: Assignments = []) -> None:  # noqa: B006
     """Train one small model on what each stage of curation left, and say what each stage bought and cost."""
-    from pipelines.sections import check
+    from components.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)

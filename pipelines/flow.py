@@ -15,9 +15,12 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
+from kfp.dsl.pipeline_channel import PipelineChannel
 from kfp.dsl.pipeline_context import Pipeline
 
 from components.finish.component import finish
+from components.plan.component import plan
+from components.sections import WHOLE
 from components.sources import ROOT
 from pipelines.placement import Placement
 
@@ -33,16 +36,38 @@ def shipped(name: str) -> str:
 
 
 def on_cluster(pipeline: GraphComponent, placement: Placement) -> GraphComponent:
-    """The same pipeline with every step in its place, and `finish` after them, whatever became of them."""
+    """The same pipeline with every step in its place, `plan` before them, and `finish` after, whatever became of them.
+
+    KFP's cache goes by a step's parameters: were the recipe one of each, any change would run all of them again.
+    """
     wire = pipeline.pipeline_func
 
     @functools.wraps(wire)
-    def whole(*parameters: Any) -> None:
+    def whole(recipe: Any, *parameters: Any) -> None:
         with dsl.ExitHandler(finish(pipeline=pipeline.name), name="steps"):  # type: ignore[call-arg]
-            wire(*parameters)
-        placement.put(Pipeline.get_default_pipeline().tasks.values())  # type: ignore[union-attr]
+            parts = plan(recipe=recipe).outputs
+            wire(recipe, *parameters)
+        tasks = Pipeline.get_default_pipeline().tasks.values()  # type: ignore[union-attr]
+        for task in tasks:
+            if "recipe" in task.inputs and task.component_spec.name not in WHOLE:
+                _give(task, parts[_section(task)])
+        placement.put(tasks)
 
     return flow(whole)
+
+
+def _section(task: dsl.PipelineTask) -> str:
+    """The section of the recipe that a task reads."""
+    default = (task.component_spec.inputs or {}).get("section")
+    return str(task.inputs.get("section") or (default.default if default else task.component_spec.name))
+
+
+def _give(task: dsl.PipelineTask, part: PipelineChannel) -> None:
+    """Make `part` the task's recipe. KFP has no call for that: a task's inputs are set when it is made."""
+    whole = task.inputs["recipe"]
+    task.inputs["recipe"] = part
+    channels = task.channel_inputs
+    channels[next(place for place, channel in enumerate(channels) if channel is whole)] = part
 
 
 def compiled(pipeline: GraphComponent, placement: Placement) -> str:

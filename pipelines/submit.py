@@ -1,6 +1,5 @@
 """`vlmflow submit`: a pipeline to Kubeflow, as a run that is followed or as one that recurs."""
 
-import difflib
 import hashlib
 import json
 import tempfile
@@ -14,12 +13,12 @@ from rich.console import Console
 
 from components import recipe as recipes
 from components.errors import RecipeError
+from components.sections import check
 from components.step import revision
-from pipelines import PIPELINES, REVISION, pipeline
+from pipelines import REVISION, pipeline
 from pipelines.following import follow
 from pipelines.kubeflow import Server
 from pipelines.pretraining import variants
-from pipelines.sections import check
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,6 @@ def order(name: str, recipe: str | None, assignments: list[str], data_rev: str |
     Raises:
         RecipeError: no such pipeline, a recipe of another one, or a value that is impossible.
     """
-    if name not in PIPELINES:
-        near = difflib.get_close_matches(name, PIPELINES, n=1, cutoff=0)[0]
-        raise RecipeError(f"{name}: no such pipeline; the nearest is {near!r}, all: {', '.join(PIPELINES)}")
     known = pipeline(name).component_spec.inputs
     if data_rev is not None and "data_rev" not in known:
         raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")

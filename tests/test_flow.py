@@ -10,13 +10,13 @@ from google.protobuf.json_format import MessageToDict
 
 from components import recipe as recipes
 from components.errors import RecipeError
+from components.sections import WHOLE, check
 from components.sources import ROOT
 from components.step import image
 from pipelines import PIPELINES, pipeline
 from pipelines.flow import compiled
 from pipelines.placement import load
 from pipelines.pretraining import variants
-from pipelines.sections import check
 from pipelines.single import names
 from tests.conftest import vlmflow
 
@@ -106,7 +106,27 @@ def test_the_end_is_told(name: str, written: Documents) -> None:
     status = root["finish"]["inputs"]["parameters"]["status"]
     assert status["taskFinalStatus"]["producerTask"] == "exit-handler-1"
     here = MessageToDict(pipeline(name).pipeline_spec)
-    assert set(tasks(ir)) - {"finish"} == set(tasks(here)), "the laptop runs the same tasks"
+    assert set(tasks(ir)) - {"plan", "finish"} == set(tasks(here)), "the laptop runs the same tasks"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_is_given_its_part_of_the_recipe(name: str, written: Documents) -> None:
+    """So that KFP's cache knows what a change concerns: inputs are followed from the step up to `plan`."""
+    ir, _ = written[name]
+    components = {label: part["dag"]["tasks"] for label, part in ir["components"].items() if "dag" in part}
+    for label, task in tasks(ir).items():
+        step = label.rstrip("-0123456789")
+        given = task["inputs"]["parameters"] if "inputs" in task else {}
+        if "recipe" not in given or step in WHOLE:
+            continue
+        section = given["section"]["runtimeValue"]["constant"] if "section" in given else step
+        default = ir["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"].get("section")
+        section = section if "section" in given or not default else default["defaultValue"]
+        source = given["recipe"]
+        if "componentInputParameter" in source:  # inside a loop
+            [loop] = [one for inner in components.values() for one in inner.values() if "parameterIterator" in one]
+            source = loop["inputs"]["parameters"][source["componentInputParameter"]]
+        assert source["taskOutputParameter"] == {"producerTask": "plan", "outputParameterKey": section}, label
 
 
 def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(written: Documents) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from components import recipe
 from components.errors import RecipeError
+from components.sections import check
 from components.sources import ROOT
-from pipelines.sections import check
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ from components.evaluate.section import Evaluation
 from components.ingest.ingestion import Ingestion, ingest
 from components.ingest.scenes import Scenes
 from components.pretrain.pretraining import Pretraining, pretrain
+from components.sections import check
 from components.serve.predictor import Predictor
 from components.sources import ROOT
 from components.tasks.conversations import Tasks, make
 from models.zoo import ABILITIES, ZOO
-from pipelines.sections import check
 from pipelines.zoo import measure, variants
 from tests.conftest import vlmflow
 

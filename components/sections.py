@@ -6,7 +6,6 @@ from typing import Any
 
 from components import recipe as recipes
 from components.errors import RecipeError
-from pipelines import PIPELINES
 
 SECTIONS = {
     "ingest": "components.ingest.ingestion:Ingestion",
@@ -38,6 +37,8 @@ SECTIONS = {
     "monitor": "components.gate.promotion:Gate",
 }
 PLAIN = ("seed", "title", "pipeline")
+MORE = {"gate": ("evaluate", "register"), "sweep": ("pretrain",)}  # sections that steps read beside their own
+WHOLE = ("plan", "register", "report")  # steps that read all: one divides it, one hashes it into a tag, one prints it
 
 
 def check(sections: dict[str, Any]) -> None:
@@ -57,7 +58,11 @@ def check(sections: dict[str, Any]) -> None:
         if values is not None:
             module, cls = SECTIONS[name].split(":")
             recipes.load(getattr(import_module(module), cls), sections, name)
-    if (name := sections.get("pipeline", "life")) not in PIPELINES:
-        raise RecipeError(f"pipeline: {name!r} is none of {', '.join(PIPELINES)}")
     if not isinstance(sections.get("seed", 0), int):
         raise RecipeError(f"seed: expected int, got {sections['seed']!r}")
+
+
+def part(sections: dict[str, Any], step: str, name: str) -> dict[str, Any]:
+    """What a step reads of a recipe: its section `name`, the seed, and for some more; absent is not null."""
+    wanted = list(sections) if step in WHOLE else ["seed", name, *MORE.get(step, ())]
+    return {key: sections[key] for key in wanted if key in sections}

@@ -1,0 +1,18 @@
+from typing import NamedTuple
+
+from components.sections import SECTIONS, WHOLE
+from components.step import step
+
+Parts = NamedTuple("Parts", [(name, str) for name in SECTIONS if name not in WHOLE])  # type: ignore[misc]
+
+
+@step
+def plan(recipe: str) -> Parts:  # type: ignore[valid-type]
+    """Check a recipe whole, and hand each step its own part of it: what a change does not concern is not run again."""
+    from components import recipe as recipes
+    from components.plan.component import Parts
+    from components.sections import check, part
+
+    sections = recipes.parse(recipe)
+    check(sections)
+    return Parts(*(recipes.dump(part(sections, name, name)) for name in Parts._fields))
