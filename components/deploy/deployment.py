@@ -8,7 +8,7 @@ from typing import Any
 from components.deploy import runtimes, storage
 from components.deploy.section import Deployment
 from components.errors import DataError, ServiceError
-from components.register.registry import read_json
+from components.register.registry import CHAMPION, read_json
 
 logger = getLogger(__name__)
 
@@ -18,8 +18,8 @@ __all__ = ["Deployment", "deploy"]
 def deploy(
     model: Path, version: Path, pairs: Path, manifest: Path, transcript: Path, image: str, section: Deployment
 ) -> None:
-    """1. Write the InferenceService and its ServingRuntime. 2. Bring them where `section.target` says. 3. Ask, and
-    write down what was said.
+    """1. Write the InferenceService and its ServingRuntime. 2. Bring them where `section.target` says; in a cluster,
+    where others call the endpoint, a champion only. 3. Ask, and write down what was said.
 
     Args:
         model: the checkpoint that was registered.
@@ -56,6 +56,11 @@ def deploy(
         "target": section.target,
         "exchanges": [],
     }
+    if section.target == "cluster" and registered["alias"] != CHAMPION and not section.challengers:
+        record["kept_back"] = f"{registered['uri']} is a {registered['alias']}: the endpoint stays as it is"
+        logger.warning("%s; deploy.challengers: true brings it there all the same", record["kept_back"])
+        _write(transcript, record)
+        return
     try:
         if section.target != "manifest":
             record["picture"], picture = _picture(pairs)

@@ -54,6 +54,8 @@ class Deployment:
         it is a revision; in Standard mode KServe, from 0.20 on, splits by the Gateway API alone, and without that a
         canary is refused.
     promote: give the canary all requests once it has answered; else it stays as it is.
+    challengers: in a cluster, also bring a version there that the gate kept from becoming the champion; else the
+        endpoint stays with what it has.
     url: address of the ingress or a port-forward to ask through, from outside of the cluster; the endpoint's own name
         goes into the header Host. Empty asks the endpoint's address in the cluster.
     """
@@ -83,6 +85,7 @@ class Deployment:
 
     canary: int = 0
     promote: bool = True
+    challengers: bool = False
     url: str = ""
 
     def __post_init__(self) -> None:

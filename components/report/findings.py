@@ -30,7 +30,7 @@ def _skipped(life: Life) -> Iterator[str]:
         if stage.skipped:
             yield f"{label(stage.name)} did not run: {stage.skipped}."
     if not life.transcript.get("exchanges"):
-        yield "The endpoint was not tried."
+        yield f"The endpoint was not tried{': ' + why if (why := life.transcript.get('kept_back')) else ''}."
 
 
 def _refused(life: Life) -> Iterator[str]:

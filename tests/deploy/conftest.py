@@ -64,9 +64,9 @@ def pairs(folder: Path, split: str) -> Path:
     return dataset.write(folder, "pairs", [{**row, "width": 64, "height": 48, "split": split}]).path
 
 
-def version(folder: Path, model: Path, number: str = "1") -> Path:
+def version(folder: Path, model: Path, number: str = "1", alias: str = "champion") -> Path:
     """What `register` says of a checkpoint."""
-    content = {"name": "vlm", "version": number, "uri": f"models:/vlm/{number}", "alias": "champion", "run_id": "r1"}
+    content = {"name": "vlm", "version": number, "uri": f"models:/vlm/{number}", "alias": alias, "run_id": "r1"}
     folder.mkdir(parents=True, exist_ok=True)
     hashed = Checkpoint(model).hash if (model / "config.json").exists() else "0" * 64
     (folder / "version.json").write_text(json.dumps({**content, "model_hash": hashed}))

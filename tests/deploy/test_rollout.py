@@ -39,10 +39,10 @@ def step(tmp_path: Path, volumes: Path) -> Step:
     """The step `deploy` to the cluster: which checkpoint, as which version, and the section."""
     data = pairs(tmp_path / "pairs", "test")
 
-    def run(name: str, number: str = "1", **section: Any) -> dict[str, Any]:
+    def run(name: str, number: str = "1", alias: str = "champion", **section: Any) -> dict[str, Any]:
         model, out = volumes / name, tmp_path / "out"
         given = {"target": "cluster", "namespace": "models", "storage": f"pvc://{name}", "timeout": 60.0, **section}
-        registered = version(tmp_path / "version", model, number)
+        registered = version(tmp_path / "version", model, number, alias)
         deploy(model, registered, data, out / "manifest", out / "transcript", "img:1", Deployment(**given))
         return json.loads((out / "transcript/transcript.json").read_text())
 
@@ -87,6 +87,17 @@ def test_first_again_and_the_next(cluster: Kubernetes, step: Step, mode: str, mo
     assert metadata["annotations"]["vlmflow.dev/model-uri"] == "models:/vlm/2"
     assert metadata["annotations"]["vlmflow.dev/kfp-run"] == "run-2"
     assert not any(plural == "controllerrevisions" for plural, _, _ in cluster.objects)
+
+
+@MODES
+def test_a_challenger_leaves_the_endpoint_as_it_is(cluster: Kubernetes, step: Step, mode: str) -> None:
+    step("one", mode=mode)
+    old = json.dumps(cluster.objects[KEY])
+    record = step("two", "2", alias="challenger", mode=mode)
+    assert record["kept_back"] == "models:/vlm/2 is a challenger: the endpoint stays as it is"
+    assert json.dumps(cluster.objects[KEY]) == old and not record["exchanges"]
+    assert step("two", "2", alias="challenger", mode=mode, challengers=True)["changed"]
+    assert serves(cluster, mode) == {"two"}
 
 
 @MODES
