@@ -20,7 +20,7 @@ demo: $(READY)  ## Set up and run the whole life on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
 
 test: $(READY)  ## Set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -17,8 +17,20 @@ from components.sources import ROOT
 
 one_thread()  # as every step has it: a process forked after torch has started threads hangs
 
+LONGEST = ("tests/containers", "tests/test_life", "tests/training", "tests/trainer", "tests/infra", "tests/test_readme")
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process of several has one left when the others have ended."""
+    order = {part: place for place, part in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        return min((order[part] for part in order if item.nodeid.startswith(part)), default=len(order))
+
+    items.sort(key=place)
 
 
 def vlmflow(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
