@@ -155,7 +155,8 @@ class Llip(CLIP):
         token; both are means over heads.
         """
         hidden, count = self.placed(pixel_values), self.config.mixture_tokens
-        *layers, last = self.vision_model.encoder.layers
+        encoder: Any = self.vision_model.encoder
+        *layers, last = encoder.layers
         for layer in layers:
             hidden = layer(hidden, None)
         attention, x = last.self_attn, last.layer_norm1(hidden)

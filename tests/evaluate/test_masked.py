@@ -36,7 +36,7 @@ class Oracle:
 
     def fill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         logits = torch.nn.functional.one_hot(input_ids, len(TOKENIZER)).float()
-        masks = input_ids == TOKENIZER.mask_token_id
+        masks: Any = input_ids == TOKENIZER.mask_token_id
         logits[masks] = 0
         colour = self.ids[pixel_values.mean((2, 3)).argmax(1)]
         logits.scatter_add_(2, colour[:, None, None].expand(-1, input_ids.shape[1], 1), masks.float()[..., None])
