@@ -88,8 +88,16 @@ def changed(sections: dict[str, Any], name: str, change: str) -> dict[str, Any]:
 
     Args:
         change: a mapping from paths within the section to values, as JSON; "" changes nothing.
+
+    Raises:
+        RecipeError: it is no such mapping.
     """
-    values = json.loads(change or "{}")
+    try:
+        values = dict(json.loads(change or "{}"))
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f'{name}: change {change!r} is no JSON mapping, such as {{"training.learning_rate": 0.001}}'
+        ) from None
     return override(sections, [f"{name}.{path}={json.dumps(value)}" for path, value in values.items()])
 
 

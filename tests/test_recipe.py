@@ -95,6 +95,13 @@ def test_overrides_are_yaml_and_null_removes() -> None:
         recipe.override(sections, ["a.b.c=1"])
 
 
+@pytest.mark.parametrize("change", ["a=1", "3", "[1]"])
+def test_a_change_that_is_no_mapping(change: str) -> None:
+    with pytest.raises(RecipeError, match="pretrain: change .* is no JSON mapping"):
+        recipe.changed({}, "pretrain", change)
+    assert recipe.changed({"a": 1}, "a", "") == {"a": 1}
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such recipe"):
         recipe.parse(str(tmp_path / "none.yaml"))

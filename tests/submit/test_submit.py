@@ -204,11 +204,13 @@ def test_orders() -> None:
     assert {"untrained", "trained", "shuffled"} <= set(yaml.safe_load(check))
 
 
-def test_what_the_readme_says(tmp_path: Path, host: str, kubeflow: KubeflowPipelines) -> None:
-    lines = [line.split("#")[0] for line in (ROOT / "README.md").read_text().splitlines() if "vlmflow submit" in line]
-    commands = [shlex.split(line.replace("http://localhost:8080", host))[1:] for line in lines]
-    assert len(commands) == 2
+def test_what_the_readme_and_the_docs_say(tmp_path: Path, host: str, kubeflow: KubeflowPipelines) -> None:
+    texts = ((ROOT / name).read_text().splitlines() for name in ("README.md", "docs/on-kubeflow.md"))
+    lines = [line.split("#")[0] for text in texts for line in text]
+    said = [line for line in lines if line.removeprefix(".venv/bin/").startswith("vlmflow submit")]
+    commands = [shlex.split(line.replace("http://localhost:8080", host))[1:] for line in said]
+    assert [command[1] for command in commands] == ["life", "watch", "life", "sweep", "watch"]
     for command in commands:
         done = vlmflow(tmp_path, *command, KF_PIPELINES_ENDPOINT=host)
         assert done.returncode == 0, done.stderr
-    assert len(kubeflow.runs) == len(kubeflow.recurring) == 1
+    assert len(kubeflow.runs) == 3 and len(kubeflow.recurring) == 1
