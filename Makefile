@@ -41,8 +41,8 @@ images: $(READY)  ## Build the images step, train and serve, named by revision (
 	for target in $(TARGETS); do \
 		index=$$(test $$target = train && echo $(CUDA_INDEX) || echo $(CPU_INDEX)); \
 		$(ENGINE) build $(BUILD_FLAGS) --file infra/images/Containerfile --target $$target \
-			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m components.step revision) \
-			--tag $$($(BIN)/python -m components.step image $$target) . || exit 1; \
+			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m vlmflow.runtime.step revision) \
+			--tag $$($(BIN)/python -m vlmflow.runtime.step image $$target) . || exit 1; \
 	done
 
 cluster: $(READY)  ## A cluster on this machine with all of vlmflow in it (kind; see infra/README.md)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from components.process import one_thread
+from vlmflow.runtime.process import one_thread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "data.json"
@@ -65,7 +65,7 @@ def pairs(count: int, side: int) -> Iterator[dict[str, Any]]:
     """`count` pairs; some captions too short, some pictures repeated or too small for the rules."""
     import numpy as np
 
-    from components.dataset import uid
+    from vlmflow.artifacts.dataset import uid
 
     generator = np.random.default_rng(0)
     words = "red old small wooden quiet river bridge market two people under tall trees near the station"
@@ -83,7 +83,7 @@ def pairs(count: int, side: int) -> Iterator[dict[str, Any]]:
 
 def prepare(folder: Path, count: int, side: int) -> Path:
     """The dataset of `count` pairs, made once."""
-    from components import dataset
+    from vlmflow.artifacts import dataset
 
     path = folder / f"pairs-{count}-{side}"
     if not (path / "card.json").exists():
@@ -244,13 +244,13 @@ def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
 
 def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = MIN_SIDE) -> int:
     """The curation step, with the thresholds of the others."""
-    from components import inference
+    from components.curate.config import Curation
     from components.curate.curation import curate
-    from components.curate.section import Curation
-    from components.recipe import load
+    from vlmflow.config.recipes import load
+    from vlmflow.inference import loading
 
-    load_model = inference.load
-    inference.load = lambda path: _timed_loaded(load_model(path))
+    load_model = loading.load
+    loading.load = lambda path: _timed_loaded(load_model(path))
     values = {
         "min_side": min_side,
         "max_aspect": MAX_ASPECT,
@@ -297,10 +297,10 @@ def compete(name: str, data: Path, model: Path, processes: int, **options: int) 
     import pandas  # noqa: F401
     from transformers import CLIPModel, CLIPProcessor  # noqa: F401
 
-    import components.inference  # noqa: F401
+    import vlmflow.inference.loading
     from components.curate import curation  # noqa: F401
-    from components.dataset import Dataset
-    from components.execute import Meter
+    from vlmflow.artifacts.dataset import Dataset
+    from vlmflow.runtime.step_runner import Meter
 
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
         meter, start = Meter(), time.perf_counter()

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from components import recipe as recipes
-from components.process import configure_logging, one_thread
+from vlmflow.config import recipes as recipes
+from vlmflow.runtime.process import configure_logging, one_thread
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "emoji.yaml"
@@ -50,10 +50,10 @@ def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
 
 def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
     """Ingest, curate and pretrain in `out` by the recipe; returns the pairs and the model."""
+    from components.curate.config import Curation
     from components.curate.curation import curate
-    from components.curate.section import Curation
     from components.ingest.ingestion import Ingestion, ingest
-    from components.pretrain.pretraining import Pretraining, pretrain
+    from vlmflow.training.pretraining.config import Pretraining, pretrain
 
     sections = recipes.override(sections, [f"ingest.path={out}"])
     ingest(recipes.load(Ingestion, sections, "ingest"), out / "raw")
@@ -66,9 +66,9 @@ def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
 
 def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples: int = 2000) -> dict[str, Any]:
     """R@`top` of the test pictures' names among all `names`, with a 95% bootstrap interval over the pictures."""
-    from components.dataset import Dataset
-    from components.inference import embed_images, embed_texts, load
-    from components.pixels import decode
+    from vlmflow.artifacts.dataset import Dataset
+    from vlmflow.images.decoding import decode
+    from vlmflow.inference.loading import embed_images, embed_texts, load
 
     own: dict[bytes, int] = {}
     for row in Dataset(pairs, "pairs").rows(["image", "caption", "split"]):

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import hardware
-from components.process import one_thread
+from vlmflow.runtime.process import one_thread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "pretrain.json"

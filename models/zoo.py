@@ -68,7 +68,7 @@ def _load(place: str) -> Callable[..., Any]:
 ZOO: dict[str, Family] = {
     "sketch-dual": Family(
         "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDS,
-        "models.sketch:SketchDualEncoder", "models.sketch:build_dual_encoder",
+        "models.tiny:SketchDualEncoder", "models.tiny:build_dual_encoder",
     ),
     "clip": Family(
         "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDS,
@@ -125,7 +125,7 @@ ZOO: dict[str, Family] = {
     ),
     "sketch": Family(
         "pretrained backbone", "Liu et al. 2023", "the next word of the answer", SPEAKS | EMBEDS,
-        "models.sketch:SketchForConditionalGeneration", "models.sketch:build_language_model",
+        "models.tiny:SketchForConditionalGeneration", "models.tiny:build_language_model",
     ),
     "idefics3": Family(
         "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", SPEAKS,

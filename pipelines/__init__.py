@@ -4,17 +4,17 @@ import difflib
 from importlib import import_module
 from typing import Any
 
-from components.errors import RecipeError
+from vlmflow.errors import RecipeError
 
 PIPELINES = {
-    "life": "pipelines.life:life",
-    "train": "pipelines.life:train",
+    "life": "pipelines.end_to_end:life",
+    "train": "pipelines.end_to_end:train",
     "pretraining": "pipelines.pretraining:pretraining",
     "zoo-check": "pipelines.pretraining:zoo_check",
     "sweep": "pipelines.sweep:sweep",
-    "data-roi": "pipelines.roi:data_roi",
-    "watch": "pipelines.watch:watch",
-    "watch-revision": "pipelines.watch:watch_revision",
+    "data-roi": "pipelines.data_ablation:data_roi",
+    "watch": "pipelines.monitor:watch",
+    "watch-revision": "pipelines.monitor:watch_revision",
 }
 
 REVISION = {"life": "train", "watch": "watch-revision"}  # the pipeline that does the same on the data of a revision

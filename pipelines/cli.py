@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from components import recipe as recipes
-from components.errors import EXIT_CODE, RecipeError, VlmflowError
 from pipelines.placement import SHIPPED
 from pipelines.zoo import zoo
+from vlmflow.config import recipes as recipes
+from vlmflow.errors import EXIT_CODE, RecipeError, VlmflowError
 
 console = Console(highlight=False, file=sys.stdout)  # bound now: a run redirects what its libraries print
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -42,15 +42,15 @@ def run(
     ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
-    from components.sections import check
     from pipelines import REVISION, pipeline
+    from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
     name = sections.get("pipeline", "life")
     if data_rev is not None and name not in REVISION:
         raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
-    from pipelines.run import run as start
+    from pipelines.local_runner import run as start
 
     if data_rev is None:
         _show(start(pipeline(name), sections, console, containers))
@@ -119,8 +119,8 @@ def step(
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Run one step on artifacts given by path: what `dvc repro` calls."""
-    from components.sections import check
-    from pipelines.single import run_step
+    from pipelines.step_cli import run_step
+    from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
@@ -138,14 +138,14 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 @app.command()
-def roi(recipe: Recipe = "recipes/roi.yaml", assignments: Assignments = []) -> None:  # noqa: B006
+def roi(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
     """Train one small model on what each stage of curation left, and say what each stage bought and cost."""
-    from components.sections import check
+    from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
-    from pipelines.roi import data_roi
-    from pipelines.run import run as start
+    from pipelines.data_ablation import data_roi
+    from pipelines.local_runner import run as start
 
     folder = start(data_roi, sections, console)
     found = json.loads((folder / "roi" / "returns").read_text(encoding="utf-8"))
@@ -171,8 +171,8 @@ def export(
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs in a shard, at most.")] = 10000,
 ) -> None:
     """Write pairs as webdataset shards, for other people's loaders."""
-    from components.dataset import Dataset
     from components.ingest.export import export as write
+    from vlmflow.artifacts.dataset import Dataset
 
     pairs = Dataset(dataset, "pairs")
     console.print(f"{write(pairs, out, rows_per_shard)} shards of {len(pairs)} pairs in {out}")
@@ -233,7 +233,7 @@ def serve(
     name: Annotated[str, typer.Option(help="The model's name in requests.")] = "vlm",
 ) -> None:
     """Serve a model: KServe's V1 and V2, and OpenAI chat."""
-    from components.serve.server import serve as start
+    from vlmflow.serving.server import serve as start
 
     raise typer.Exit(start(reference, port, name))
 
@@ -254,7 +254,7 @@ def lineage(
 ) -> None:
     """What something came from, and what was made of it; for a uid, what was learned from it."""
     from pipelines.lineage import lineage as trace
-    from pipelines.lineage.picture import draw
+    from pipelines.lineage.render_graph import draw
 
     found = trace(reference, up=up, down=down)
     if picture is not None:
@@ -289,10 +289,10 @@ def ledger(
     ] = None,
 ) -> None:
     """What curation did to one pair, and why."""
-    from components import tracking
-    from components.curate.ledger import history
+    from vlmflow.artifacts.ledger import history
+    from vlmflow.tracking import mlflow_run
 
-    folder = where or tracking.home() / "latest"
+    folder = where or mlflow_run.home() / "latest"
     inside = folder / "curate" / "ledger"
     for line in history(inside if inside.is_dir() else folder, uid):
         console.print(line, markup=False)
@@ -301,12 +301,12 @@ def ledger(
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None:
     """Open MLflow's pages on the runs' own store."""
-    from components import tracking
-    from components.serve.server import check_port
+    from vlmflow.serving.server import check_port
+    from vlmflow.tracking import mlflow_run
 
     check_port(port)
-    tracking.client()
-    uri = tracking.store()
+    mlflow_run.client()
+    uri = mlflow_run.store()
     if uri.startswith("http"):
         console.print(f"MLFLOW_TRACKING_URI is set; its pages are at {uri}")
         return
@@ -317,7 +317,7 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
         "--workers",
         "1",
         "--artifacts-destination",
-        str(tracking.home() / "mlartifacts"),
+        str(mlflow_run.home() / "mlartifacts"),
     ]
     raise typer.Exit(
         subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode
@@ -329,7 +329,7 @@ app.add_typer(zoo)
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2."""
-    from components.process import configure_logging, one_thread
+    from vlmflow.runtime.process import configure_logging, one_thread
 
     configure_logging()
     one_thread()

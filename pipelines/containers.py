@@ -14,10 +14,10 @@ from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.status import Status
 
-from components import tracking
-from components.errors import ServiceError
-from components.memo import named
-from components.step import image
+from vlmflow.errors import ServiceError
+from vlmflow.runtime.step import image
+from vlmflow.runtime.step_cache import named
+from vlmflow.tracking import mlflow_run
 
 HANDED_ON = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")
 OWN_USER = "1000:0"  # of the image; files that root's group may write, it may write
@@ -79,8 +79,8 @@ def _share(folder: Path) -> None:
     os.umask(0o002)
     for place in (folder.parent, folder):
         place.chmod(0o775)
-    if tracking.enabled() and tracking.store().startswith("sqlite"):
-        tracking.client()
+    if mlflow_run.enabled() and mlflow_run.store().startswith("sqlite"):
+        mlflow_run.client()
         for file in folder.parent.glob("mlflow.db*"):  # SQLite does not go by the umask
             file.chmod(0o664)
 

@@ -7,11 +7,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from components.check.learning import LOSS
-from components.sources import ROOT
+from components.learning_check.comparison import LOSS
 from pipelines import PIPELINES, pipeline
-from pipelines.single import names
+from pipelines.step_cli import names
 from pipelines.zoo import RECIPES, measure
+from vlmflow.runtime.code_hash import ROOT
 
 ORDER = ["ingest", "validate", "curate", "tasks", "fetch", "pretrain", "caption", "ground", "read", "prefer"]
 ORDER += ["align", "evaluate", "gate", "register", "deploy", "report", "check", "ablate", "roi", "sweep"]

@@ -20,9 +20,9 @@ from kfp.dsl.pipeline_context import Pipeline
 
 from components.finish.component import finish
 from components.plan.component import plan
-from components.sections import WHOLE
-from components.sources import ROOT
 from pipelines.placement import Placement
+from vlmflow.config.sections import WHOLE
+from vlmflow.runtime.code_hash import ROOT
 
 
 def flow(function: Callable[..., Any]) -> GraphComponent:

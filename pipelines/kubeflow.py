@@ -14,7 +14,7 @@ import kfp_server_api
 import urllib3
 from kfp.client import Client, ServiceAccountTokenVolumeCredentials
 
-from components.errors import ServiceError
+from vlmflow.errors import ServiceError
 
 ENDPOINT, UI, TOKEN = "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "VLMFLOW_KFP_TOKEN"
 IN_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components import recipe as recipes
-from components.errors import RecipeError
-from components.sources import ROOT
-from components.step import image
-from pipelines.single import names
+from pipelines.step_cli import names
+from vlmflow.config import recipes as recipes
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.step import image
 
 SHIPPED = ROOT / "infra" / "kubeflow" / "placement.yaml"
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # as KFP takes them
@@ -38,7 +38,7 @@ class Toleration:
 class Place:
     """What a step's pod asks for.
 
-    image: `step` or `train`, images of ours (components/step.py), or an image's whole name.
+    image: `step` or `train`, images of ours (vlmflow/runtime/step.py), or an image's whole name.
     cpu, memory: what the pod is given, no less and no more.
     shared_memory: of /dev/shm, for the workers of a training; "" leaves it at 64Mi.
     gpus: how many of the resource `gpu`.

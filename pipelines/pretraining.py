@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from components import recipe as recipes
-from components.check.component import check
 from components.curate.component import curate
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.gate.component import gate
 from components.ingest.component import ingest
+from components.instructions.component import tasks
+from components.learning_check.component import check
 from components.pretrain.component import pretrain
 from components.register.component import register
-from components.tasks.component import tasks
 from components.validate.component import validate
 from pipelines.flow import flow, shipped
+from vlmflow.config import recipes as recipes
 
 
 @flow

@@ -11,14 +11,14 @@ from typing import Any
 import kfp_server_api
 from rich.console import Console
 
-from components import recipe as recipes
-from components.errors import RecipeError
-from components.sections import check
-from components.step import revision
 from pipelines import REVISION, pipeline
-from pipelines.following import follow
 from pipelines.kubeflow import Server
 from pipelines.pretraining import variants
+from pipelines.watch_run import follow
+from vlmflow.config import recipes as recipes
+from vlmflow.config.sections import check
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.step import revision
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from kfp import dsl
 from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
+from components.instructions.component import tasks
 from components.pretrain.component import pretrain
 from components.sweep.component import sweep as combinations
-from components.tasks.component import tasks
 from components.validate.component import validate
 from pipelines.flow import flow, shipped
 

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components import recipe as recipes
-from components.errors import RecipeError
-from components.sources import ROOT
 from pipelines.pretraining import VARIANTS, variants
+from vlmflow.config import recipes as recipes
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
 
 zoo = typer.Typer(name="zoo", invoke_without_command=True, help="The families: what each is, and whether it learns.")
 RECIPES = ROOT / "recipes" / "zoo"
@@ -51,8 +51,8 @@ def check(
     assignments: Annotated[list[str], typer.Option("--set", help="Change a value of the recipe.")] = [],  # noqa: B006
 ) -> None:
     """Train a family and a control on shuffled pairs; print as JSON what it learned, with intervals."""
-    from components.sections import check as check_sections
-    from pipelines.run import run
+    from pipelines.local_runner import run
+    from vlmflow.config.sections import check as check_sections
 
     sections = variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
     check_sections(sections)
@@ -84,8 +84,8 @@ def measure(name: str, large: bool) -> dict[str, Any]:
     """Parameters of a family as its recipe has it, and GiB of weights, gradients and AdamW's moments in float32."""
     import torch
 
-    from components.pretrain.pretraining import Pretraining
     from models.zoo import ZOO
+    from vlmflow.training.pretraining.config import Pretraining
 
     section = recipes.load(Pretraining, recipes.parse(recipe_of(name, large)), "pretrain")
     with torch.device("meta"):

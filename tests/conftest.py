@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from components.process import one_thread
-from components.sources import ROOT
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.process import one_thread
 
 one_thread()  # as every step has it: a process forked after torch has started threads hangs
 

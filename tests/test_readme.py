@@ -13,9 +13,9 @@ import httpx
 import pytest
 from PIL import Image, ImageDraw
 
-from components.sources import ROOT
 from pipelines.docs import GENERATED, updated
 from tests.conftest import vlmflow
+from vlmflow.runtime.code_hash import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -39,7 +39,8 @@ def test_every_command_is_one_of_ours() -> None:
     """Each line is a make target, a vlmflow command that the tests below run, or dvc, curl and openai likewise."""
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
              "vlmflow lineage models:/vlm@champion",
-             "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow ledger 3f2a", "vlmflow roi recipes/roi.yaml",
+             "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow ledger 3f2a",
+             "vlmflow roi recipes/data-ablation.yaml",
              "vlmflow export data/curated shards", "make benchmark-data", "make images", "vlmflow zoo",
              "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit life --host http://localhost:8080",
              "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip
@@ -54,13 +55,13 @@ def test_every_command_is_one_of_ours() -> None:
 
 def test_the_run_commands_load(tmp_path: Path) -> None:
     """Both recipes with the README's own settings are read strictly; the life itself runs in test_life."""
-    from components import recipe
-    from components.sections import check
+    from vlmflow.config import recipes
+    from vlmflow.config.sections import check
 
     for command in [c for c in COMMANDS if c.startswith("vlmflow run")]:
         _, _, path, *rest = [part for part in shlex.split(command) if part != "--containers"]  # a flag of the runner
         given = [value for option, value in zip(rest[::2], rest[1::2], strict=True) if option == "--set"]
-        check(recipe.override(recipe.parse(str(ROOT / path)), given))
+        check(recipes.override(recipes.parse(str(ROOT / path)), given))
 
 
 def test_lineage_of_the_champion(life: Path) -> None:

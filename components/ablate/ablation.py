@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from components import dataset
-from components.curate.ledger import RULES
-from components.dataset import Dataset
-from components.errors import DataError
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.ledger import RULES, STAGES
+from vlmflow.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-LAST = {  # the last rule of each stage, in the order in which they judge
-    "raw": "undecodable",  # what has no pixels can be learned from by nobody
-    "pictures": "low_colour",
-    "captions": "personal_data",
-    "repeats": "caption_duplicate",
-    "score": "disagreement",
-    "diversity": "unbalanced",
-}
 
 
 def left_after(stage: str, raw: Path, ledger: Path, out: Path) -> Dataset:
@@ -28,15 +19,15 @@ def left_after(stage: str, raw: Path, ledger: Path, out: Path) -> Dataset:
     Raises:
         DataError: no such stage, the ledger is another dataset's, or no pair is left.
     """
-    if stage not in LAST:
-        raise DataError(f"ablate: stage {stage!r} is none of {', '.join(LAST)}")
+    if stage not in STAGES:
+        raise DataError(f"ablate: stage {stage!r} is none of {', '.join(STAGES)}")
     pairs = Dataset(raw, "pairs")
     verdicts = pq.read_table(ledger / "ledger.parquet", columns=["uid", "rule"])
     if len(verdicts) != len(pairs):
         raise DataError(
             f"{ledger}: tells of {len(verdicts)} rows, {raw} has {len(pairs)}; give the ledger of this data"
         )
-    later = {"", *RULES[RULES.index(LAST[stage]) + 1 :]}
+    later = {"", *RULES[RULES.index(STAGES[stage]) + 1 :]}
     rows = (
         row
         for row, uid, rule in zip(pairs.rows(), verdicts["uid"].to_pylist(), verdicts["rule"].to_pylist(), strict=True)

@@ -10,12 +10,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from components import checkpoint
-from components import recipe as recipes
-from components.budget import Training
-from components.dataset import Dataset
-from components.launch import spread
-from components.process import configure_logging, start_method
+from vlmflow.artifacts import checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.config import recipes as recipes
+from vlmflow.runtime.process import configure_logging, start_method
+from vlmflow.training.config import Training
+from vlmflow.training.launcher import spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
         for out in (model, control):
             checkpoint.hand_on(start, out, reason)
         return
-    import components.sft  # noqa: F401  what both processes need, imported once
+    import vlmflow.training.sft  # noqa: F401  what both processes need, imported once
 
     with ProcessPoolExecutor(2, mp_context=get_context(start_method())) as pool:
         jobs = [
@@ -78,8 +78,8 @@ def _spread(
 
 
 def _control(start: Path, preferences: Path, alignment: Alignment, out: Path) -> None:
-    from components.sft import Example, fit
-    from components.tuning import Tuning
+    from vlmflow.training.sft import Example, fit
+    from vlmflow.training.sft_config import Tuning
 
     data = Dataset(preferences, "preferences")
     rows = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
@@ -91,11 +91,11 @@ def _dpo(start: Path, preferences: Path, alignment: Alignment, out: Path) -> Non
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
-    from components.inference import load
-    from components.resume import checkpoints
-    from components.sharding import prepared, weights
-    from components.sources import code_hash
-    from components.training import Progress, arguments
+    from vlmflow.inference.loading import load
+    from vlmflow.runtime.code_hash import code_hash
+    from vlmflow.training.arguments import Progress, arguments
+    from vlmflow.training.checkpointing import checkpoints
+    from vlmflow.training.fsdp import prepared, weights
 
     data, loaded, training = Dataset(preferences, "preferences"), load(start), alignment.training
     set_seed(training.seed)

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -14,7 +14,7 @@ def caption(
     """Grow a language model from the dual encoder and teach it to describe pictures and to name what is there."""
     from pathlib import Path
 
-    from components.tuning import stage
+    from vlmflow.training.sft_config import stage
 
     stage(
         model_in=Path(start.path),

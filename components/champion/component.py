@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -14,8 +14,8 @@ def champion(
     """Take the champion out of the registry, with the scores that it was registered with."""
     from pathlib import Path
 
-    from components.champion.reigning import take
-    from components.recipe import load
-    from components.register.registration import Registration
+    from components.champion.load import take
+    from vlmflow.config.recipes import load
+    from vlmflow.tracking.registry import RegistryConfig
 
-    take(load(Registration, recipe, section).name, Path(model.path), Path(scores.path), Path(version.path))
+    take(load(RegistryConfig, recipe, section).name, Path(model.path), Path(scores.path), Path(version.path))

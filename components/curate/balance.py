@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from components.curate import captions
-from components.errors import DataError
+from components.curate import caption_rules
+from vlmflow.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def read(path: str) -> frozenset[str]:
         raise DataError(
             f"balance.entries {path}: cannot be read: {error}; give a text file of one entry a line"
         ) from None
-    entries = frozenset(map(captions.normalised, lines)) - {""}
+    entries = frozenset(map(caption_rules.normalised, lines)) - {""}
     if not entries:
         raise DataError(f"balance.entries {path}: holds no entry; give a text file of one word or phrase a line")
     return entries
@@ -54,7 +54,7 @@ def read(path: str) -> frozenset[str]:
 
 def matches(caption: str, entries: frozenset[str] | None) -> set[str]:
     """The entries that stand in the caption between word boundaries; every word of it where `entries` is None."""
-    words = captions.normalised(caption).split()
+    words = caption_rules.normalised(caption).split()
     if entries is None:
         return set(words)
     longest = max(entry.count(" ") for entry in entries) + 1

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from components.memo import key
-from components.sources import code_hash
+from vlmflow.runtime.code_hash import code_hash
+from vlmflow.runtime.step_cache import key
 
 
 def binding(encoder: str) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from components.curate.ledger import Ledger
-from components.curate.measurement import Measured
-from components.dataset import Dataset
+from components.curate.features import Measured
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.ledger import Ledger
 
 
 @dataclass(frozen=True)

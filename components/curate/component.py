@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -18,9 +18,9 @@ def curate(
     """Keep the pairs worth learning from, and write a verdict for every one."""
     from pathlib import Path
 
+    from components.curate.config import Curation
     from components.curate.curation import curate as run
-    from components.curate.section import Curation
-    from components.recipe import load
+    from vlmflow.config.recipes import load
 
     run(
         Path(raw.path),

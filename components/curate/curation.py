@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from components import dataset
-from components.curate import diversity, rules, score, selection
+from components.curate import encoder_filters, rules, score, vector_filters
 from components.curate import funnel as chart
 from components.curate.candidates import Candidates
+from components.curate.config import Curation
 from components.curate.engine import Engine
-from components.curate.ledger import Ledger
-from components.curate.measurement import measure
-from components.curate.section import Curation
-from components.dataset import Dataset
-from components.errors import DataError
-from components.jobs.rayjob import on_ray
-from components.memo import key
+from components.curate.features import measure
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.ledger import Ledger
+from vlmflow.errors import DataError
+from vlmflow.runtime.jobs.rayjob import on_ray
+from vlmflow.runtime.step_cache import key
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,9 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     rules.repeats(verdicts, measured, section)
     laps.end("repeats")
     candidates = Candidates(pairs, measured, verdicts, rules.rewritten(verdicts, measured))
-    notes = selection.by_encoder(candidates, scorer, section, training, engine)
+    notes = encoder_filters.by_encoder(candidates, scorer, section, training, engine)
     laps.end("score")
-    diversity.balanced(candidates, section)
+    vector_filters.balanced(candidates, section)
     laps.end("diversity")
     notes["captions_cleared"] = sum(not text for row, text in candidates.captions.items() if verdicts.kept[row])
     _require_some(pairs, verdicts)

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.curate import masking
+from components.curate import text_masking
 from components.curate.cache import Cache
 from components.curate.engine import Engine, Task, parts
-from components.dataset import Dataset
-from components.errors import ModelError
-from components.memo import key
-from components.sources import code_hash
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import ModelError
+from vlmflow.runtime.code_hash import code_hash
+from vlmflow.runtime.step_cache import key
 
 if TYPE_CHECKING:
-    from components.inference import Loaded
+    from vlmflow.inference.loading import Loaded
 
 PICTURES, TEXTS = 32, 64  # in a batch on a CPU, where larger ones do not stay in its caches
 
@@ -52,9 +52,9 @@ class Encoder:
         Raises:
             ModelError: the model does not embed pictures and texts.
         """
-        from components import inference
+        from vlmflow.inference import loading
 
-        loaded = inference.load(self.model)
+        loaded = loading.load(self.model)
         if not (hasattr(loaded.model, "get_image_features") and hasattr(loaded.model, "get_text_features")):
             raise ModelError(
                 f"score.model {self.model!r}: {type(loaded.model).__name__} is no dual encoder; give a CLIP or SigLIP"
@@ -126,7 +126,7 @@ class Encoder:
         return {kind: Cache(self.cache, self.hash, kind) for kind in ("image", "text")}
 
     def _images(self, batch: list[bytes]) -> np.ndarray:
-        from components.inference import embed_images
+        from vlmflow.inference.loading import embed_images
 
         images = [_decoded(image) for image in batch]
         blank = Image.new("RGB", (32, 32))
@@ -138,7 +138,7 @@ class Encoder:
 
     def _texts(self, captions: list[str]) -> np.ndarray:
         """(N, D) unit vectors; a batch holds captions of one length, and always as many."""
-        from components.inference import embed_texts, tokenize_captions
+        from vlmflow.inference.loading import embed_texts, tokenize_captions
 
         ids = tokenize_captions(self.loaded.processor.tokenizer, self.loaded.model.config, captions)
         # Without a mask all are padded to one length, whatever they say.
@@ -163,7 +163,7 @@ class _Scores:
         rows = _wanted(shard, groups, wanted, ["image", "caption", "lines"], self.encoder.batch_size)
         found = self.encoder.cosines(
             (
-                masking.mask(row["image"]["bytes"], row["lines"] if self.encoder.mask_text else None),
+                text_masking.mask(row["image"]["bytes"], row["lines"] if self.encoder.mask_text else None),
                 captions[number] if number in captions else row["caption"],
             )
             for number, row in rows
@@ -198,7 +198,7 @@ def _wanted(
 
 
 def _decoded(data: bytes) -> Image.Image | None:
-    from components.pixels import decode
+    from vlmflow.images.decoding import decode
 
     try:
         return decode(data)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components import errors
-from components.dataset import Dataset
-from components.process import one_thread, start_method
+from vlmflow import errors
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.runtime.process import one_thread, start_method
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from components.curate import pictures
-from components.curate.ledger import MEANING, RULES, TAKEDOWN, Ledger
-from components.pixels import decode
+from vlmflow.artifacts.ledger import MEANING, RULES, TAKEDOWN, Ledger
+from vlmflow.images import image_statistics
+from vlmflow.images.decoding import decode
 
 EXAMPLES = 6  # of each rule
 THUMBNAIL = 112  # px
@@ -89,8 +89,8 @@ def _note(ledger: Ledger, row: int) -> str:
 
 def _thumbnail(data: bytes | None) -> str:
     """A data URI, or "" where the picture cannot be decoded."""
-    with pictures.quiet():
-        if pictures.look(data).reason:
+    with image_statistics.quiet():
+        if image_statistics.look(data).reason:
             return ""
         picture = decode(data, at_least=2 * THUMBNAIL)
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)

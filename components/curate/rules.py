@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from components import exclusion
-from components.curate import decontamination, duplicates
-from components.curate.captions import Finding
-from components.curate.ledger import TAKEDOWN, Ledger
-from components.curate.measurement import Measured
-from components.curate.section import Curation
+from components.curate.caption_rules import Finding
+from components.curate.config import Curation
+from components.curate.features import Measured
+from vlmflow.artifacts import exclusion_list
+from vlmflow.artifacts.ledger import TAKEDOWN, Ledger
+from vlmflow.images import decontamination, near_duplicates
 
 TEXT_RULES = ("junk_text", "too_long", "language", "complexity", "bad_words", "personal_data")
 
@@ -18,7 +18,7 @@ def taken_down(ledger: Ledger, measured: Measured, section: Curation) -> None:
     """Drop what the exclusion list names, by the pair or by the picture, from every split."""
     if section.exclude is None:
         return
-    listed = exclusion.read(section.exclude)
+    listed = exclusion_list.read(section.exclude)
     rows = zip(measured.uids, measured.digests.tolist(), strict=True)
     ledger.drop(TAKEDOWN, np.array([uid in listed or digest.hex() in listed for uid, digest in rows], dtype=bool))
 
@@ -106,17 +106,17 @@ def repeats(ledger: Ledger, measured: Measured, section: Curation) -> None:
 def _same_pictures(ledger: Ledger, measured: Measured, bits: int, levels: float | None) -> None:
     """A near copy is one within `bits` of dHash and `levels` of any cell; None looks for exact ones only."""
     order = measured.priority[ledger.kept[measured.priority]]
-    first = _spread(len(ledger), order, duplicates.exact([measured.pairs[row] for row in order]))
+    first = _spread(len(ledger), order, near_duplicates.exact([measured.pairs[row] for row in order]))
     ledger.drop("exact_duplicate", first >= 0, partner=first)
     if levels is None:
         return
     order = order[ledger.kept[order]]
-    leaks, copies = duplicates.find(measured.looked(order), bits, levels)
+    leaks, copies = near_duplicates.find(measured.looked(order), bits, levels)
     for rule, partners in (("in_test_set", leaks), ("near_duplicate", copies)):
         partner = _spread(len(ledger), order, partners)
         apart = np.full(len(ledger), np.nan)
         rows = np.flatnonzero(partner >= 0)
-        apart[rows] = duplicates.difference(measured.cells, rows, partner[rows])
+        apart[rows] = near_duplicates.difference(measured.cells, rows, partner[rows])
         ledger.drop(rule, partner >= 0, apart, levels, partner)
 
 

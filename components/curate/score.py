@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from components import recipe
-from components.errors import ModelError, RecipeError
+from vlmflow.config import recipes
+from vlmflow.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
-    from components.pretrain.pretraining import Pretraining
+    from vlmflow.training.pretraining.config import Pretraining
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,10 @@ def bootstrap_section(values: dict[str, Any], seed: int) -> "Pretraining":
     Raises:
         RecipeError: an unknown key, a wrong type or an impossible value.
     """
-    from components.pretrain.pretraining import Pretraining
+    from vlmflow.training.pretraining.config import Pretraining
 
     training = {"seed": seed} | values.get("training", {})
-    section = recipe.load(Pretraining, {"bootstrap": values | {"training": training}}, "bootstrap")
+    section = recipes.load(Pretraining, {"bootstrap": values | {"training": training}}, "bootstrap")
     if section.training.seconds is not None:
         raise RecipeError("bootstrap.training.seconds: what is kept must not hang on the machine; give max_steps")
     return section
@@ -66,7 +66,7 @@ def bootstrap_section(values: dict[str, Any], seed: int) -> "Pretraining":
 
 def bootstrap(pairs: Path, out: Path, section: "Pretraining") -> None:
     """Train a dual encoder on the training split of `pairs` and write it to `out`."""
-    from components.pretrain.pretraining import pretrain
+    from vlmflow.training.pretraining.config import pretrain
 
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
 

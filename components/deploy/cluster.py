@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any, cast
 
-from components.errors import ServiceError
+from vlmflow.errors import ServiceError
 
 MANAGER = "vlmflow"  # who owns the fields that we apply
 _RESOURCES = {  # where the kinds are

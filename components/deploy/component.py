@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -17,8 +17,8 @@ def deploy(
     from pathlib import Path
 
     from components.deploy.deployment import Deployment, deploy
-    from components.recipe import load
-    from components.step import image
+    from vlmflow.config.recipes import load
+    from vlmflow.runtime.step import image
 
     deploy(
         Path(model.path),

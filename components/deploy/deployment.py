@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from components.deploy import runtimes, storage
-from components.deploy.section import Deployment
-from components.errors import DataError, ServiceError
-from components.register.registry import CHAMPION, read_json
+from components.deploy.config import Deployment
+from vlmflow.errors import DataError, ServiceError
+from vlmflow.tracking.registry import CHAMPION, read_json
 
 logger = getLogger(__name__)
 
@@ -34,8 +34,8 @@ def deploy(
         DataError: there is no test picture.
         ModelError: the section's runtime does not know the model.
     """
-    from components.dataset import Dataset
     from components.deploy.manifest import dns_name, inference_service, write
+    from vlmflow.artifacts.dataset import Dataset
 
     runtimes.check(model, section)
     registered = read_json(version, "version.json")
@@ -76,22 +76,24 @@ def deploy(
 def _here(
     model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: Deployment, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    from components.deploy import trial
+    from components.deploy import smoke_test
 
-    with trial.endpoint(model, name, section.timeout) as url:
+    with smoke_test.endpoint(model, name, section.timeout) as url:
         record["url"] = url
-        return trial.converse(url, name, picture, section.prompt)
+        return smoke_test.converse(url, name, picture, section.prompt)
 
 
 def _in_cluster(
     model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: Deployment, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    from components.deploy import trial
+    from components.deploy import smoke_test
     from components.deploy.cluster import Cluster
     from components.deploy.rollout import Rollout
 
     def smoke(url: str, host: str) -> list[dict[str, Any]]:
-        return trial.converse(url, name, picture, section.prompt, openai=runtimes.OPENAI[section.runtime], host=host)
+        return smoke_test.converse(
+            url, name, picture, section.prompt, openai=runtimes.OPENAI[section.runtime], host=host
+        )
 
     cluster = Cluster(section.place())
     record |= {"cluster": cluster.host, "namespace": cluster.namespace}
@@ -104,7 +106,7 @@ def _write(transcript: Path, record: dict[str, Any]) -> None:
 
 
 def _picture(pairs: Path) -> tuple[str, bytes]:
-    from components.dataset import Dataset
+    from vlmflow.artifacts.dataset import Dataset
 
     for row in Dataset(pairs, "pairs").rows(["uid", "image", "split"]):
         if row["split"] == "test":

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from components.deploy import runtimes
-from components.deploy.section import Deployment
+from components.deploy.config import Deployment
 
 DIGEST = "vlmflow.dev/deployment"  # label of the pods, and so what tells those of one deployment from another's
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from components.deploy.cluster import Cluster
 from components.deploy.manifest import DIGEST
-from components.errors import ServiceError
+from vlmflow.errors import ServiceError
 
 Manifest = dict[str, Any]
 

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from components.deploy.cluster import Cluster, Refused
+from components.deploy.config import Deployment
 from components.deploy.readiness import address, created, digest, lacks, told
 from components.deploy.runtimes import OPENAI
-from components.deploy.section import Deployment
-from components.errors import ServiceError
+from vlmflow.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 

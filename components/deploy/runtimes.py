@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from components.deploy.section import Deployment
-from components.errors import ModelError
+from components.deploy.config import Deployment
+from vlmflow.errors import ModelError
 
 MOUNT = "/mnt/models"  # where KServe's storage initializer puts the model
 PORT = 8080
@@ -116,7 +116,7 @@ def _spec(section: Deployment, image: str) -> dict[str, Any]:
 def _predictor(image: str) -> Any:
     return _container(
         image,
-        command=["python", "-m", "components.serve.predictor"],
+        command=["python", "-m", "vlmflow.serving.predictor"],
         args=["--model_name={{.Name}}", f"--model_dir={MOUNT}", f"--http_port={PORT}", "--enable_grpc=false"],
         environment={"HOME": "/tmp"},
         mounts={"tmp": "/tmp"},

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from components.errors import ServiceError
+from vlmflow.errors import ServiceError
 
 _FETCHED = ("s3://", "gs://", "pvc://", "hf://", "http://", "https://", "hdfs://", "oci://")  # storage initializer
 _PROXIED = "mlflow-artifacts:/"
@@ -16,10 +16,10 @@ def checkpoint(registered: dict[str, Any]) -> str:
     Raises:
         ServiceError: MLflow does not answer.
     """
-    from components import tracking
+    from vlmflow.tracking import mlflow_run
 
-    client = tracking.client()
-    with tracking.answering(tracking.store()):
+    client = mlflow_run.client()
+    with mlflow_run.answering(mlflow_run.store()):
         uri = client.get_model_version_download_uri(registered["name"], registered["version"])
     if uri.startswith(_PROXIED) and (destination := os.environ.get(DESTINATION)):
         uri = f"{destination.rstrip('/')}/{uri.removeprefix(_PROXIED).lstrip('/')}"

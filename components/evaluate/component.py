@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -19,10 +19,10 @@ def evaluate(
     """Measure every capability on held-out data, with intervals and with blank and shuffled pictures."""
     from pathlib import Path
 
-    from components.evaluate.evaluation import evaluate as run
-    from components.evaluate.section import Evaluation
-    from components.evaluate.showing import show
-    from components.recipe import load
+    from components.evaluate.kfp_metrics import show
+    from vlmflow.config.recipes import load
+    from vlmflow.evaluation.config import Evaluation
+    from vlmflow.evaluation.evaluate import evaluate as run
 
     found = run(
         model=Path(model.path),

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -17,9 +17,9 @@ def fetch(
     """Take the data of a DVC revision, exactly as it was versioned, instead of making it."""
     from pathlib import Path
 
-    from components.fetch.versions import Versions
-    from components.fetch.versions import fetch as run
-    from components.recipe import load
+    from components.fetch.dvc import Versions
+    from components.fetch.dvc import fetch as run
+    from vlmflow.config.recipes import load
 
     places = {"raw": raw, "curated": curated, "ledger": ledger, "funnel": funnel, "conversations": conversations}
     run(load(Versions, recipe, section), data_rev, {name: Path(place.path) for name, place in places.items()})

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -9,7 +9,7 @@ def finish(pipeline: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Outp
     import os
     from pathlib import Path
 
-    from components.finish.ending import Ending, tell
+    from components.finish.exit_handler import Ending, tell
 
     ending = Ending(pipeline, status.state, status.error_message or "")
     tell(ending, os.environ.get("VLMFLOW_KFP_RUN", ""), Path(summary.path))

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -22,21 +22,21 @@ def gate(
     from functools import partial
     from pathlib import Path
 
-    from components.evaluate.evaluation import evaluate
-    from components.evaluate.section import Evaluation
-    from components.gate.promotion import Contender, Gate, gate
-    from components.gate.wording import markdown
-    from components.recipe import load
-    from components.register.registration import Registration
+    from components.gate.markdown import markdown
+    from components.gate.promotion import Contender, gate
+    from vlmflow.config.recipes import load
+    from vlmflow.evaluation.config import Evaluation, GateConfig
+    from vlmflow.evaluation.evaluate import evaluate
+    from vlmflow.tracking.registry import RegistryConfig
 
     data = {"pairs": Path(pairs.path), "conversations": Path(conversations.path)}
     out = {"chosen": Path(chosen.path), "scores": Path(scores.path), "verdict": Path(verdict.path)}
     decision = gate(
         Contender(Path(candidate.path), Path(candidate_scores.path)),
         Contender(Path(fallback.path), Path(fallback_scores.path)),
-        registry=load(Registration, recipe, "register").name,
+        registry=load(RegistryConfig, recipe, "register").name,
         evaluate=partial(evaluate, **data, stage="champion", section=load(Evaluation, recipe, "evaluate")),
         **out,
-        section=load(Gate, recipe, section),
+        section=load(GateConfig, recipe, section),
     )
     Path(page.path).write_text(markdown(decision), encoding="utf-8")

@@ -8,9 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from components.checkpoint import Checkpoint
-from components.gate.comparison import Comparison, Examples, compare, examples, same_examples
-from components.register.registry import Version, champion, download, read_json
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.evaluation.comparison import Comparison, Examples, compare, examples, same_examples
+from vlmflow.evaluation.config import GateConfig
+from vlmflow.tracking.registry import Version, champion, download, read_json
 
 logger = getLogger(__name__)
 
@@ -20,33 +21,6 @@ class Evaluate(Protocol):
 
     def __call__(self, *, model: Path, out: Path) -> Any:
         """Write the scores artifact of `model` to `out`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """What a model must not lose.
-
-    protected: capabilities that may not become worse; empty means all.
-    tolerance: a loss of mean score that is accepted.
-    min_examples: a capability with fewer examples is reported as unsure and does not refuse.
-    """
-
-    protected: tuple[str, ...] = ()
-    confidence: float = 0.95
-    resamples: int = 2000
-    tolerance: float = 0.0
-    min_examples: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance must not be negative, got {self.tolerance}")
-        if self.min_examples < 2:
-            raise ValueError(f"min_examples must be at least 2, got {self.min_examples}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +45,7 @@ def gate(
     chosen: Path,
     scores: Path,
     verdict: Path,
-    section: Gate,
+    section: GateConfig,
 ) -> dict[str, Any]:
     """1. Take the aligned model unless it lost a protected capability. 2. Compare it with the registry's champion.
 
@@ -125,7 +99,7 @@ def gate(
     return decision
 
 
-def _compare(challenger: Contender, champion: Examples, section: Gate) -> list[Comparison]:
+def _compare(challenger: Contender, champion: Examples, section: GateConfig) -> list[Comparison]:
     return compare(
         challenger.examples,
         champion,

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -14,7 +14,7 @@ def ground(
     """Fine-tune to answer where a phrase is with a box, and replay what was learned before."""
     from pathlib import Path
 
-    from components.tuning import stage
+    from vlmflow.training.sft_config import stage
 
     stage(
         model_in=Path(start.path),

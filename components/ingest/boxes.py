@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from components.ingest.columns import BoxFormat, text
-from components.ingest.quarantine import Unusable
+from vlmflow.errors import RecordError
 
 # The plurals are of mappings of lists.
 PHRASE_KEYS = ("phrase", "label", "category", "name", "text", "class", "phrases", "labels", "categories", "names")
@@ -39,13 +39,13 @@ def items(value: Any) -> list[Any]:
     """Return the entries of one row's boxes or lines, each still as it was written.
 
     Raises:
-        Unusable: `value` is in none of the forms above.
+        RecordError: `value` is in none of the forms above.
     """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise Unusable("not a box", f"not JSON: {error}") from None
+            raise RecordError("not a box", f"not JSON: {error}") from None
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return []
     if isinstance(value, dict):
@@ -56,7 +56,7 @@ def items(value: Any) -> list[Any]:
         lists = {key: entries for key, entries in lists.items() if len(entries) == len(boxes)}
         return [{key: entries[i] for key, entries in lists.items()} for i in range(len(boxes))]
     if not isinstance(value, list):
-        raise Unusable("not a box", f"{value!r:.80}")
+        raise RecordError("not a box", f"{value!r:.80}")
     return [value] if value and all(_is_number(entry) for entry in value) else value
 
 
@@ -64,7 +64,7 @@ def words(item: Any, keys: tuple[str, ...]) -> str:
     """Return what `item` says of itself under the first of `keys` it has, or "".
 
     Raises:
-        Unusable: that is no text.
+        RecordError: that is no text.
     """
     return text(_first(item, keys)).strip() if isinstance(item, dict) else ""
 
@@ -75,7 +75,7 @@ def place(item: Any, width: int, height: int, box_format: BoxFormat) -> tuple[di
     A box may reach over the edge by 2 pixels or 1 % of the side, whichever is more; that much is cut off.
 
     Raises:
-        Unusable: it is no box, reaches further outside of the picture, or is thinner than a pixel.
+        RecordError: it is no box, reaches further outside of the picture, or is thinner than a pixel.
     """
     box = _xyxy(item, box_format)
     if box_format == "yolo":  # shares of the sides
@@ -83,11 +83,11 @@ def place(item: Any, width: int, height: int, box_format: BoxFormat) -> tuple[di
     x0, y0, x1, y1 = box
     spare_x, spare_y = (max(OVERHANG_PIXELS, OVERHANG_SHARE * side) for side in (width, height))
     if x0 < -spare_x or y0 < -spare_y or x1 > width + spare_x or y1 > height + spare_y:
-        raise Unusable("outside the picture", f"{_short(box)} in a picture of {width}×{height}")
+        raise RecordError("outside the picture", f"{_short(box)} in a picture of {width}×{height}")
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
     if inside[2] - inside[0] < MIN_SIDE or inside[3] - inside[1] < MIN_SIDE:
         unit = "shares of its sides" if box_format == "yolo" else f"pixels, {box_format}"
-        raise Unusable("no area", f"{_short(box)} in a picture of {width}×{height}; boxes are in {unit}")
+        raise RecordError("no area", f"{_short(box)} in a picture of {width}×{height}; boxes are in {unit}")
     return dict(zip(("x0", "y0", "x1", "y1"), inside, strict=True)), inside != box
 
 
@@ -120,7 +120,7 @@ def _xyxy(item: Any, box_format: BoxFormat) -> tuple[float, float, float, float]
             return x - a / 2, y - b / 2, x + a / 2, y + b / 2
         return (x, y, x + a, y + b) if box_format == "xywh" else (x, y, a, b)
     if len(numbers) < 4 or len(numbers) % 2:
-        raise Unusable("not a box", f"{len(numbers)} numbers in {box!r:.80}")
+        raise RecordError("not a box", f"{len(numbers)} numbers in {box!r:.80}")
     xs, ys = numbers[::2], numbers[1::2]
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -129,7 +129,7 @@ def _named_corners(mapping: dict[str, Any]) -> tuple[list[Any], BoxFormat]:
     for keys, box_format in CORNERS:
         if all(key in mapping for key in keys):
             return [mapping[key] for key in keys], box_format
-    raise Unusable("not a box", f"no corners among {', '.join(map(str, mapping)) or 'no keys'}")
+    raise RecordError("not a box", f"no corners among {', '.join(map(str, mapping)) or 'no keys'}")
 
 
 def _first(mapping: dict[str, Any], keys: tuple[str, ...]) -> Any:
@@ -138,7 +138,7 @@ def _first(mapping: dict[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _flat(box: Any) -> list[Any]:
     if not isinstance(box, list):
-        raise Unusable("not a box", f"{box!r:.80}")
+        raise RecordError("not a box", f"{box!r:.80}")
     return [number for entry in box for number in (entry if isinstance(entry, list) else [entry])]
 
 
@@ -156,7 +156,7 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or isinstance(value, bool):
-        raise Unusable("not a box", f"{value!r:.80} is not a number")
+        raise RecordError("not a box", f"{value!r:.80} is not a number")
     return number
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest.columns import Columns
-from components.ingest.places import json_items, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import json_items, place
 from components.ingest.record import Record
+from vlmflow.errors import DataError, RecordError
 
 FOLDERS = ("images", "train2017", "val2017", "test2017", "train2014", "val2014", "test2014", "train", "val", "test")
 
@@ -60,12 +59,12 @@ class Coco:
                     "boxes": [{"label": known.category(one), "bbox": box} for one, box in known.boxes.get(number, [])],
                 },
                 folders=folders,
-                refused=[("regions", Unusable("a crowd", "the box holds many of its category"))]
+                refused=[("regions", RecordError("a crowd", "the box holds many of its category"))]
                 * known.crowds.get(number, 0),
             )
         for lost in dict.fromkeys([*known.boxes, *known.captions]):
             if lost not in seen:
-                fault = Unusable("no picture", f"annotations of image {lost!r}, which the document does not list")
+                fault = RecordError("no picture", f"annotations of image {lost!r}, which the document does not list")
                 yield Record(place=f"{self.index.name}:{lost}", source=name, fault=fault)
 
 

@@ -5,8 +5,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from components.errors import DataError
-from components.ingest.quarantine import Unusable
+from vlmflow.errors import DataError, RecordError
 
 BoxFormat = Literal["xyxy", "xywh", "yolo"]
 DEFAULT_CAPTION = "caption"
@@ -68,15 +67,15 @@ def text(value: Any) -> str:
     """Return a column's value as text; null is "".
 
     Raises:
-        Unusable: it is a list or a mapping, or not valid Unicode.
+        RecordError: it is a list or a mapping, or not valid Unicode.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, list | dict | bytes):
-        raise Unusable("not text", f"{value!r:.80}")
+        raise RecordError("not text", f"{value!r:.80}")
     written = str(value).lower() if isinstance(value, bool) else str(value)
     try:
         written.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise Unusable("not text", f"not valid Unicode: {error.reason}") from None
+        raise RecordError("not text", f"not valid Unicode: {error.reason}") from None
     return written

@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -10,6 +10,6 @@ def ingest(recipe: str, raw: dsl.Output[dsl.Dataset], section: str = "ingest"):
 
     from components.ingest.ingestion import Ingestion
     from components.ingest.ingestion import ingest as run
-    from components.recipe import load
+    from vlmflow.config.recipes import load
 
     run(load(Ingestion, recipe, section), Path(raw.path))

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.dataset import PAIRS, Dataset
-from components.errors import SpaceError
-from components.ingest.places import anywhere
+from components.ingest.filesystem import anywhere
+from vlmflow.artifacts.dataset import PAIRS, Dataset
+from vlmflow.errors import SpaceError
 
 FACTS = [name for name in PAIRS if name != "image"]
 SUFFIXES = {

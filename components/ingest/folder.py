@@ -8,11 +8,10 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest.columns import Columns
-from components.ingest.places import json_items, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import json_items, place
 from components.ingest.record import Record, damaged
+from vlmflow.errors import DataError, RecordError
 
 INDEXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 
@@ -61,7 +60,7 @@ class Folder:
             yield Record(place=f"{self.index.name}:{line}", source=name, values=values, folders=folders, fault=fault)
 
 
-def rows(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]]:
+def rows(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     """Stream an index: the number of each line or item, its columns, and why it cannot be read."""
     suffix = index.suffix.lower()
     read = _csv if suffix in (".csv", ".tsv") else _json if suffix == ".json" else _jsonl
@@ -71,18 +70,18 @@ def rows(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]]:
         raise DataError(f"{index}: not UTF-8 text (byte {error.start}); convert it first") from None
 
 
-def _mapping(values: Any) -> tuple[dict[str, Any], Unusable | None]:
+def _mapping(values: Any) -> tuple[dict[str, Any], RecordError | None]:
     if isinstance(values, dict):
         return values, None
     return {}, damaged(f"not a JSON object: {values!r:.80}")
 
 
-def _json(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]]:
+def _json(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     for number, values in enumerate(json_items(index, "item"), 1):
         yield number, *_mapping(values)
 
 
-def _jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]]:
+def _jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     with _text(index) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -96,7 +95,7 @@ def _jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]
             yield number, values, fault
 
 
-def _csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], Unusable | None]]:
+def _csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     csv.field_size_limit(2**31 - 1)  # the lines of one receipt exceed the default of 128 KiB
     with _text(index) as file:
         reader = csv.DictReader(file, delimiter="\t" if index.suffix.lower() == ".tsv" else ",", strict=True)

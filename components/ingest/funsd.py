@@ -10,13 +10,12 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest import boxes
+from components.ingest.annotation_files import Refused, records
 from components.ingest.columns import Columns
-from components.ingest.pairing import Refused, records
-from components.ingest.places import pictures, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
+from vlmflow.errors import DataError, RecordError
 
 
 class Funsd:
@@ -64,7 +63,7 @@ def _lines(entity: Any, refused: Refused) -> list[dict[str, Any]]:
             box = [float(number) for number in word["box"]]
             places.append({"text": said, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))})
         except (KeyError, TypeError, ValueError):
-            refused.append(("lines", Unusable("not a box", f"{word!r:.80}")))
+            refused.append(("lines", RecordError("not a box", f"{word!r:.80}")))
     rows = boxes.rows(places)
     texts = [(" ".join(word["text"] for word in row if word["text"]), row) for row in rows]
     return [

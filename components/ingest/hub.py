@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from components.errors import DataError
 from components.ingest.columns import Columns
 from components.ingest.record import Record
 from components.ingest.split import SPLITS
+from vlmflow.errors import DataError
 
 SPLIT = "split"  # the column that the name of the split becomes, unless the data has one of that name
 

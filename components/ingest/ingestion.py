@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components import dataset, exclusion
-from components.dataset import Dataset
-from components.errors import DataError
 from components.ingest.columns import Columns
-from components.ingest.dialogues import conversation
-from components.ingest.examiner import Bounds, Examiners
-from components.ingest.judgements import preference
-from components.ingest.pairs import PairBuilder
-from components.ingest.quarantine import Quarantine, Unusable
+from components.ingest.conversation_formats import conversation
+from components.ingest.conversation_rows import SpokenBuilder
+from components.ingest.pair_builder import PairBuilder
+from components.ingest.preference_formats import preference
+from components.ingest.quarantine import Quarantine
 from components.ingest.revision import revision
-from components.ingest.scenes import Scenes, generate
-from components.ingest.spoken import SpokenBuilder
+from components.ingest.sandboxed_decoder import Bounds, Examiners
+from components.ingest.synthetic_scenes import Scenes, generate
+from vlmflow.artifacts import dataset, exclusion_list
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import DataError, RecordError
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _rows(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dict
     with Quarantine(out) as quarantine, Examiners(bounds) as examiners:
         builder = _builder(section, columns, quarantine, notes)
         looked = examiners.map(source.records(), builder.pictures)
-        listed = exclusion.read(section.exclude) if section.exclude else frozenset[str]()
+        listed = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
             row
             for record, pictures in looked
@@ -124,7 +124,7 @@ def _taken_down(row: dict[str, Any], place: str, listed: frozenset[str], quarant
     images = row["images"] if "images" in row else [row["image"]]
     if not listed or not listed & {row["uid"], *(dataset.uid(image) for image in images)}:
         return False
-    quarantine.add("rows", place, "", Unusable("taken down", row["uid"]))
+    quarantine.add("rows", place, "", RecordError("taken down", row["uid"]))
     return True
 
 

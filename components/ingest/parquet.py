@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest.columns import Columns
-from components.ingest.places import files
+from components.ingest.filesystem import files
 from components.ingest.record import Record
+from vlmflow.errors import DataError
 
 BATCH_ROWS = 64  # pictures of some MB each stay within some 100 MB
 

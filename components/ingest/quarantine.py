@@ -5,21 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Self
 
+from vlmflow.errors import RecordError
+
 NAME = "quarantine.jsonl"
-
-
-class Unusable(Exception):
-    """A row, a region or a line of text cannot be used.
-
-    Args:
-        kind: the short reason that is counted, such as `no such file`.
-        detail: what is wrong with this one.
-    """
-
-    def __init__(self, kind: str, detail: str = ""):
-        super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind = kind
-        self.detail = detail
 
 
 class Quarantine:
@@ -42,7 +30,7 @@ class Quarantine:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def add(self, what: str, place: str, image: str, reason: Unusable, uids: list[str] | None = None) -> None:
+    def add(self, what: str, place: str, image: str, reason: RecordError, uids: list[str] | None = None) -> None:
         """Record that `what` (rows, regions or lines) lost one entry."""
         self.counts[what][reason.kind] += 1
         self.first = self.first or f"{place}: {reason}"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from upath import UPath
 
 from components.ingest.columns import Columns
-from components.ingest.quarantine import Unusable
+from vlmflow.errors import RecordError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,8 @@ class Record:
     source: str  # the data set's name
     values: dict[str, Any] = field(default_factory=dict)
     folders: list[UPath] = field(default_factory=list)  # where the picture's file may be
-    fault: Unusable | None = None  # why the row cannot be read at all
-    refused: list[tuple[str, Unusable]] = field(default_factory=list)  # its regions or lines that cannot be read
+    fault: RecordError | None = None  # why the row cannot be read at all
+    refused: list[tuple[str, RecordError]] = field(default_factory=list)  # its regions or lines that cannot be read
 
 
 class Reader(Protocol):
@@ -42,6 +42,6 @@ class Reader(Protocol):
         ...
 
 
-def damaged(detail: str) -> Unusable:
+def damaged(detail: str) -> RecordError:
     """The fault of a row that is not what its format asks."""
-    return Unusable("damaged row", detail)
+    return RecordError("damaged row", detail)

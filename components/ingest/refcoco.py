@@ -15,12 +15,11 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest.coco import entries, picture_folders
 from components.ingest.columns import Columns
-from components.ingest.places import place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import place
 from components.ingest.record import Record
+from vlmflow.errors import DataError, RecordError
 
 
 class RefCoco:
@@ -79,7 +78,7 @@ class RefCoco:
                     ],
                 },
                 folders=folders,
-                refused=[("regions", Unusable("no box", f"no annotation {ref['ann_id']}")) for ref in lost],
+                refused=[("regions", RecordError("no box", f"no annotation {ref['ann_id']}")) for ref in lost],
             )  # fmt: skip
 
 

@@ -27,8 +27,8 @@ READERS = {
     "yolo": "components.ingest.yolo:Yolo",
     "sroie": "components.ingest.sroie:Sroie",
     "funsd": "components.ingest.funsd:Funsd",
-    "conversations": "components.ingest.spoken:Talk",
-    "preferences": "components.ingest.spoken:Talk",
+    "conversations": "components.ingest.conversation_rows:Talk",
+    "preferences": "components.ingest.conversation_rows:Talk",
 }
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from components.errors import DataError
+from vlmflow.errors import DataError
 
 SPLITS = {
     "train": "train",

@@ -11,12 +11,11 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
+from components.ingest.annotation_files import Refused, records
 from components.ingest.columns import Columns
-from components.ingest.pairing import Refused, records
-from components.ingest.places import pictures, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record
+from vlmflow.errors import DataError, RecordError
 
 _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 ILLEGIBLE = "###"
@@ -59,7 +58,7 @@ def _read(file: UPath, refused: Refused) -> dict[str, Any]:
         if not line.strip():
             continue
         if words == ILLEGIBLE:
-            refused.append(("lines", Unusable("illegible", f"{file.name}:{number}")))
+            refused.append(("lines", RecordError("illegible", f"{file.name}:{number}")))
         else:
             words = words[1:-1] if count == 4 and words[:1] == words[-1:] == '"' and len(words) > 1 else words
             lines.append({"box": [part.strip() for part in parts[:count]], "text": words})

@@ -11,12 +11,11 @@ from typing import Any
 
 from upath import UPath
 
-from components.errors import DataError
+from components.ingest.annotation_files import Refused, records
 from components.ingest.columns import Columns
-from components.ingest.pairing import Refused, records
-from components.ingest.places import pictures, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
+from vlmflow.errors import DataError, RecordError
 
 LISTS = {"train": "train", "val": "test", "test": "test"}
 
@@ -61,7 +60,7 @@ def _boxes(annotation: UPath, refused: Refused) -> list[dict[str, Any]]:
         try:
             x0, y0, x1, y1 = (float(corner or "none") for corner in corners)
         except ValueError:
-            refused.append(("regions", Unusable("not a box", f"corners {corners}")))
+            refused.append(("regions", RecordError("not a box", f"corners {corners}")))
             continue
         boxes.append({"label": thing.findtext("name") or "", "bbox": [x0 - 1, y0 - 1, x1, y1]})
     return boxes

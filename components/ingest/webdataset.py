@@ -23,13 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.errors import DataError
 from components.ingest.columns import Columns
+from components.ingest.filesystem import PICTURES, files, place
 from components.ingest.parquet import rows
-from components.ingest.picture import too_large
-from components.ingest.places import PICTURES, files, place
-from components.ingest.quarantine import Unusable
 from components.ingest.record import Record, damaged
+from vlmflow.errors import DataError, RecordError
+from vlmflow.images.image_bytes import too_large
 
 CAPTIONS = ("caption", "text", "txt")
 PEEK = 1000  # samples of the first shards whose columns are looked at
@@ -89,17 +88,17 @@ class Shards:
                         if self.metadata:
                             values = {**self.metadata.of(values.get("uid")), **values}
                         if not fault and self.caption and values.get(self.caption) is None:
-                            fault = Unusable("no caption", f"no {self.caption!r} among {', '.join(sorted(values))}")
+                            fault = RecordError("no caption", f"no {self.caption!r} among {', '.join(sorted(values))}")
                         yield Record(place=f"{shard.name}:{key}", source=self.name, values=values, fault=fault)
             except (tarfile.TarError, EOFError, OSError) as error:
-                fault = Unusable("damaged shard", f"cut off or no tar: {error}")
+                fault = RecordError("damaged shard", f"cut off or no tar: {error}")
                 yield Record(place=shard.name, source=self.name, fault=fault)
                 continue  # what it lacks is not known, so nothing is said of its other keys
             for key, values, fault in facts.left() if facts else ():
                 yield Record(place=f"{shard.name}:{key}", source=self.name, values=values, fault=fault)
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], Unusable | None]]:
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], RecordError | None]]:
     """Group the members by key; a key's members stand together, as the format asks."""
     key, values, fault = "", {}, None
     for member in tar:
@@ -116,7 +115,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], Unusab
         assert opened is not None  # it is a file
         try:
             _take(values, suffix.lower(), member.name, opened, member.size)
-        except Unusable as reason:
+        except RecordError as reason:
             fault = fault or reason
     if values:
         yield key, values, fault
@@ -128,7 +127,7 @@ def _take(values: dict[str, Any], suffix: str, name: str, file: IO[bytes], size:
         too_large(size)
         values.setdefault("image", {"bytes": file.read(), "path": name})
     elif size > TEXT_BYTES:
-        raise Unusable("too many bytes", f"{name}: {size} of {TEXT_BYTES} at most")
+        raise RecordError("too many bytes", f"{name}: {size} of {TEXT_BYTES} at most")
     elif suffix == "json":
         try:
             facts = json.loads(file.read())
@@ -145,7 +144,7 @@ def _take(values: dict[str, Any], suffix: str, name: str, file: IO[bytes], size:
         try:
             values[column] = file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Unusable("not text", f"{name}: not UTF-8 (byte {error.start})") from None
+            raise RecordError("not text", f"{name}: not UTF-8 (byte {error.start})") from None
 
 
 class _Facts:
@@ -165,11 +164,11 @@ class _Facts:
         found = self.rows.pop(str(values.get("uid")) if self.by == "uid" else key.rpartition("/")[2], {})
         return {name: value for name, value in found.items() if value is not None}
 
-    def left(self) -> Iterator[tuple[str, dict[str, Any], Unusable]]:
+    def left(self) -> Iterator[tuple[str, dict[str, Any], RecordError]]:
         """Yield the rows that no sample was for, with what their download says."""
         for key, values in self.rows.items():
             said = ": ".join(str(values[name]) for name in ("status", "error_message") if values.get(name))
-            yield key, values, Unusable("no picture", said or "its key is not in the shard")
+            yield key, values, RecordError("no picture", said or "its key is not in the shard")
 
 
 class _Metadata:

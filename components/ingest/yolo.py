@@ -11,12 +11,11 @@ from typing import Any
 import yaml
 from upath import UPath
 
-from components.errors import DataError
+from components.ingest.annotation_files import Refused, records
 from components.ingest.columns import Columns
-from components.ingest.pairing import Refused, records
-from components.ingest.places import pictures, place
-from components.ingest.quarantine import Unusable
+from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
+from vlmflow.errors import DataError, RecordError
 
 LISTS = ("classes.txt", "obj.names")
 
@@ -58,7 +57,7 @@ class Yolo:
             if number in self.names:
                 boxes.append({"label": self.names[number], "bbox": numbers})
             else:
-                refused.append(("regions", Unusable("no phrase", f"no class {number!r:.40} of {len(self.names)}")))
+                refused.append(("regions", RecordError("no phrase", f"no class {number!r:.40} of {len(self.names)}")))
         return {"boxes": boxes}
 
 

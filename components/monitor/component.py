@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -16,9 +16,9 @@ def monitor(
     """Say whether the champion does today what it did when it was registered; a capability that fell stops the run."""
     from pathlib import Path
 
-    from components.gate.promotion import Gate
-    from components.monitor.drift import watch
-    from components.recipe import load
+    from components.monitor.regression import watch
+    from vlmflow.config.recipes import load
+    from vlmflow.evaluation.config import GateConfig
 
     watch(
         now=Path(scores.path),
@@ -26,5 +26,5 @@ def monitor(
         version=Path(version.path),
         finding=Path(finding.path),
         page=Path(page.path),
-        section=load(Gate, recipe, section),
+        section=load(GateConfig, recipe, section),
     )

@@ -1,7 +1,7 @@
 from typing import NamedTuple
 
-from components.sections import SECTIONS, WHOLE
-from components.step import step
+from vlmflow.config.sections import SECTIONS, WHOLE
+from vlmflow.runtime.step import step
 
 Parts = NamedTuple("Parts", [(name, str) for name in SECTIONS if name not in WHOLE])  # type: ignore[misc]
 
@@ -9,9 +9,9 @@ Parts = NamedTuple("Parts", [(name, str) for name in SECTIONS if name not in WHO
 @step
 def plan(recipe: str) -> Parts:  # type: ignore[valid-type]
     """Check a recipe whole, and hand each step its own part of it: what a change does not concern is not run again."""
-    from components import recipe as recipes
     from components.plan.component import Parts
-    from components.sections import check, part
+    from vlmflow.config import recipes as recipes
+    from vlmflow.config.sections import check, part
 
     sections = recipes.parse(recipe)
     check(sections)

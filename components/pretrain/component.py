@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -16,9 +16,9 @@ def pretrain(
     """Pretrain a family of the zoo on pictures and their captions."""
     from pathlib import Path
 
-    from components.pretrain.pretraining import Pretraining
-    from components.pretrain.pretraining import pretrain as run
-    from components.recipe import changed, load, parse
+    from vlmflow.config.recipes import changed, load, parse
+    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import pretrain as run
 
     run(
         pairs=Path(pairs.path),

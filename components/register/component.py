@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -15,9 +15,10 @@ def register(
     """Make the model a version in the MLflow registry: champion, or challenger with the reasons."""
     from pathlib import Path
 
-    from components.recipe import load
-    from components.register.registration import Registration, register
-    from components.step import revision
+    from components.register.registration import register
+    from vlmflow.config.recipes import load
+    from vlmflow.runtime.step import revision
+    from vlmflow.tracking.registry import RegistryConfig
 
     register(
         Path(model.path),
@@ -25,6 +26,6 @@ def register(
         Path(verdict.path),
         Path(version.path),
         recipe,
-        load(Registration, recipe, section),
+        load(RegistryConfig, recipe, section),
         revision(),
     )

@@ -6,43 +6,37 @@ import os
 import shutil
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version as installed
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import components
 import models
-from components import tracking
-from components.checkpoint import Checkpoint
-from components.errors import GateError, ModelError, ServiceError
-from components.maker import made
-from components.recipe import dump, parse
-from components.register.registry import CHALLENGER, CHAMPION, Version, by_hash, champion, read_json, versions
+import vlmflow
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.maker import made
+from vlmflow.config.recipes import dump, parse
+from vlmflow.errors import GateError, ModelError, ServiceError
+from vlmflow.tracking import mlflow_run
+from vlmflow.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    RegistryConfig,
+    Version,
+    by_hash,
+    champion,
+    read_json,
+    versions,
+)
 
 logger = getLogger(__name__)
 
 _REQUIREMENTS = ("torch", "transformers", "pillow", "pandas")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registration:
-    """Where a model is registered.
-
-    name: of the registered model; it is also the name that its endpoint answers to.
-    """
-
-    name: str = "vlm"
-
-    def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/:@ "):
-            raise ValueError(f"name must be a word without / : @ and spaces, got {self.name!r}")
-
-
 def register(
-    model: Path, scores: Path, verdict: Path, version: Path, recipe: str, section: Registration, revision: str = ""
+    model: Path, scores: Path, verdict: Path, version: Path, recipe: str, section: RegistryConfig, revision: str = ""
 ) -> dict[str, Any]:
     """Register `model`, or take the version that holds it already, and give it the alias that its verdict earned.
 
@@ -64,8 +58,8 @@ def register(
     decision = read_json(verdict, "verdict.json")
     checkpoint = Checkpoint(model)
     tags = _tags(checkpoint, scores, recipe, revision)
-    tracking.client()
-    with tracking.answering(tracking.store()):
+    mlflow_run.client()
+    with mlflow_run.answering(mlflow_run.store()):
         held = champion(section.name)
         _check_rival(decision["against"], held, checkpoint.hash, section.name)
         found = by_hash(section.name, checkpoint.hash)
@@ -119,14 +113,14 @@ def _tags(checkpoint: Checkpoint, scores: Path, recipe: str, revision: str) -> d
         "recipe": hashlib.sha256(dump(parse(recipe)).encode()).hexdigest(),
         "git_revision": revision,
         **{name: value for name, value in made().items() if name != "code"},
-        "step_run": tracking.current().id,
+        "step_run": mlflow_run.current().id,
     }
     return {key: str(value) for key, value in tags.items() if value}
 
 
 def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Version:
     """Log the model and make the version; what was made is taken back if a later part fails."""
-    client = tracking.client()
+    client = mlflow_run.client()
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -139,9 +133,9 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
             warnings.simplefilter("ignore", UserWarning)
             logged = mlflow.pyfunc.log_model(
                 name=name,
-                python_model=str(Path(__file__).with_name("pyfunc.py")),
+                python_model=str(Path(vlmflow.__path__[0]) / "serving" / "pyfunc.py"),
                 artifacts={key: str(path) for key, path in artifacts.items()},
-                code_paths=[str(Path(components.__path__[0])), str(Path(models.__path__[0]))],
+                code_paths=[str(Path(vlmflow.__path__[0])), str(Path(models.__path__[0]))],
                 pip_requirements=[f"{package}=={installed(package)}" for package in _REQUIREMENTS],
                 signature=_signature(),
             )
@@ -167,7 +161,7 @@ def _take_back(made: Version, held: Version | None) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client = tracking.client()
+        client = mlflow_run.client()
         client.delete_model_version(made.name, made.version)
         if held:  # the alias may have moved, though its answer was lost
             client.set_registered_model_alias(held.name, CHAMPION, held.version)
@@ -195,7 +189,7 @@ def _signature() -> Any:
 
 def _alias(found: Version, decision: dict[str, Any], held: Version | None) -> str:
     """Champion if the gate promoted it, else challenger with the reasons; an alias sits on one version at a time."""
-    client = tracking.client()
+    client = mlflow_run.client()
     is_champion = held is not None and held.version == found.version
     alias = CHAMPION if decision["promoted"] or is_champion else CHALLENGER
     client.set_model_version_tag(found.name, found.version, "gate", "; ".join(decision["reasons"])[:5000])

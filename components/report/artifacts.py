@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.checkpoint import Checkpoint
-from components.dataset import Dataset
-from components.gate.comparison import Comparison, Examples, compare, examples
-from components.gate.promotion import Gate
-from components.register.registry import read_json
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.evaluation.comparison import Comparison, Examples, compare, examples
+from vlmflow.evaluation.config import GateConfig
+from vlmflow.tracking.registry import read_json
 
 BEFORE = {  # each stage, and the one whose model it starts from
     "contrastive": None,
@@ -104,7 +104,7 @@ class Stage:
 
     @property
     def box_convention(self) -> str:
-        """How the model says a place (see components.boxes)."""
+        """How the model says a place (see vlmflow.images.boxes)."""
         config = self.checkpoint.path / "processor_config.json"
         content = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
         return content.get("box_convention", "pixels")
@@ -147,7 +147,7 @@ class Life:
         DataError, ModelError: an artifact is missing or damaged.
     """
 
-    def __init__(self, places: Places, gate: Gate):
+    def __init__(self, places: Places, gate: GateConfig):
         self.places, self.gate = places, gate
         self.raw, self.curated = Dataset(places.raw, "pairs"), Dataset(places.curated, "pairs")
         self.conversations = Dataset(places.conversations, "conversations")

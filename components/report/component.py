@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 # fmt: off
@@ -22,9 +22,9 @@ def report(
     """Write one HTML page that shows the whole life: data, stages, answers, lineage and what fell short."""
     from pathlib import Path
 
-    from components.recipe import load
     from components.report.artifacts import Places
     from components.report.page import Report, render
+    from vlmflow.config.recipes import load
 
     inputs = {
         "raw": raw, "curated": curated, "conversations": conversations, "preferences": preferences,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from components.report.artifacts import Capability
-from components.report.wording import label
+from components.report.formatting import label
 
 WIDTH = 3.2  # inches
 # Matplotlib knows no CSS variables: it draws in colours that nothing else has, and these are replaced afterwards.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.report.artifacts import Capability, Life, Stage
-from components.report.wording import label, listing, percent, points
+from components.report.formatting import label, listing, percent, points
 
 FEW = 50  # examples; below, an interval is too wide to tell models apart
 YES_RATIO = 0.1  # either side of .5 on questions of which half are true

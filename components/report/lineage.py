@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from components.report.artifacts import Life
-from components.report.wording import label
+from components.report.formatting import label
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 162, 54, 44, 26  # px
 TIP = 5  # of an arrow, which ends so far from its node

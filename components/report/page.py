@@ -11,13 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from components.curate.ledger import MEANING
-from components.gate.promotion import Gate
-from components.recipe import load
-from components.report import figures, findings, pictures, wording
+from components.report import figures, findings, formatting, samples
 from components.report.artifacts import Life, Places
 from components.report.lineage import graph
-from components.step import revision
+from vlmflow.artifacts.ledger import MEANING
+from vlmflow.config.recipes import load
+from vlmflow.evaluation.config import GateConfig
+from vlmflow.runtime.step import revision
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def render(places: Places, out: Path, recipe: str, section: Report) -> None:
     Raises:
         DataError, ModelError: an artifact is missing or damaged.
     """
-    life = Life(places, load(Gate, recipe, "gate"))
-    kept, dropped = pictures.pairs(life, section.pairs, section.seed)
+    life = Life(places, load(GateConfig, recipe, "gate"))
+    kept, dropped = samples.pairs(life, section.pairs, section.seed)
     content = {
         "life": life,
         "final": life.final,
@@ -58,10 +58,10 @@ def render(places: Places, out: Path, recipe: str, section: Report) -> None:
         "dropped": dropped,
         "intervals": {name: _intervals(life, name) for name in life.capabilities},
         "curves": {s.name: Markup(figures.curve(s.curve, s.name)) for s in life.trained if len(s.curve) > 1},
-        "answers": pictures.answers(life.final),
+        "answers": samples.answers(life.final),
         "alignment": findings.alignment(life),
         "rivals": _rivals(life),
-        "preferred": pictures.preferences(life, section.preferences, section.seed),
+        "preferred": samples.preferences(life, section.preferences, section.seed),
         "asked": _asked(life),
         "graph": graph(life),
         "shortcomings": _grouped(life),
@@ -84,7 +84,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for format in (wording.label, wording.percent, wording.points, wording.quantity, wording.listing):
+    for format in (formatting.label, formatting.percent, formatting.points, formatting.quantity, formatting.listing):
         environment.filters[format.__name__] = format
     return environment
 
@@ -145,7 +145,7 @@ def _asked(life: Life) -> dict[str, Any]:
             parts = exchange["request"]["messages"][-1]["content"]
             found["prompt"] = " ".join(part["text"] for part in parts if part["type"] == "text")
     if found["answer"]:
-        found["picture"] = pictures.picture_of(life, life.transcript.get("picture", ""))
+        found["picture"] = samples.picture_of(life, life.transcript.get("picture", ""))
     return found
 
 

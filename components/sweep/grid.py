@@ -5,9 +5,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from components import recipe as recipes
-from components.errors import RecipeError
-from components.pretrain.pretraining import Pretraining
+from vlmflow.config import recipes as recipes
+from vlmflow.errors import RecipeError
+from vlmflow.training.pretraining.config import Pretraining
 
 LIMIT = 100
 

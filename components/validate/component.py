@@ -1,6 +1,6 @@
 from kfp import dsl
 
-from components.step import step
+from vlmflow.runtime.step import step
 
 
 @step
@@ -14,10 +14,10 @@ def validate(
     """Judge a dataset by Great Expectations; a critical failure stops the pipeline, a warning is reported."""
     from pathlib import Path
 
-    from components import recipe as recipes
-    from components.validate.section import Validation
+    from components.validate.config import Validation
     from components.validate.validation import leave_out
     from components.validate.validation import validate as run
+    from vlmflow.config import recipes as recipes
 
     if recipes.section(recipe, section) is None:
         leave_out(section, Path(report.path), Path(verdict.path))

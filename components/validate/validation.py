@@ -12,12 +12,12 @@ from great_expectations.core.expectation_validation_result import (
 )
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from components.dataset import Dataset
-from components.errors import GateError
-from components.validate.docs import page
-from components.validate.measures import measured
-from components.validate.section import Validation
+from components.validate.config import Validation
+from components.validate.data_docs import page
+from components.validate.row_table import measured
 from components.validate.suites import suite
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import GateError
 
 logger = logging.getLogger(__name__)
 logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # turned on by its import

@@ -17,8 +17,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, initialization
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.contrastive.grad_cache import in_parts
 from models.contrastive.losses import clip_loss, nt_xent
-from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
 
 MAX_LOGIT_SCALE = math.log(100.0)

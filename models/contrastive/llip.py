@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel, CLIPProcessor
 from transformers import initialization as init
 
 from models.contrastive.clip import CLIP, Config, towers
+from models.contrastive.grad_cache import in_parts
 from models.contrastive.losses import gathered
-from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
 
 

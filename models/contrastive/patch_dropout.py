@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
-from models.sketch.dual_encoder import VisionTower
+from models.tiny.dual_encoder import VisionTower
 
 
 class PatchDropout:

@@ -15,8 +15,8 @@ from transformers import SiglipConfig, SiglipModel, SiglipProcessor, initializat
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from models import tokenizer as tokenizers
+from models.contrastive.grad_cache import in_parts
 from models.contrastive.losses import siglip_loss
-from models.contrastive.parts import in_parts
 from models.outputs import PretrainingOutput
 
 

@@ -13,8 +13,8 @@ from huggingface_hub.dataclasses import strict
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from models.masked.regions import vocabulary
-from models.masked.words import mask_words
+from models.masked.grid_features import vocabulary
+from models.masked.token_masking import mask_words
 from models.outputs import PretrainingOutput
 
 

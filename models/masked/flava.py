@@ -19,8 +19,8 @@ from transformers.models.flava.image_processing_pil_flava import FlavaImageProce
 
 from models import tokenizer as tokenizers
 from models.contrastive.losses import clip_loss
-from models.masked.codebook import Codebook, patchify
-from models.masked.words import IGNORED, mask_words
+from models.masked.random_codebook import Codebook, patchify
+from models.masked.token_masking import IGNORED, mask_words
 from models.outputs import PretrainingOutput
 
 

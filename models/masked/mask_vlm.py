@@ -20,10 +20,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from models import tokenizer as tokenizers
 from models.contrastive.losses import clip_loss
-from models.masked.codebook import patchify
-from models.masked.words import IGNORED, mask_words
+from models.masked.random_codebook import patchify
+from models.masked.token_masking import IGNORED, mask_words
 from models.outputs import PretrainingOutput
-from models.sketch.blocks import Block, ResidualOutput, waves, waves_2d
+from models.tiny.blocks import Block, ResidualOutput, waves, waves_2d
 
 
 @strict

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertLayer, BertOutput, BertSelfOutput
 
-from models.masked.codebook import Codebook, patchify
-from models.masked.regions import GridFeatures, grid_boxes, pair_processor
-from models.masked.words import IGNORED, mask_words, swap_captions
+from models.masked.grid_features import GridFeatures, grid_boxes, pair_processor
+from models.masked.random_codebook import Codebook, patchify
+from models.masked.token_masking import IGNORED, mask_words, swap_captions
 from models.outputs import PretrainingOutput
 
 

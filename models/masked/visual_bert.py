@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPProcessor, VisualBertConfig, VisualBertForPreTraining
 
-from models.masked.regions import GridFeatures, pair_processor
-from models.masked.words import IGNORED, mask_words, swap_captions
+from models.masked.grid_features import GridFeatures, pair_processor
+from models.masked.token_masking import IGNORED, mask_words, swap_captions
 from models.outputs import PretrainingOutput
 
 MATCHES, DIFFERS = 0, 1  # the classes of the sentence–image head, as transformers counts them

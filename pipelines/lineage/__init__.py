@@ -19,10 +19,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from components import tracking
-from components.errors import DataError, ServiceError
-from pipelines.lineage import folders, pairs, reference, store, telling
+from pipelines.lineage import local_source, mlflow_source, pairs, reference, render_text
 from pipelines.lineage.history import Graph, History
+from vlmflow.errors import DataError, ServiceError
+from vlmflow.tracking import mlflow_run
 
 logger = getLogger(__name__)
 
@@ -58,12 +58,12 @@ def lineage(what: str, root: str | Path | None = None, *, up: bool = False, down
     graphs = []
     if up or not down:
         graphs.append(history.above(meant.ids))
-        texts.append(telling.tree(f"{what} comes from", graphs[-1], up=True))
-        content["up"] = telling.content(graphs[-1])
+        texts.append(render_text.tree(f"{what} comes from", graphs[-1], up=True))
+        content["up"] = render_text.content(graphs[-1])
     if down:
         graphs.append(history.below(meant.ids))
-        texts.append(telling.tree(f"{what} went into", graphs[-1], up=False))
-        content["down"] = telling.content(graphs[-1])
+        texts.append(render_text.tree(f"{what} went into", graphs[-1], up=False))
+        content["down"] = render_text.content(graphs[-1])
     return Lineage(Group(*texts), content, _joined(graphs))
 
 
@@ -76,13 +76,13 @@ def read(root: str | Path | None = None, *, registry: bool = False) -> History:
     Raises:
         ServiceError: MLflow does not answer and `registry`.
     """
-    place = Path(root).resolve() if root else tracking.home()
-    local = place == tracking.home() and (tracking.enabled() or (place / "mlflow.db").exists())
-    history = History(f"{place}{f' and {tracking.store()}' if local else ''}")
-    folders.read(history, place)
+    place = Path(root).resolve() if root else mlflow_run.home()
+    local = place == mlflow_run.home() and (mlflow_run.enabled() or (place / "mlflow.db").exists())
+    history = History(f"{place}{f' and {mlflow_run.store()}' if local else ''}")
+    local_source.read(history, place)
     if local or registry:
         try:
-            store.read(history)
+            mlflow_source.read(history)
         except ServiceError as error:
             if registry:
                 raise
@@ -99,12 +99,12 @@ def _pair(uid: str, history: History, *, up: bool, down: bool) -> Lineage:
     content: dict[str, Any] = {"reference": uid, "kind": "uid", "verdicts": [*pairs.verdicts([uid], history)]}
     if up:
         graphs.append(history.above(holders.rows))
-        texts.append(telling.tree(f"pair {uid} comes from", graphs[-1], up=True))
-        content["up"] = telling.content(graphs[-1])
+        texts.append(render_text.tree(f"pair {uid} comes from", graphs[-1], up=True))
+        content["up"] = render_text.content(graphs[-1])
     if down:
         graphs.append(pairs.learned(holders, history))
-        texts.append(telling.tree(f"pair {uid} went into", graphs[-1], up=False))
-        content["down"] = telling.content(graphs[-1])
+        texts.append(render_text.tree(f"pair {uid} went into", graphs[-1], up=False))
+        content["down"] = render_text.content(graphs[-1])
     content["unread"] = holders.unread
     texts += [Text(f"not looked into: {reason}") for reason in holders.unread.values()]
     return Lineage(Group(*texts), content, _joined(graphs))

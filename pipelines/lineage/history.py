@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.errors import DataError
-from components.origin import Origin
+from vlmflow.artifacts.provenance import Origin
+from vlmflow.errors import DataError
 
 _LAST_FIRST = ("endpoint", "version", "model", "dataset")
 

@@ -11,8 +11,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.errors import DataError
 from pipelines.lineage.history import Graph, History, Node
+from vlmflow.errors import DataError
 
 pc: Any = pyarrow.compute  # whose functions are made at run time
 _KEYS = ("uid", "pair")  # a row is the pair itself, or was made from it

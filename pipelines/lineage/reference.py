@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from components import origin, tracking
-from components.errors import DataError, ModelError, ServiceError
-from components.origin import Origin
-from pipelines.lineage import folders
+from pipelines.lineage import local_source
 from pipelines.lineage.history import History, ambiguous
+from vlmflow.artifacts import provenance
+from vlmflow.artifacts.provenance import Origin
+from vlmflow.errors import DataError, ModelError, ServiceError
+from vlmflow.tracking import mlflow_run
 
 UID = re.compile(r"[0-9a-f]{32}")
 _PREFIX = 6  # digits that a hash may be cut to, at least
@@ -75,14 +76,14 @@ def _endpoint(name: str, parents: list[str], history: History) -> str:
 
 
 def _version(reference: str, history: History) -> str:
-    from components.register.registry import listing
+    from vlmflow.tracking.registry import listing
 
     name, at, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", reference).groups()  # type: ignore[union-attr]
     for node in history.nodes.values():
         mine = node.kind == "version" and node.id.startswith(f"models:/{name}/")
         if mine and (which in node.name.split(", ") if at == "@" else node.id == reference):
             return node.id
-    tracking.client()  # a store that is gone is the reason then
+    mlflow_run.client()  # a store that is gone is the reason then
     raise ModelError(f"{reference}: no such version; registered: {listing()}")
 
 
@@ -97,14 +98,14 @@ def _place(path: Path, history: History) -> Meant:
         return Meant("run", made)
     if (path / "transcript.json").is_file():
         return Meant("endpoint", _file(path / "transcript.json", history))
-    ids = [history.add(one, str(path.resolve())).id for one in origin.read(path)]
+    ids = [history.add(one, str(path.resolve())).id for one in provenance.read(path)]
     if not ids:
-        from components.serve.reference import resolve
+        from vlmflow.serving.resolve import resolve
 
         path = resolve(path)
-        ids = [history.add(one, str(path.resolve())).id for one in origin.read(path)]
+        ids = [history.add(one, str(path.resolve())).id for one in provenance.read(path)]
     for beside in sorted(path.resolve().parent.glob("*/card.json")):  # as dvc.yaml lays out data
-        folders.add(history, beside.parent)
+        local_source.add(history, beside.parent)
     return Meant(history.nodes[ids[-1]].kind, ids)
 
 
@@ -115,7 +116,7 @@ def _file(path: Path, history: History) -> list[str]:
             raise DataError(f"{path}: no manifest in {beside}; give the endpoint's manifest, or its version")
     else:
         files = [path]
-    ids = [history.add(one, str(file.resolve().parent)).id for file in files for one in origin.manifest(file)]
+    ids = [history.add(one, str(file.resolve().parent)).id for file in files for one in provenance.manifest(file)]
     if not ids:
         raise DataError(f"{path}: no InferenceService in it; give {KINDS}")
     return ids

@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from components import exclusion, tracking
-from components.dataset import uid as digest
-from components.errors import DataError
 from pipelines.lineage import pairs
 from pipelines.lineage import read as history_of
 from pipelines.lineage.history import History, Node
 from pipelines.lineage.pairs import Holders
 from pipelines.lineage.reference import UID
+from vlmflow.artifacts import exclusion_list
+from vlmflow.artifacts.dataset import uid as digest
+from vlmflow.errors import DataError
+from vlmflow.tracking import mlflow_run
 
 pc: Any = pyarrow.compute  # whose functions are made at run time
 _CLIENT = "from mlflow import MlflowClient; MlflowClient()."
@@ -92,7 +93,7 @@ def takedown(uid: str, out: Path, root: str | Path | None = None) -> Takedown:
     holders = pairs.holders(alike, history)
     graph = pairs.learned(holders, history)
     pictures = [digest(image) for image in images]
-    exclusion.add(out, _entries(alike, pictures))
+    exclusion_list.add(out, _entries(alike, pictures))
     nodes = sorted(graph.nodes.values(), key=lambda node: node.step)
     uses = [_use(node, graph.notes.get(node.id), shlex.quote(str(out)), history) for node in nodes]
     return Takedown(uid, alike, pictures, str(out), uses, list(holders.unread.values()))
@@ -177,7 +178,7 @@ def _remedy(node: Node, out: str, history: History) -> Iterator[str]:
         name, _, number = node.id.removeprefix("models:/").rpartition("/")
         calls = [f"delete_registered_model_alias({name!r}, {alias!r})" for alias in filter(None, node.name.split(", "))]
         for call in [*calls, f"delete_model_version({name!r}, {number!r})"]:
-            yield f"MLFLOW_TRACKING_URI={tracking.store()} python -c " + shlex.quote(f"{_CLIENT}{call}")
+            yield f"MLFLOW_TRACKING_URI={mlflow_run.store()} python -c " + shlex.quote(f"{_CLIENT}{call}")
         yield from (f"then delete its files: {place}" for place in node.places if "://" in place)
     elif "/" in node.name:
         namespace, name = node.name.split("/", 1)

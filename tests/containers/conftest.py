@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from components.sources import ROOT
-from components.step import image
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.step import image
 
 # What pip goes by on this machine: its settings, the certificates, and folders of wheels that they may name.
 PIP = (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from components.step import image, revision
 from tests.conftest import vlmflow
 from tests.containers.conftest import LIMITS, podman
+from vlmflow.runtime.step import image, revision
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -37,7 +37,7 @@ def test_an_image_says_what_it_is_and_holds_no_tools(built: str) -> None:
 
 def test_the_predictor_is_the_image_serve(built: str) -> None:
     (facts,) = json.loads(podman("image", "inspect", image("serve")).stdout)
-    assert facts["Config"]["Entrypoint"] == ["python", "-m", "components.serve.predictor"]
+    assert facts["Config"]["Entrypoint"] == ["python", "-m", "vlmflow.serving.predictor"]
     (step,) = json.loads(podman("image", "inspect", built).stdout)
     assert facts["RootFS"]["Layers"][: len(step["RootFS"]["Layers"])] == step["RootFS"]["Layers"]  # nothing twice
 

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from components import dataset
+from components.curate.config import Curation
 from components.curate.curation import curate
-from components.curate.ledger import RULES, Ledger, history
 from components.curate.score import Score
-from components.curate.section import Curation
-from components.dataset import Dataset, uid
-from components.errors import DataError, RecipeError
-from components.recipe import load
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset, uid
+from vlmflow.artifacts.ledger import RULES, Ledger, history
+from vlmflow.config.recipes import load
+from vlmflow.errors import DataError, RecipeError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 BY_DEFAULT = frozenset(

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components import dataset
+from components.curate.config import Curation
 from components.curate.curation import curate
 from components.curate.engine import Engine
-from components.curate.section import Curation
-from components.dataset import uid
-from components.errors import RecipeError, SpaceError
-from components.recipe import load
-from components.sources import ROOT
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import uid
+from vlmflow.config.recipes import load
+from vlmflow.errors import RecipeError, SpaceError
+from vlmflow.runtime.code_hash import ROOT
 
 WORDS = ("a", "a red", "an", "an old", "the", "the big")
 NAMES = ("raw", "curated", "ledger", "funnel.html", "scorer")
@@ -32,9 +32,9 @@ import json, os, signal, sys
 from pathlib import Path
 from components.curate import engine
 from components.curate.curation import curate
-from components.curate.section import Curation
-from components.process import configure_logging, one_thread
-from components.recipe import load
+from components.curate.config import Curation
+from vlmflow.runtime.process import configure_logging, one_thread
+from vlmflow.config.recipes import load
 count, last = 0, int(sys.argv[3])
 finish = engine._finish
 def counted(work, file, task):

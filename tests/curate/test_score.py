@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components import dataset
-from components.checkpoint import Checkpoint
+from components.curate.config import Curation
 from components.curate.curation import curate
 from components.curate.encoder import Encoder
 from components.curate.score import TWO_GROUPS, Score, choose, otsu
-from components.curate.section import Curation
-from components.dataset import Dataset, uid
-from components.errors import ModelError
-from components.recipe import load
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.dataset import Dataset, uid
+from vlmflow.config.recipes import load
+from vlmflow.errors import ModelError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 70, 230), "yellow": (245, 225, 40)}
 
@@ -161,9 +161,9 @@ def test_a_model_of_transformers_scores_by_fraction(tmp_path: Path, clip: Path) 
 
 
 def test_scores_are_cosines_and_depend_on_nothing_but_the_pair(clip: Path) -> None:
-    from components.inference import embed_images, embed_texts
-    from components.inference import load as load_model
-    from components.pixels import decode
+    from vlmflow.images.decoding import decode
+    from vlmflow.inference.loading import embed_images, embed_texts
+    from vlmflow.inference.loading import load as load_model
 
     rows = [(r["image"], r["caption"]) for r in squares(70, 0.5)]
     rows += [(image, f"{caption} and a word") for image, caption in rows[:7]]

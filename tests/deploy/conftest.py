@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components import dataset
-from components.checkpoint import Checkpoint, save
+from components.deploy.config import Deployment
 from components.deploy.runtimes import serving_runtime
-from components.deploy.section import Deployment
-from models.sketch import build_language_model
-from tests.deploy.cluster import Node
+from models.tiny import build_language_model
+from tests.deploy.fake_cluster import Node
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.checkpoint import Checkpoint, save
 
 
 @pytest.fixture(scope="package")

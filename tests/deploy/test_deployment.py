@@ -13,13 +13,13 @@ import httpx
 import psutil
 import pytest
 
-from components import dataset
-from components.checkpoint import save
 from components.deploy.deployment import Deployment, deploy
-from components.deploy.trial import converse, endpoint
-from components.errors import DataError, ServiceError
-from models.sketch import build_dual_encoder
+from components.deploy.smoke_test import converse, endpoint
+from models.tiny import build_dual_encoder
 from tests.deploy.conftest import pairs, png, version
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.checkpoint import save
+from vlmflow.errors import DataError, ServiceError
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predictors() -> list[int]:
-    return [
-        p.pid for p in psutil.process_iter(["cmdline"]) if "components.serve.predictor" in (p.info["cmdline"] or [])
-    ]
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if "vlmflow.serving.predictor" in (p.info["cmdline"] or [])]
 
 
 def test_both_protocols_answer_and_the_process_is_gone(model: Path, tmp_path: Path) -> None:
@@ -72,7 +70,7 @@ def test_the_predictor_does_not_outlive_a_killed_step(embedder: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from components.deploy.trial import converse, endpoint
+from components.deploy.smoke_test import converse, endpoint
 with endpoint(Path({str(embedder)!r}), "eye", 90) as url:
     print(url, flush=True)
     sys.stdin.read()

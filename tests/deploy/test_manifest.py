@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from components.deploy import runtimes, storage
+from components.deploy.config import Deployment, Toleration
 from components.deploy.manifest import DIGEST, dns_name, inference_service, write
-from components.deploy.section import Deployment, Toleration
-from components.errors import ModelError, ServiceError
-from components.recipe import load
 from tests.conftest import SHARED
+from vlmflow.config.recipes import load
+from vlmflow.errors import ModelError, ServiceError
 
 VERSION = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32, "run_id": "r1"}
 IMAGE = "registry/vlmflow-serve:abc"
@@ -119,10 +119,10 @@ def test_it_runs_without_rights(section: dict[str, Any]) -> None:
 
 
 def test_the_container_is_started_with_arguments_that_the_predictor_knows() -> None:
-    from components.serve.predictor import arguments
+    from vlmflow.serving.predictor import arguments
 
     (container,) = runtime()["spec"]["containers"]
-    assert container["image"] == IMAGE and container["command"] == ["python", "-m", "components.serve.predictor"]
+    assert container["image"] == IMAGE and container["command"] == ["python", "-m", "vlmflow.serving.predictor"]
     options = arguments([argument.replace("{{.Name}}", "vlm") for argument in container["args"]])
     assert (options.model_name, options.model_dir, options.http_port) == ("vlm", "/mnt/models", 8080)
     assert options.enable_grpc is False
@@ -197,7 +197,7 @@ def test_where_the_registry_keeps_it(kept: str, setting: str, fetched: str, monk
             assert (name, version) == ("vlm", "3")
             return kept
 
-    monkeypatch.setattr("components.tracking.client", Client)
+    monkeypatch.setattr("vlmflow.tracking.mlflow_run.client", Client)
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", setting)
     assert storage.checkpoint(VERSION) == fetched
     storage.check(fetched)

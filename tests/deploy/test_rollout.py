@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from components.deploy import rollout, trial
+from components.deploy import rollout, smoke_test
 from components.deploy.deployment import Deployment, deploy
 from components.deploy.manifest import DIGEST
-from components.errors import ServiceError
-from tests.deploy.cluster import Kubernetes, Node, kubeconfig, serving
 from tests.deploy.conftest import pairs, png, version
+from tests.deploy.fake_cluster import Kubernetes, Node, kubeconfig, serving
+from vlmflow.errors import ServiceError
 
 KEY = ("inferenceservices", "models", "vlm")
 NAMES = {"Standard": "vlm-predictor.models.svc.cluster.local", "Knative": "vlm.models.svc.cluster.local"}
@@ -56,7 +56,7 @@ def serves(cluster: Kubernetes, mode: str) -> set[str]:
         pod = cluster.route(NAMES[mode])
         assert pod is not None
         found.add(pod["storage"].removeprefix("pvc://"))
-    assert trial.converse(f"http://{NAMES[mode]}", "vlm", png(), "a red circle")[-1]["status"] == 200
+    assert smoke_test.converse(f"http://{NAMES[mode]}", "vlm", png(), "a red circle")[-1]["status"] == 200
     return found
 
 
@@ -148,7 +148,7 @@ def test_killed_before_the_smoke_test(
         raise SystemExit(137)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "converse", killed)
+        patch.setattr(smoke_test, "converse", killed)
         with pytest.raises(SystemExit):
             step("two", "2", mode=mode)
     assert cluster.objects[KEY]["metadata"]["generation"] == 2
@@ -186,8 +186,8 @@ def test_a_canary_of_knative(cluster: Kubernetes, step: Step, monkeypatch: pytes
         seen.append((url, shares(cluster), serves(cluster, "Knative")))
         return converse(url, *given, **options)
 
-    converse = trial.converse
-    monkeypatch.setattr("components.deploy.trial.converse", asked)
+    converse = smoke_test.converse
+    monkeypatch.setattr("components.deploy.smoke_test.converse", asked)
     with monkeypatch.context() as patch:
         patch.setattr(
             f"{__name__}.serves", lambda cluster, mode: {cluster.route(NAMES[mode])["storage"] for _ in range(100)}
@@ -224,20 +224,20 @@ def test_a_canary_in_standard_mode(cluster: Kubernetes, step: Step, monkeypatch:
     assert cluster.objects[KEY]["metadata"]["generation"] == 1
 
     cluster.objects["httproutes", "models", "vlm-predictor"] = {"metadata": {"name": "vlm-predictor"}}
-    stable, seen, converse = pods(cluster), [], trial.converse
+    stable, seen, converse = pods(cluster), [], smoke_test.converse
 
     def asked(url: str, *given: Any, **options: Any) -> Any:
         seen.append((url, pods(cluster), cluster.objects[KEY]["spec"].get("canary")))
         return converse(url, *given, **options)
 
-    monkeypatch.setattr("components.deploy.trial.converse", asked)
+    monkeypatch.setattr("components.deploy.smoke_test.converse", asked)
     step("two", "2", canary=20)
     (url, running, (entry,)), whole = seen
     assert url == "http://vlm-v2-predictor.models.svc.cluster.local"
     assert entry["trafficPercent"] == 20 and entry["predictor"]["model"]["storageUri"] == "pvc://two"
     assert set(stable) < set(running)  # the stable ones were not started anew
     assert whole[0] == f"http://{NAMES['Standard']}" and whole[2] is None
-    monkeypatch.setattr("components.deploy.trial.converse", converse)
+    monkeypatch.setattr("components.deploy.smoke_test.converse", converse)
     assert serves(cluster, "Standard") == {"two"}
 
 

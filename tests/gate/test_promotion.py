@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.checkpoint import Checkpoint
-from components.errors import GateError
-from components.gate.promotion import Contender, Gate, gate
-from components.register.registration import Registration, register
-from components.register.registry import versions
+from components.gate.promotion import Contender, gate
+from components.register.registration import register
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.errors import GateError
+from vlmflow.evaluation.config import GateConfig
+from vlmflow.tracking.registry import RegistryConfig, versions
 
 RECIPE = "seed: 0\n"
 
@@ -46,12 +47,12 @@ def never(*, model: Path, out: Path) -> None:
 
 def decide(folder: Path, candidate: Contender, fallback: Contender, name: str, evaluate: Any = never) -> dict[str, Any]:
     places = {place: folder / place for place in ("chosen", "scores", "verdict")}
-    return gate(candidate, fallback, registry=name, evaluate=evaluate, **places, section=Gate())
+    return gate(candidate, fallback, registry=name, evaluate=evaluate, **places, section=GateConfig())
 
 
 def enter(folder: Path, name: str) -> dict[str, Any]:
     return register(
-        folder / "chosen", folder / "scores", folder / "verdict", folder / "version", RECIPE, Registration(name=name)
+        folder / "chosen", folder / "scores", folder / "verdict", folder / "version", RECIPE, RegistryConfig(name=name)
     )
 
 
@@ -125,4 +126,4 @@ def test_a_verdict_against_a_champion_that_has_gone_is_refused(tmp_path: Path) -
 @pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"resamples": 0}, {"tolerance": -1.0}, {"min_examples": 1}])
 def test_impossible_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Gate(**wrong)
+        GateConfig(**wrong)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.sources import ROOT
+from vlmflow.runtime.code_hash import ROOT
 
 INFRA = ROOT / "infra"
 OVERLAYS = ("local", "production")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from components.sources import ROOT
-from components.step import revision
 from tests.infra.conftest import INFRA
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.step import revision
 
 SCRIPT = (INFRA / "cluster.sh").read_text()
 VERSIONS = dict(re.findall(r"^(\w+)=(.+)$", (INFRA / "versions.env").read_text(), re.MULTILINE))
@@ -103,6 +103,6 @@ def test_what_it_calls(tmp_path: Path, mode: str) -> None:
 
 
 def test_revision_is_what_the_images_are_called_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.step import image
+    from vlmflow.runtime.step import image
 
     assert image("step").rpartition(":")[2] == revision()

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from components import tracking
-from components.checkpoint import Checkpoint
 from components.deploy import storage
-from components.errors import ModelError, ServiceError
-from components.register.registration import Registration, register
-from components.register.registry import download, versions
+from components.register.registration import register
 from tests.infra.conftest import build, find
-from tests.infra.services import Postgres, Server, Store, database_uri
+from tests.infra.fake_services import Postgres, Server, Store, database_uri
 from tests.register import test_registration
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.errors import ModelError, ServiceError
+from vlmflow.tracking import mlflow_run
+from vlmflow.tracking.registry import RegistryConfig, download, versions
 
 artifacts = test_registration.artifacts  # a checkpoint as the gate leaves it
 
@@ -62,7 +62,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def enter(artifacts: Path, out: Path, name: str) -> dict[str, Any]:
     model, scores, verdict = (artifacts / part for part in ("model", "scores", "verdict"))
-    return register(model, scores, verdict, out, "seed: 0\n", Registration(name=name), revision="abc")
+    return register(model, scores, verdict, out, "seed: 0\n", RegistryConfig(name=name), revision="abc")
 
 
 def refusal(cluster: Cluster, work: Callable[[], object]) -> str:
@@ -81,7 +81,7 @@ def test_what_is_kept_lies_in_the_bucket(
     cluster: Cluster, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with tracking.run("align", params={"align": {"beta": 0.1}}, tags={"dataset": "abc"}) as run:
+    with mlflow_run.run("align", params={"align": {"beta": 0.1}}, tags={"dataset": "abc"}) as run:
         run.log_metrics({"accuracy": 0.25}, step=3)
         run.log_artifact(tmp_path / "note.txt", "notes")
         written = enter(artifacts, tmp_path, "vlm")
@@ -99,7 +99,7 @@ def test_a_store_that_refuses_writes(cluster: Cluster, artifacts: Path, tmp_path
     (tmp_path / "note.txt").write_text("hello")
     cluster.store.allow("s3:Get*", "s3:List*")
     try:
-        with tracking.run("align") as run:
+        with mlflow_run.run("align") as run:
             for work in (
                 lambda: run.log_artifact(tmp_path / "note.txt"),
                 lambda: enter(artifacts, tmp_path, "refused"),
@@ -129,7 +129,7 @@ def test_a_database_that_goes_in_the_middle_and_comes_back(
         worked = []
 
         def step() -> None:
-            with tracking.run("align"):
+            with mlflow_run.run("align"):
                 worked.append(True)
 
         assert "see to its database" in refusal(cluster, step) and not worked  # before the work, not after it
@@ -159,8 +159,8 @@ def test_a_server_that_comes_late_is_waited_for_and_remembers(
     late = threading.Thread(target=cluster.server.start)
     late.start()
     try:
-        with caplog.at_level("WARNING", logger="components.tracking"):
-            client = tracking.client()
+        with caplog.at_level("WARNING", logger="vlmflow.tracking.mlflow_run"):
+            client = mlflow_run.client()
     finally:
         late.join()
     assert "waiting up to 300 s" in caplog.text

@@ -183,9 +183,9 @@ def test_our_namespace_admits_what_the_step_deploy_writes() -> None:
 
 def endpoint() -> tuple[Manifest, Manifest]:
     """What `deploy` writes, with the account and the namespace that are here."""
+    from components.deploy.config import Deployment
     from components.deploy.manifest import inference_service
     from components.deploy.runtimes import serving_runtime
-    from components.deploy.section import Deployment
 
     version = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32}
     section, image = Deployment(namespace="vlmflow", service_account="serving"), "localhost/vlmflow-serve:abc"

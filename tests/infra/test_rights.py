@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from components.sources import ROOT
 from tests.infra.conftest import INFRA, OVERLAYS, Manifest, build, find, rayjob
 from tests.infra.test_pods import containers, endpoint, pods
+from vlmflow.runtime.code_hash import ROOT
 
 STEP = {"workflows.argoproj.io/workflow": "life-x"}  # Argo's label on each pod of a pipeline
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.dataset import uid
 from tests.ingest.test_ingestion import encoded, refused, run
+from vlmflow.artifacts.dataset import uid
 
 Members = list[tuple[str, bytes]]
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.dataset import Dataset, uid
-from components.errors import DataError, RecipeError
 from components.ingest.ingestion import Ingestion, ingest
-from components.recipe import load
+from vlmflow.artifacts.dataset import Dataset, uid
+from vlmflow.config.recipes import load
+from vlmflow.errors import DataError, RecipeError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.emoji import RECIPE, index, learn, recall
-from components import recipe
-from components.dataset import Dataset
 from tests.conftest import SHARED
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.config import recipes
 
 EMOJI = SHARED / "data" / "emoji"
 
@@ -18,7 +18,7 @@ def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -
     names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]
     short = {"seconds": "null", "max_steps": 120, "batch_size": 64, "processes": 1}
     changes = [f"pretrain.training.{name}={value}" for name, value in short.items()]
-    pairs, model = learn(tmp_path, recipe.override(recipe.parse(RECIPE), changes))
+    pairs, model = learn(tmp_path, recipes.override(recipes.parse(RECIPE), changes))
     captions = Dataset(pairs).table(["caption", "split"]).to_pylist()
     assert not any(row["caption"].split()[0] == "woman" for row in captions if row["split"] == "train")
     assert sum(row["split"] == "test" for row in captions) == 75

@@ -15,16 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
 
-from components import dataset, recipe
-from components.budget import Training
-from components.errors import RecipeError
-from components.launch import launch
-from components.pretrain.augmentation import Augmentation
-from components.pretrain.callbacks import Average
-from components.pretrain.mining import HardBatches
-from components.pretrain.pretraining import Pretraining, corpus, pretrain
-from components.pretrain.training import begin, check_options, fit
-from components.pretrain.variation import TrainingBatches
+from vlmflow.artifacts import dataset
+from vlmflow.config import recipes
+from vlmflow.errors import RecipeError
+from vlmflow.training.config import Training
+from vlmflow.training.launcher import launch
+from vlmflow.training.pretraining.augmentation import Augmentation
+from vlmflow.training.pretraining.callbacks import Average
+from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.pretraining.config import Pretraining, corpus, pretrain
+from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
+from vlmflow.training.pretraining.training import begin, check_options, fit
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SIZES = {
@@ -216,7 +217,7 @@ def test_values_that_cannot_be() -> None:
         {"negatives": -1}, {"mining": 1.5}, {"max_logit_scale": 0.5}, {"ema": 1}, {"drop_patches": 1},
     ):  # fmt: skip
         with pytest.raises(RecipeError, match=next(iter(wrong))):
-            recipe.load(Pretraining, {"pretrain": wrong}, "pretrain")
+            recipes.load(Pretraining, {"pretrain": wrong}, "pretrain")
     with pytest.raises(ValueError, match="two budgets"):
         Training(max_steps=7, seconds=3)
     with pytest.raises(ValueError, match="seconds"):
@@ -228,7 +229,7 @@ def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
     hides = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8, "decoder_width": 32}
     for asked, message in (
         (section(**sketch, negatives=1), "takes no negative captions"),
-        (section(views=recipe.load(Pretraining, {"p": {"views": {}}}, "p").views), "slip_weight"),
+        (section(views=recipes.load(Pretraining, {"p": {"views": {}}}, "p").views), "slip_weight"),
         (section(family="mae", model=hides, drop_patches=0.5), "no picture tower that can do without patches"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from components import inference, tracking
-from components.checkpoint import Checkpoint, save
-from components.errors import ModelError, ServiceError
-from components.register.registration import Registration, register
-from components.register.registry import listing, versions
-from components.serve.reference import resolve
-from models.sketch import build_language_model
+from components.register.registration import register
+from models.tiny import build_language_model
+from vlmflow.artifacts.checkpoint import Checkpoint, save
+from vlmflow.errors import ModelError, ServiceError
+from vlmflow.inference import loading
+from vlmflow.serving.resolve import resolve
+from vlmflow.tracking import mlflow_run
+from vlmflow.tracking.registry import RegistryConfig, listing, versions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +48,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def enter(artifacts: Path, out: Path, name: str) -> dict[str, Any]:
     model, scores, verdict = (artifacts / part for part in ("model", "scores", "verdict"))
-    return register(model, scores, verdict, out, "seed: 0\n", Registration(name=name), revision="abc")
+    return register(model, scores, verdict, out, "seed: 0\n", RegistryConfig(name=name), revision="abc")
 
 
 def test_a_version_is_found_by_alias_and_answers_as_its_checkpoint(artifacts: Path, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_version_is_found_by_alias_and_answers_as_its_checkpoint(artifacts: Pa
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "blue").save(buffer, "PNG")
     frame = pd.DataFrame({"image": [buffer.getvalue()], "prompt": ["what is it"]})
-    direct = inference.chat(inference.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
+    direct = loading.chat(loading.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
     assert mlflow.pyfunc.load_model("models:/vlm@champion").predict(frame) == direct
 
 
@@ -132,20 +133,22 @@ def test_scores_of_another_model_are_refused(artifacts: Path, tmp_path: Path) ->
     scores.mkdir()
     (scores / "scores.json").write_text(json.dumps({"model": "f" * 64, "data": []}))
     with pytest.raises(ModelError, match="these are the scores of model ffffffffffff"):
-        register(artifacts / "model", scores, artifacts / "verdict", tmp_path, "seed: 0\n", Registration(name="other"))
+        register(
+            artifacts / "model", scores, artifacts / "verdict", tmp_path, "seed: 0\n", RegistryConfig(name="other")
+        )
     assert versions("other") == []
 
 
 def test_registration_leaves_the_steps_own_run_alone(artifacts: Path, tmp_path: Path) -> None:
-    with tracking.run("register") as step:
+    with mlflow_run.run("register") as step:
         enter(artifacts, tmp_path, "nested")
         step.log_metrics({"after": 1.0})
     assert versions("nested")[0].tags["step_run"] == step.id
-    run = tracking.client().get_run(str(step.id))
+    run = mlflow_run.client().get_run(str(step.id))
     assert run.info.status == "FINISHED" and run.data.metrics == {"after": 1.0}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "models:x", "a@b"])
 def test_impossible_names(name: str) -> None:
     with pytest.raises(ValueError, match="name must be a word"):
-        Registration(name=name)
+        RegistryConfig(name=name)

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from components import checkpoint, dataset
-from components.checkpoint import Checkpoint
+from components.curate.config import Curation
 from components.curate.curation import curate
 from components.curate.score import Score
-from components.curate.section import Curation
-from components.dataset import Dataset
-from components.evaluate.evaluation import evaluate
-from components.evaluate.section import Evaluation
-from components.gate.comparison import compare, examples
-from components.ingest.scenes import Scenes, generate
+from components.ingest.synthetic_scenes import Scenes, generate
+from components.instructions.conversations import NAME, Tasks, make
 from components.report.artifacts import Places
-from components.tasks.conversations import NAME, Tasks, make
-from models.sketch import build_dual_encoder, grow
+from models.tiny import build_dual_encoder, grow
+from vlmflow.artifacts import checkpoint, dataset
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.evaluation.comparison import compare, examples
+from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.evaluate import evaluate
 
 SIZES = {
     "vision_width": 24,

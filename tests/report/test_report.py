@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components import dataset
-from components.boxes import CODECS, Box
-from components.dataset import Dataset
-from components.errors import ModelError
-from components.gate.promotion import Gate
-from components.report import findings, pictures
+from components.report import findings, samples
 from components.report.artifacts import Capability, Life, Places
 from components.report.lineage import graph
 from components.report.page import Report, render
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import ModelError
+from vlmflow.evaluation.config import GateConfig
+from vlmflow.images.boxes import CODECS, Box
 
 RECIPE = "seed: 0\ngate: {resamples: 100}\n"
-GATE = Gate(resamples=100)
+GATE = GateConfig(resamples=100)
 VOID = {"meta", "link", "img", "br", "image", "rect", "path", "use"}
 
 
@@ -112,7 +112,7 @@ def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: Places):
 
 
 def test_dropped_pairs_stand_under_their_rule(life: Places):
-    kept, dropped = pictures.pairs(Life(life, GATE), 8, seed=0)
+    kept, dropped = samples.pairs(Life(life, GATE), 8, seed=0)
     assert len(kept) == len(dropped) == 8
     assert {pair.rule for pair in kept} == {""} and len({pair.rule for pair in dropped}) > 2
     assert "junk_text" in {pair.rule for pair in dropped}
@@ -137,9 +137,9 @@ def test_boxes_are_read_by_the_model_s_own_convention():
     truth, size = Box(8, 16, 24, 48, 64, 64), [64, 64]
     sample = {"capability": "grounding", "image": "", "size": size, "prompt": "Where?", "score": 1.0}
     sample |= {"truth": CODECS["pixels"].write(truth), "answer": CODECS["paligemma"].write(truth)}
-    right = pictures._answer(sample, "paligemma")
+    right = samples._answer(sample, "paligemma")
     assert right.true_box == truth and right.answered_box and right.answered_box.iou(truth) > 0.98
-    wrong = pictures._answer(sample, "qwen-vl")
+    wrong = samples._answer(sample, "qwen-vl")
     assert wrong.true_box == truth and wrong.answered_box is None
 
 

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from components import checkpoint, dataset
 from components.align.alignment import Alignment, _dpo
-from components.budget import Training
-from components.launch import launch
-from components.sft import train
-from components.training import Progress
-from components.tuning import Tuning
 from models.backbone.idefics3 import build
-from models.sketch import build_language_model
+from models.tiny import build_language_model
+from vlmflow.artifacts import checkpoint, dataset
+from vlmflow.training.arguments import Progress
+from vlmflow.training.config import Training
+from vlmflow.training.launcher import launch
+from vlmflow.training.sft import train
+from vlmflow.training.sft_config import Tuning
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 QUESTION = "Which colour?"

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from components import dataset, recipe
-from components.errors import RecipeError
-from components.pretrain.pretraining import Pretraining, pretrain
-from components.resume import MARK, Draws, whole
-from components.sources import ROOT
+from vlmflow.artifacts import dataset
+from vlmflow.config import recipes
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.training.checkpointing import MARK, Draws, whole
+from vlmflow.training.pretraining.config import Pretraining, pretrain
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SECTION: dict[str, Any] = {
@@ -38,8 +39,8 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from components import recipe, resume, training
-from components.pretrain.pretraining import Pretraining, pretrain
-from components.process import configure_logging
+from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.runtime.process import configure_logging
 
 pairs, out, given, at = sys.argv[1:]
 moment, step = at.split()
@@ -56,7 +57,7 @@ if moment == "after":
 else:
     resume.Saving.on_save = dying(resume.Saving.on_save)
 configure_logging()
-section = recipe.load(Pretraining, {"pretrain": json.loads(given)}, "pretrain")
+section = recipes.load(Pretraining, {"pretrain": json.loads(given)}, "pretrain")
 pretrain(pairs=Path(pairs), conversations=None, out=Path(out), section=section)
 """
 
@@ -91,7 +92,7 @@ def given(**training: Any) -> dict[str, Any]:
 
 def trained(pairs: Path, out: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """The weights and the curve."""
-    section = recipe.load(Pretraining, {"pretrain": values}, "pretrain")
+    section = recipes.load(Pretraining, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
     return load_file(out / "model.safetensors"), json.loads((out / "card.json").read_text())["curve"]
 
@@ -171,7 +172,7 @@ def test_two_processes_of_which_one_dies(
 
 def test_another_training_does_not_go_on_from_it(pairs: Path, place: Path, tmp_path: Path, caplog: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("components.checkpoint.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("vlmflow.artifacts.checkpoint.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             trained(pairs, tmp_path / "model", given())
     assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}
@@ -218,4 +219,4 @@ def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
 )
 def test_what_cannot_be_kept(training: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        recipe.load(Pretraining, {"pretrain": given(**training)}, "pretrain")
+        recipes.load(Pretraining, {"pretrain": given(**training)}, "pretrain")

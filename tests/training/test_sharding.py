@@ -11,15 +11,16 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from components import dataset, recipe
-from components.errors import RecipeError
-from components.launch import launch
-from components.pretrain.pretraining import Pretraining, corpus
-from components.pretrain.training import begin, fit, train
-from components.pretrain.variation import TrainingBatches
-from components.resume import whole
-from components.sources import ROOT
-from components.training import Progress
+from vlmflow.artifacts import dataset
+from vlmflow.config import recipes
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.training.arguments import Progress
+from vlmflow.training.checkpointing import whole
+from vlmflow.training.launcher import launch
+from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.pretraining.config import Pretraining, corpus
+from vlmflow.training.pretraining.training import begin, fit, train
 
 FAMILIES = sorted(path.stem for path in (ROOT / "recipes" / "zoo").glob("*.yaml") if path.stem != "energy")
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
@@ -53,7 +54,7 @@ def section(
     given = {"family": family, "model": sizes, "training": {**training, **kind, "sharding": sharding, **more}}
     if ema is not None:
         given["ema"] = ema
-    return recipe.load(Pretraining, {"pretrain": given}, "pretrain")
+    return recipes.load(Pretraining, {"pretrain": given}, "pretrain")
 
 
 def _families(folder: str, pairs: str, sharding: str) -> None:

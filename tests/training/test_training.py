@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from components import dataset
-from components.budget import Training
-from components.dataset import Dataset
-from components.errors import DataError
-from components.launch import launch
-from components.sft import examples
-from components.tasks.conversations import DESCRIBE
-from components.training import Muon, orthogonal, shared_orthogonal
-from components.tuning import Tuning
+from components.instructions.conversations import DESCRIBE
 from models.contrastive.losses import clip_loss
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import DataError
+from vlmflow.training.arguments import Muon, orthogonal, shared_orthogonal
+from vlmflow.training.config import Training
+from vlmflow.training.launcher import launch
+from vlmflow.training.sft import examples
+from vlmflow.training.sft_config import Tuning
 
 
 def test_orthogonal_keeps_directions_and_evens_their_lengths() -> None:
@@ -64,9 +64,9 @@ def test_muon_learns_and_resumes_as_if_it_had_not_stopped() -> None:
 
 
 def test_muon_takes_the_matrices_inside_and_nothing_else() -> None:
-    from models import sketch
+    from models import tiny
 
-    model, _ = sketch.build_language_model(["a red circle"] * 3)
+    model, _ = tiny.build_language_model(["a red circle"] * 3)
     optimizer = Muon(model, lr=1e-3, weight_decay=0.0, scale=5.0)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 1e-3]
     names = {id(p): n for n, p in model.named_parameters()}

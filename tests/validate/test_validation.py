@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from components import dataset, tracking
-from components.errors import DataError, GateError, RecipeError
-from components.execute import main
-from components.ingest import picture as ingested
-from components.recipe import load
-from components.validate.measures import measured
-from components.validate.pictures import jpeg_size
+from components.validate.image_checks import jpeg_size
+from components.validate.row_table import measured
 from components.validate.validation import Validation, validate
-from pipelines.run import _failed, _failure, _log_step
-from pipelines.single import run_step
+from pipelines.local_runner import _failed, _failure, _log_step
+from pipelines.step_cli import run_step
 from tests.conftest import executor_input
+from vlmflow.artifacts import dataset
+from vlmflow.config.recipes import load
+from vlmflow.errors import DataError, GateError, RecipeError
+from vlmflow.images import image_bytes as ingested
+from vlmflow.runtime.step_runner import main
+from vlmflow.tracking import mlflow_run
 
 
 def picture(shade: int = 0) -> bytes:
@@ -335,7 +336,7 @@ def test_a_refusals_page_is_in_the_run_and_in_mlflow(tmp_path: Path, monkeypatch
     assert "Refused" in (run / "validate-raw" / "report").read_text(encoding="utf-8")
     _log_step(run, record, None)
     written = json.loads((run / "steps" / "validate-raw.json").read_text(encoding="utf-8"))
-    client = tracking.client()
+    client = mlflow_run.client()
     assert [file.path for file in client.list_artifacts(written["mlflow_run_id"])] == ["report.html"]
     tags = client.get_run(written["mlflow_run_id"]).data.tags
     assert (tags["status"], tags["data_revision"]) == ("failed", "abc123")

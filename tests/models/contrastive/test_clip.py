@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from components.inference import tokenize_captions
 from models.contrastive import clip
 from models.contrastive.losses import clip_loss, nt_xent
 from models.zoo import ZOO
+from vlmflow.inference.loading import tokenize_captions
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle"] * 3
 SIZES = {

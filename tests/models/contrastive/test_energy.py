@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from components.inference import tokenize_captions
 from models.contrastive.energy import EnergyConfig, EnergyModel, build, energy_terms, gibbs, langevin
+from vlmflow.inference.loading import tokenize_captions
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from components.inference import tokenize_captions
-from components.launch import launch
 from models.contrastive.llip import Llip, LlipConfig, build
 from models.contrastive.losses import siglip_loss
+from vlmflow.inference.loading import tokenize_captions
+from vlmflow.training.launcher import launch
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {

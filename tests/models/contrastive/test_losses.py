@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from components.launch import launch
 from models.contrastive.losses import clip_loss, nt_xent, siglip_loss
+from vlmflow.training.launcher import launch
 
 Loss = Callable[..., torch.Tensor]
 SCALE, BIAS = torch.tensor(5.0), torch.tensor(-2.0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from components.inference import tokenize_captions
 from models.contrastive.nce import NCE, NCEConfig, build, nce_terms, noise_captions
+from vlmflow.inference.loading import tokenize_captions
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {

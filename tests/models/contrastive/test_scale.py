@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from components.launch import launch
-from components.recipe import load
-from components.sources import ROOT
-from models import sketch
+from models import tiny
 from models.contrastive import clip, siglip
-from models.contrastive.parts import in_parts
+from models.contrastive.grad_cache import in_parts
 from models.contrastive.patch_dropout import PatchDropout, attach
 from models.zoo import ZOO
+from vlmflow.config.recipes import load
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.training.launcher import launch
 
 TEXTS = ["a red circle", "two green crosses", "a blue star"] * 4
 SIZES: dict[str, dict[str, Any]] = {
@@ -187,7 +187,7 @@ def test_towers_see_half_the_patches_while_they_learn(name: str, tokens: int) ->
 
 def test_sketch_drops_patches_too_and_is_as_it_was_without() -> None:
     torch.manual_seed(0)
-    model, _ = sketch.build_dual_encoder(TEXTS)
+    model, _ = tiny.build_dual_encoder(TEXTS)
     pixels = torch.randn(2, 3, 64, 64)
     before = model.vision(pixels)
     handle = attach(model, 0.5)
@@ -202,7 +202,7 @@ def test_sketch_drops_patches_too_and_is_as_it_was_without() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_large_recipes_build(name: str) -> None:
-    from components.pretrain.pretraining import Pretraining
+    from vlmflow.training.pretraining.config import Pretraining
 
     section = load(Pretraining, str(ROOT / f"recipes/zoo/large/{name}.yaml"), "pretrain")
     with torch.device("meta"):

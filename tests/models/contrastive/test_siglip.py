@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel
 
-from components.inference import tokenize_captions
 from models.contrastive import siglip
 from models.zoo import ZOO
+from vlmflow.inference.loading import tokenize_captions
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle"] * 3
 SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2, "text_layers": 1}

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
 
 from models.masked.bert import MaskedBert, build
-from models.masked.words import IGNORED, mask_words
+from models.masked.token_masking import IGNORED, mask_words
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3

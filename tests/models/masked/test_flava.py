@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoProcessor, FlavaConfig, FlavaForPreTrain
 from transformers.models.flava.image_processing_pil_flava import FlavaMaskingGenerator
 
 from models.masked.flava import Flava, block_masks, build, swap
-from models.masked.words import IGNORED
+from models.masked.token_masking import IGNORED
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle above two green stars"]

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
-from models.masked.codebook import patchify
 from models.masked.mask_vlm import MaskVLM, MaskVLMConfig, build, spread
+from models.masked.random_codebook import patchify
 from models.zoo import ZOO
 
 COLOURS = {"red": (1.5, -1.0, -1.0), "green": (-1.0, 1.5, -1.0), "blue": (-1.0, -1.0, 1.5)}

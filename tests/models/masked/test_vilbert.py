@@ -6,10 +6,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
-from models.masked.codebook import Codebook, patchify
-from models.masked.regions import grid_boxes
+from models.masked.grid_features import grid_boxes
+from models.masked.random_codebook import Codebook, patchify
+from models.masked.token_masking import IGNORED, mask_words, swap_captions
 from models.masked.vilbert import Vilbert, build, region_loss
-from models.masked.words import IGNORED, mask_words, swap_captions
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoProcessor, VisualBertConfig, VisualBertForPreTraining
 
-from models.masked.regions import GridFeatures
+from models.masked.grid_features import GridFeatures
+from models.masked.token_masking import IGNORED, mask_words, swap_captions
 from models.masked.visual_bert import VisualBert, build
-from models.masked.words import IGNORED, mask_words, swap_captions
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3

@@ -1,0 +1,168 @@
+"""An endpoint is asked what it should answer; on this machine the predictor is started for it, and stopped."""
+
+import base64
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from vlmflow.errors import ServiceError
+
+_STOP_SECONDS = 15.0
+_REQUEST_SECONDS = 120.0
+_TAIL_LINES = 15
+
+
+@contextmanager
+def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
+    """Run the predictor on a free port; yields its URL when it is ready, and stops it whatever happens.
+
+    It also stops by itself when this process dies: its stdin is a pipe from here.
+
+    Raises:
+        ServiceError: it ends, or is not ready in `timeout` seconds; with the tail of its log.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "vlmflow.serving.predictor", "--until_stdin_closes"]
+    command += ["--model_dir", str(model), "--model_name", name, "--http_port", str(port), "--enable_grpc", "false"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(process, f"{url}/v2/models/{name}/ready", timeout, log)
+            yield url
+        except httpx.HTTPError as error:
+            raise ServiceError(f"predictor of {model}: {error!r}; its log ends:\n{_tail(log)}") from error
+        finally:
+            _stop(process)
+
+
+def converse(
+    url: str, name: str, picture: bytes, prompt: str, *, openai: str = "/openai/v1", host: str = ""
+) -> list[dict[str, Any]]:
+    """Put one question through V1 predict and through OpenAI chat; what cannot chat is asked for what it can.
+
+    Args:
+        openai: where OpenAI's protocol is. Who lists the model there without its abilities is not our predictor, and
+            is asked through OpenAI chat alone.
+        host: the endpoint's name, where `url` is that of an ingress.
+
+    Returns:
+        The exchanges: protocol, path, request (without the picture's bytes), status, response, latency in ms.
+
+    Raises:
+        ServiceError: it cannot be reached, a status other than 200, no answer in it, or two answers that differ.
+    """
+    encoded = base64.b64encode(picture).decode()
+    headers = {"Host": host} if host else {}
+    try:
+        with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, headers=headers) as client:
+            return _converse(client, name, encoded, prompt, openai)
+    except httpx.HTTPError as error:
+        raise ServiceError(f"{name} at {host or url}: {type(error).__name__}: {error}") from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise ServiceError(f"{name} at {host or url} answers something else than its protocol: {error!r}") from error
+
+
+def _converse(client: httpx.Client, name: str, encoded: str, prompt: str, openai: str) -> list[dict[str, Any]]:
+    listed = _exchange(client, "OpenAI models", f"{openai}/models", None, encoded)
+    served = listed["response"]["data"][0]
+    abilities = served.get("abilities", ["chat"])
+    exchanges, answers = [listed], {}
+    if "abilities" in served:
+        body = {"instances": [_question(served, encoded, prompt)]}
+        exchanges.append(_exchange(client, "V1 predict", f"/v1/models/{name}:predict", body, encoded))
+        answers["V1"] = exchanges[-1]["response"]["predictions"][0].get("answer")
+    if "chat" in abilities:
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
+            {"type": "text", "text": prompt},
+        ]
+        body = {"model": name, "messages": [{"role": "user", "content": content}]}
+        exchanges.append(_exchange(client, "OpenAI chat", f"{openai}/chat/completions", body, encoded))
+        answers["OpenAI chat"] = exchanges[-1]["response"]["choices"][0]["message"]["content"]
+        if len(set(answers.values())) > 1:
+            told = " and ".join(f"{answer!r} through {protocol}" for protocol, answer in answers.items())
+            raise ServiceError(f"{name} answers {told} to the same question")
+    return exchanges
+
+
+def _question(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:
+    """An instance that the model can answer."""
+    abilities, image = set(served["abilities"]), {"image": {"b64": encoded}}
+    if "chat" in abilities:
+        return {**image, "prompt": prompt}
+    if abilities & {"embed", "represent"}:
+        return image
+    if abilities & {"match", "rank"}:
+        return {**image, "text": prompt}
+    return {"text": f"a {served['mask_token']}"}
+
+
+def _exchange(client: httpx.Client, protocol: str, path: str, body: Any, encoded: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    answer = client.get(path) if body is None else client.post(path, json=body)
+    latency = (time.perf_counter() - start) * 1000
+    if answer.status_code != 200:
+        raise ServiceError(f"{protocol} {path}: status {answer.status_code}: {answer.text[:300]}")
+    return {
+        "protocol": protocol,
+        "path": path,
+        "request": _without(body, encoded),
+        "status": answer.status_code,
+        "response": answer.json(),
+        "latency_ms": round(latency, 2),
+    }
+
+
+def _without(value: Any, encoded: str) -> Any:
+    """`value` with an ellipsis for the picture: the transcript names it by its uid."""
+    if isinstance(value, dict):
+        return {key: _without(item, encoded) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, encoded) for item in value]
+    return value.replace(encoded, "…") if isinstance(value, str) else value
+
+
+def _wait(process: subprocess.Popen[bytes], address: str, timeout: float, log: IO[str]) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServiceError(f"the predictor ended with code {process.returncode}; its log ends:\n{_tail(log)}")
+        try:
+            if httpx.get(address, timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    raise ServiceError(f"the predictor was not ready in {timeout:g} s (deploy.timeout); its log ends:\n{_tail(log)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _tail(log: IO[str]) -> str:
+    log.flush()
+    log.seek(0)
+    return "".join(log.readlines()[-_TAIL_LINES:]).rstrip()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

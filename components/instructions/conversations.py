@@ -1,0 +1,145 @@
+"""Task sets: questions and answers about each picture, made from what is known of it.
+
+1. A caption answers `Describe the picture.`
+2. The regions' categories answer `Name the objects.` and, with categories that are not there, yes-or-no
+   questions.
+3. Each region answers where its phrase is.
+4. Each line of text becomes a picture of its own, cut out, and answers what it reads.
+"""
+
+import io
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from vlmflow.artifacts import dataset
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import DataError
+from vlmflow.evaluation import objects
+from vlmflow.images.boxes import Box, canonical
+from vlmflow.images.decoding import decode
+from vlmflow.inference.prompts import DESCRIBE_IMAGE, NAME_OBJECTS
+
+READ = "Read the line."
+
+
+def where(phrase: str) -> str:
+    """The question for a referring expression."""
+    return f"Where is the {phrase}?"
+
+
+def is_there(category: str) -> str:
+    """The yes-or-no question of POPE (Li et al. 2023)."""
+    return f"Is there {objects.article(category)} {category}?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """How many questions a picture gets."""
+
+    regions: int = 4
+    yes_no: int = 2
+    lines: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.regions, self.yes_no, self.lines) < 0:
+            raise ValueError("regions, yes_no and lines count questions for a picture and cannot be negative")
+
+
+def make(pairs: Path, out: Path, section: Tasks) -> Dataset:
+    """Write the conversations of every pair in `pairs`, in its order.
+
+    Raises:
+        DataError: no pair yields a question (no captions, no regions, no lines).
+    """
+    source = Dataset(pairs, "pairs")
+    categories = vocabulary(source)
+    counts: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for pair in source.rows():
+            for row in conversations(pair, categories, section):
+                counts[f"{row['task']}/{row['split']}"] += 1
+                yield row
+
+    notes: dict[str, Any] = {"categories": categories}
+    written = dataset.write(
+        out,
+        "conversations",
+        rows(),
+        step="tasks",
+        recipe=vars(section),
+        parents=[source.hash],
+        revision=source.card.revision,
+        notes=notes | {"rows": counts},
+    )
+    if not len(written):
+        raise DataError(f"{pairs}: no pair has a caption, a region or a line of text; nothing can be asked about it")
+    return written
+
+
+def vocabulary(pairs: Dataset) -> list[str]:
+    """Every category that a region of `pairs` has, the most frequent first."""
+    counts = Counter(
+        region["category"] or region["phrase"] for row in pairs.rows(["regions"]) for region in row["regions"] or []
+    )
+    return [category for category, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def conversations(pair: dict[str, Any], categories: list[str], section: Tasks) -> Iterator[dict[str, Any]]:
+    """The rows of schema `conversations` that one pair yields; the same for a uid and a seed."""
+    rng = random.Random(f"{section.seed}/{pair['uid']}")
+    regions, lines = pair["regions"] or [], pair["lines"] or []
+
+    def row(task: str, turns: list[tuple[str, str]], image: Any, part: str = "") -> dict[str, Any]:
+        messages = [
+            {"role": role, "content": content}
+            for question, answer in turns
+            for role, content in (("user", question), ("assistant", answer))
+        ]
+        name = dataset.uid(pair["uid"].encode(), task, part, *(m["content"] for m in messages))
+        return {"uid": name, "pair": pair["uid"], "images": [image], "messages": messages, "task": task,
+                "split": pair["split"]}  # fmt: skip
+
+    present = [region["category"] or region["phrase"] for region in regions]
+    if pair["caption"].strip():
+        yield row("caption", [(DESCRIBE_IMAGE, pair["caption"])], pair["image"])
+    if regions:
+        yield row("objects", [(NAME_OBJECTS, objects.name(present))], pair["image"])
+        size = pair["width"], pair["height"]
+        chosen = rng.sample(regions, min(section.regions, len(regions)))
+        boxes = [(r["phrase"], canonical(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]
+        if boxes:
+            yield row("ground", [(where(phrase), box) for phrase, box in boxes], pair["image"])
+        if yes_no := _yes_no(present, categories, section.yes_no, rng):
+            yield row("vqa", yes_no, pair["image"])
+    if lines:
+        picture = decode(pair["image"]["bytes"])
+        for i, line in enumerate(lines[: section.lines]):
+            yield row("read", [(READ, line["text"])], _crop(picture, line), str(i))
+
+
+def _yes_no(present: list[str], categories: list[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """As many questions whose answer is yes as no; the absent categories are drawn at random."""
+    there, absent = sorted(set(present)), [c for c in categories if c not in present]
+    half = min((count + 1) // 2, len(there), max(1, len(absent)))
+    turns = [(is_there(c), "yes") for c in rng.sample(there, half)]
+    turns += [(is_there(c), "no") for c in rng.sample(absent, min(half, len(absent)))]
+    rng.shuffle(turns)
+    return turns[:count]
+
+
+def _crop(picture: Image.Image, line: dict[str, Any]) -> bytes:
+    x0, y0 = max(0, int(line["x0"])), max(0, int(line["y0"]))
+    x1, y1 = max(x0 + 1, min(picture.width, round(line["x1"]))), max(y0 + 1, min(picture.height, round(line["y1"])))
+    strip = picture.convert("RGB").crop((x0, y0, x1, y1))
+    buffer = io.BytesIO()
+    # A model squeezes every picture to a square; in a square already, letters keep their shape.
+    ImageOps.pad(strip, (max(strip.size), max(strip.size))).save(buffer, "PNG")
+    return buffer.getvalue()

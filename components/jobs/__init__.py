@@ -1,1 +1,0 @@
-"""Work that a step hands to other pods of the cluster and waits for: a TrainJob on several nodes, a RayJob."""

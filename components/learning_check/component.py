@@ -1,0 +1,31 @@
+from kfp import dsl
+
+from vlmflow.runtime.step import step
+
+
+@step
+def check(
+    model: dsl.Input[dsl.Model],
+    pairs: dsl.Input[dsl.Dataset],
+    untrained: dsl.Input[dsl.Artifact],
+    trained: dsl.Input[dsl.Artifact],
+    shuffled: dsl.Input[dsl.Artifact],
+    recipe: str,
+    finding: dsl.Output[dsl.Artifact],
+    picture: dsl.Output[dsl.Artifact],
+    section: str = "check",
+):
+    """Say whether a family learned: against its untrained self, and against a control whose pairs were shuffled."""
+    from pathlib import Path
+
+    from components.learning_check.comparison import Check, check
+    from vlmflow.config.recipes import load
+
+    check(
+        model=Path(model.path),
+        pairs=Path(pairs.path),
+        scores={"untrained": Path(untrained.path), "trained": Path(trained.path), "shuffled": Path(shuffled.path)},
+        finding=Path(finding.path),
+        picture=Path(picture.path),
+        section=load(Check, recipe, section),
+    )

@@ -1,0 +1,19 @@
+from kfp import dsl
+
+from vlmflow.runtime.step import step
+
+
+@step
+def prefer(
+    model: dsl.Input[dsl.Model],
+    conversations: dsl.Input[dsl.Dataset],
+    recipe: str,
+    preferences: dsl.Output[dsl.Dataset],
+    section: str = "prefer",
+):
+    """Collect preference pairs: the truth against what the model itself makes up."""
+    from pathlib import Path
+
+    from components.preferences.preferences import collect
+
+    collect(Path(model.path), Path(conversations.path), Path(preferences.path), recipe, section)

@@ -1,0 +1,165 @@
+"""Pictures for the page: thumbnails of pairs, answers beside the truth, boxes to lay over a picture."""
+
+import base64
+import io
+import itertools
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from components.report.artifacts import Life, Stage
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.ledger import RULES, TAKEDOWN
+from vlmflow.images import image_statistics
+from vlmflow.images.boxes import CODECS, Box
+from vlmflow.images.decoding import decode
+
+SIDE = 220  # px, the longer side of a thumbnail
+REPEATS = ("exact_duplicate", "near_duplicate", "in_test_set")  # their detail is the uid of what they repeat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A pair as the grid shows it: `picture` is a data URI, or "" for what cannot be decoded."""
+
+    picture: str
+    caption: str
+    annotations: str
+    rule: str = ""
+    measured: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer beside the truth. `right` is None where the score is neither 0 nor 1."""
+
+    capability: str
+    picture: str
+    width: int
+    height: int
+    prompt: str
+    answer: str
+    truth: str
+    score: float
+    right: bool | None
+    true_box: Box | None = None
+    answered_box: Box | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferred:
+    """A preference pair."""
+
+    picture: str
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str
+
+
+def pairs(life: Life, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Some kept pairs, and some dropped ones of every rule in turn, drawn by `seed`."""
+    ledger = pq.read_table(life.places.ledger / "ledger.parquet").to_pandas()
+    rng = random.Random(seed)
+    kept = ledger.index[ledger["verdict"] == "kept"].tolist()
+    chosen = sorted(rng.sample(kept, min(count, len(kept))))
+    by_rule = [ledger.index[ledger["rule"] == rule].tolist() for rule in RULES if rule != TAKEDOWN]
+    rounds = itertools.zip_longest(*(rng.sample(rows, min(count, len(rows))) for rows in by_rule))
+    dropped = [row for turn in rounds for row in turn if row is not None][:count]
+    dropped.sort(key=lambda row: (RULES.index(ledger["rule"][row]), row))
+    verdicts = ledger.to_dict("index")
+    numbers = [verdicts[i]["row"] for i in chosen + dropped]
+    found = rows_at(life.raw, numbers, ["image", "caption", "label", "regions", "lines"])
+    shown = [_pair(found[verdicts[i]["row"]], verdicts[i]) for i in chosen + dropped]
+    return shown[: len(chosen)], shown[len(chosen) :]
+
+
+def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
+    label = [f"label: {row['label']}"] if row["label"] else []
+    counts = {"region": len(row["regions"] or []), "line": len(row["lines"] or [])}
+    value, threshold = verdict["value"], verdict["threshold"]  # null where nothing was measured
+    measured = "" if isnan(value) else f"{value:.3g}"
+    detail = "" if verdict["rule"] in ("", *REPEATS) else verdict["detail"]  # of a kept row the card shows it all
+    return Pair(
+        picture=thumbnail((row["image"] or {}).get("bytes")),
+        caption=row["caption"] or "",
+        annotations=", ".join(label + [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]),
+        rule=verdict["rule"],
+        measured=detail or measured + ("" if isnan(threshold) else f" (threshold {threshold:.3g})"),
+    )
+
+
+def picture_of(life: Life, uid: str) -> str:
+    """The picture of the curated pair `uid` as a data URI, or "" where there is no such pair."""
+    uids = life.curated.table(["uid"])["uid"].to_pylist()
+    if uid not in uids:
+        return ""
+    row = uids.index(uid)
+    return thumbnail(rows_at(life.curated, [row], ["image"])[row]["image"]["bytes"])
+
+
+def preferences(life: Life, count: int, seed: int) -> list[Preferred]:
+    """Some preference pairs, drawn by `seed`."""
+    data = life.preferences
+    numbers = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
+    return [
+        Preferred(
+            picture=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
+            **{key: row[key] for key in ("prompt", "chosen", "rejected", "source")},
+        )
+        for row in rows_at(data, numbers).values()
+    ]
+
+
+def answers(stage: Stage) -> dict[str, list[Answer]]:
+    """The stage's samples by capability."""
+    found: dict[str, list[Answer]] = {}
+    for sample in stage.samples:
+        found.setdefault(sample["capability"], []).append(_answer(sample, stage.box_convention))
+    return found
+
+
+def _answer(sample: dict[str, Any], convention: str) -> Answer:
+    width, height = sample["size"]
+    truth = CODECS["pixels"].read(sample["truth"], width, height)  # as a dataset writes it
+    return Answer(
+        picture=f"data:image/png;base64,{sample['image']}",
+        width=width,
+        height=height,
+        right={0.0: False, 1.0: True}.get(sample["score"]),
+        true_box=truth,
+        answered_box=CODECS[convention].read(sample["answer"], width, height) if truth else None,
+        **{key: sample[key] for key in ("capability", "prompt", "answer", "truth", "score")},
+    )
+
+
+def rows_at(data: Dataset, numbers: Iterable[int], columns: list[str] | None = None) -> dict[int, dict[str, Any]]:
+    """The rows of these numbers, in that order; only the row groups that hold them are read."""
+    wanted, found, start = list(numbers), {}, 0
+    for shard in data.card.shards:
+        with pq.ParquetFile(data.path / shard["name"]) as file:
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                inside = [number for number in wanted if start <= number < end]
+                if inside:
+                    table = file.read_row_group(group, columns=columns).take([number - start for number in inside])
+                    found.update(zip(inside, table.to_pylist(), strict=True))
+                start = end
+    return {number: found[number] for number in wanted}
+
+
+def thumbnail(data: bytes | None) -> str:
+    """A data URI, or "" where the picture cannot be decoded."""
+    with image_statistics.quiet():
+        if image_statistics.look(data).reason:
+            return ""
+        picture = decode(data, at_least=2 * SIDE)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

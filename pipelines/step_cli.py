@@ -1,0 +1,89 @@
+"""One step on artifacts given by path, through the same door as in a pipeline."""
+
+import difflib
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vlmflow.errors import DataError, GateError, RecipeError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.step_runner import Task
+
+
+def names() -> list[str]:
+    """Every step: the folders of components that have a component.py."""
+    return sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
+
+
+def run_step(
+    name: str, recipe: str, inputs: dict[str, str], outputs: dict[str, str], parameters: dict[str, Any]
+) -> None:
+    """Run step `name`; its outputs appear whole at their paths when it has ended, or not at all.
+
+    Raises:
+        GateError: the step refused to go on; what it wrote of its reasons is there.
+        RecipeError: no such step, or artifacts that are not the step's.
+        DataError: an input that is not there.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
+        raise RecipeError(f"step {name}: no such step; the nearest is {near!r}, all: {', '.join(names())}")
+    module = f"components.{name}.component"
+    spec = getattr(import_module(module), name).component_spec
+    artifacts = {key: value for key, value in (spec.inputs or {}).items() if "@" in value.type}
+    _same("--in", inputs, {k for k, v in artifacts.items() if not v.optional}, set(artifacts))
+    _same("--out", outputs, set(spec.outputs or {}), set(spec.outputs or {}))
+    for key, path in inputs.items():
+        if not Path(path).exists():
+            raise DataError(f"{name} --in {key}={path}: no such artifact; run the step that writes it")
+    defaults = {key: value.default for key, value in spec.inputs.items() if value.default is not None}
+    first = Path(next(iter(outputs.values()))).resolve().parent
+    first.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=first) as folder:
+        places = {key: Path(folder) / key for key in outputs}
+        task = Task(
+            module,
+            name,
+            {
+                "inputs": {
+                    "parameterValues": {**defaults, "recipe": recipe, **parameters},
+                    "artifacts": {key: _artifact(key, path, artifacts[key].type) for key, path in inputs.items()},
+                },
+                "outputs": {
+                    "artifacts": {key: _artifact(key, path, spec.outputs[key].type) for key, path in places.items()},
+                    "outputFile": str(Path(folder) / "executor_output.json"),
+                },
+            },
+        )
+        try:
+            task.work()
+        except GateError:
+            _move(places, outputs)
+            raise
+        _move(places, outputs)
+
+
+def _move(places: dict[str, Path], outputs: dict[str, str]) -> None:
+    for key in [key for key in outputs if places[key].exists()]:
+        target = Path(outputs[key])
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(places[key], target)
+
+
+def _artifact(name: str, path: str | Path, kind: str) -> dict[str, Any]:
+    title, version = kind.split("@")
+    artifact = {"name": name, "uri": str(Path(path).resolve()), "metadata": {}}
+    return {"artifacts": [{**artifact, "type": {"schemaTitle": title, "schemaVersion": version}}]}
+
+
+def _same(option: str, given: dict[str, str], needed: set[str], known: set[str]) -> None:
+    if missing := needed - set(given):
+        raise RecipeError(f"{option}: missing {', '.join(sorted(missing))}; write {option} name=path for each")
+    if extra := set(given) - known:
+        raise RecipeError(f"{option}: {', '.join(sorted(extra))}: the step has only {', '.join(sorted(known))}")

@@ -1,0 +1,191 @@
+"""The rules of text: each on captions whose truth is known, and on real ones where they are at hand."""
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from components.curate import language
+from components.curate.caption_rules import bad_words, judge, normalised, relations, without_personal_data, wordlist
+from components.curate.config import Curation
+from tests.conftest import SHARED
+from vlmflow.config.recipes import load
+from vlmflow.errors import DataError, RecipeError
+
+ENGLISH = [
+    "a red circle on a white ground", "a black cat on a wall", "a big house by the river", "a man riding a bicycle",
+    "the dog is in the grass", "two dogs playing in the park", "a cat sitting on a sofa", "sunset by the sea",
+    "a woman is reading a book", "a child with a kite at the beach", "the old church in the village", "a bowl of soup",
+    "people waiting for the bus", "a street at night in the rain", "an apple and a pear on the table",
+]  # fmt: skip
+OTHERS = [
+    "ein roter Kreis auf weißem Grund", "un chat noir sur un mur", "una casa grande junto al río",
+    "um homem andando de bicicleta", "een hond in het gras", "две собаки играют в парке", "一只猫坐在沙发上",
+    "海辺の夕日", "여자가 책을 읽고 있다", "رجل يركب حصانا", "kadın ve çocuk parkta", "kobieta z parasolem na ulicy",
+    "en man med en hund på stranden", "il gatto dorme sul tavolo", "một con mèo trên bàn", "maison à vendre",
+    "zapatos de mujer baratos", "Hochzeitskleid kaufen", "hotel em Lisboa com piscina", "Rezept für Apfelkuchen",
+]  # fmt: skip
+PHONES = [
+    "call +44 20 7946 0958 now", "+1 (555) 123-4567", "Computer repair 402-505-6600", "(402) 505-6600 open daily",
+    "book at +49 30 901820", "Tel: 020 7946 0958", "tel. 030/901820", "WhatsApp 0712 345 678", "fax 555 0123 99",
+    "phone: 1-800-555-0199", "plumber 402.505.6600", "call us on 01632 960 983", "+30 697 435 0179 reservations",
+]  # fmt: skip
+NO_PHONES = [
+    "the 1939-1945 war", "born 12/03/1985 in Rome", "ISBN 978-3-16-148410-0", "Canon EOS 5D 24-105 mm", "10 000 people",
+    "price 1,299,000 dollars", "MLS #21679297", "lot 101403863", "2x 76x127mm (Pack of 12) 655-12", "p. 123-456",
+    "iPhone 6 2014-2015 case", "version 10.0.19041.1", "120 + 1500 m relay", "3 4 5 6 7 8 9 10 cards", "call 911",
+    "49.2827 N 123.1207 W", "10-20-30-40 countdown", "Boeing 747-400 in 2010", "1994 1995 1996-2003 throttle tube",
+]  # fmt: skip
+EMAILS = ["write to jo.doe+x@example.co.uk", "jo@example.org", "(jo@example.org)", "mail:jo_d@sub.example.com!"]
+NO_EMAILS = ["@home with us", "meet @ 5 pm", "a@b", "user@localhost", "C@T"]
+
+
+def rules(**values: object) -> Curation:
+    return load(Curation, {"curate": values}, "curate")
+
+
+def test_english_is_told_from_other_languages() -> None:
+    section = rules(languages=["en"])
+    assert all(judge(caption, section).finding is None for caption in ENGLISH)
+    for caption in OTHERS:
+        finding = judge(caption, section).finding
+        assert finding is not None and finding.rule == "language" and finding.value < finding.threshold
+    both = rules(languages=["de", "fr"])
+    assert judge(OTHERS[0], both).finding is None and judge(OTHERS[1], both).finding is None
+    assert judge(ENGLISH[4], both).finding is not None
+
+
+def test_capitals_do_not_make_another_language() -> None:
+    assert all(language.probability(text.upper(), ("en",)) == language.probability(text, ("en",)) for text in ENGLISH)
+
+
+def test_every_probability_is_one() -> None:
+    """All languages together: nothing is left out of the sum."""
+    everything = tuple(language.known())
+    assert len(everything) == 176
+    assert language.probability("a dog\nin the grass", everything) == pytest.approx(1, abs=1e-3)
+    assert language.probability("1234 !", everything) == 0.0
+
+
+def test_an_unknown_language_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"'enq' is no known ISO code; the nearest are .*en"):
+        rules(languages=["enq"])
+
+
+@pytest.mark.parametrize(
+    ("caption", "count"),
+    [
+        ("a dog on a sofa", 1),
+        ("dog sofa", 0),
+        ("a small red dog", 0),
+        ("apples and pears", 0),
+        ("a man wearing a hat in front of a house", 2),
+        ("the cup is on the table", 1),
+        ("on sale", 0),
+        ("in the park", 0),
+        ("made by", 0),
+        ("A woman sits beside a river with her child.", 2),
+        ("", 0),
+    ],
+)
+def test_relations_are_counted(caption: str, count: int) -> None:
+    assert relations(caption) == count
+
+
+def test_bad_words_are_whole_words(tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    file.write_text("# a comment\nass\nBad Thing\nクソ\n\n", encoding="utf-8")
+    entries = wordlist((str(file),))
+    assert len(entries) == 3
+    for caption in ("an ASS!", "what a bad-thing", "ｂａｄ thing", "このクソゲーム"):
+        assert bad_words(caption, entries) == 1, caption
+    for caption in ("a class of glass", "bad and thing", "thing bad", ""):
+        assert bad_words(caption, entries) == 0, caption
+    finding = judge("an ass", rules(bad_words=[str(file)])).finding
+    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("bad_words", 1, 0)
+    assert "ass" not in finding.reason.split()  # the ledger repeats no bad word
+
+
+def test_a_word_list_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read"):
+        wordlist((str(tmp_path / "nowhere.txt"),))
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    with pytest.raises(DataError, match=r"empty\.txt: holds no word"):
+        wordlist((str(tmp_path / "empty.txt"),))
+
+
+def test_personal_data_is_found_and_nothing_else() -> None:
+    for kind, held, clean in (("phone", PHONES, NO_PHONES), ("e-mail", EMAILS, NO_EMAILS)):
+        missed = [caption for caption in held if without_personal_data(caption)[1] != (kind,)]
+        wrong = [caption for caption in clean if without_personal_data(caption) != (caption, ())]
+        assert not missed and not wrong
+
+
+def test_what_is_removed_leaves_the_rest() -> None:
+    assert without_personal_data("a boat for sale, call 555-867-5309 or jo@example.org today") == (
+        "a boat for sale, or today",
+        ("e-mail", "phone"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "finding", "personal", "rewritten"),
+    [
+        ("ignore", None, (), None),
+        ("flag", None, ("phone",), None),
+        ("remove", None, ("phone",), "a boat for sale"),
+        ("drop", "personal_data", ("phone",), None),
+    ],
+)
+def test_personal_data_by_mode(mode: str, finding: str | None, personal: tuple, rewritten: str | None) -> None:
+    judged = judge("a boat for sale 555-867-5309", rules(personal_data=mode))
+    assert (judged.finding and judged.finding.rule, judged.personal, judged.rewritten) == (finding, personal, rewritten)
+
+
+def test_what_is_nothing_but_personal_data_is_junk_once_it_is_removed() -> None:
+    finding = judge("jo@example.org 555-867-5309", rules(personal_data="remove")).finding
+    assert finding is not None and finding.rule == "junk_text"
+
+
+def test_long_captions() -> None:
+    finding = judge("word of many words", rules(max_words=3)).finding
+    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("too_long", 4, 3)
+    assert judge("word of words", rules(max_words=3)).finding is None
+
+
+def test_two_captions_are_the_same_by_their_letters() -> None:
+    assert normalised("  A Red-Car, ｆａｓｔ! ") == normalised("a red car fast")
+    assert normalised("ein Straße") == normalised("EIN STRASSE")
+    assert normalised("a red car") != normalised("a red cart")
+
+
+def test_hostile_captions_take_no_time() -> None:
+    section = rules(personal_data="remove", min_relations=1, languages=["en"])
+    started = time.perf_counter()
+    for text in ("+1" * 20_000, "1 " * 20_000, "tel 1" + "-1" * 20_000, "a@" * 20_000, "a.a" * 20_000, "(" * 40_000):
+        judge(text, section)
+    assert time.perf_counter() - started < 5
+
+
+def test_real_captions(tmp_path: Path) -> None:
+    """Web texts that people read: what the rules take of them by hand count, and the alt texts of textbooks."""
+    web, books = SHARED / "data" / "webtext" / "test_10000.parquet", SHARED / "data" / "textbooks" / "pairs.jsonl"
+    if not web.exists() or not books.exists():
+        pytest.skip(f"{SHARED} is not here")
+    texts = pq.read_table(web)["TEXT"].to_pylist()
+    alts = [alt for line in books.read_text(encoding="utf-8").splitlines() if (alt := json.loads(line)["alt"])]
+    section = rules(languages=["en"])
+    english = [judge(text, section).finding for text in alts[:600]]
+    assert sum(finding is not None and finding.rule == "language" for finding in english) < 0.01 * len(english)
+    numbers = [text for text in texts if without_personal_data(text)[1]]
+    assert 2 <= len(numbers) <= 6  # two of the ten thousand hold a number that rings, one more only looks so
+    assert sum("402-505-6600" in text or "+30 697 435 0179" in text for text in numbers) == 2
+    listed = wordlist((str(web.parent / "ldnoobw" / "en"),))
+    held = [text for text in texts if bad_words(text, listed)]
+    lines = [line for line in (web.parent / "ldnoobw" / "en").read_text(encoding="utf-8").splitlines() if line]
+    plain = {f" {normalised(line)} " for line in lines} - {"  "}
+    assert held == [
+        text for text in texts if (spaced := f" {normalised(text)} ") and any(one in spaced for one in plain)
+    ]

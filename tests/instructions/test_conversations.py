@@ -1,0 +1,94 @@
+"""Task sets: what is known of a picture becomes questions whose answers are true."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from components.instructions.conversations import DESCRIBE, NAME, READ, Tasks, make
+from vlmflow.artifacts import dataset
+from vlmflow.errors import DataError
+from vlmflow.evaluation import objects
+from vlmflow.images.boxes import CANONICAL
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pair(uid: str, caption: str = "", split: str = "train", **more: object) -> dict:
+    row = {"uid": uid, "image": png(), "caption": caption, "width": 40, "height": 30, "source": "", "licence": "",
+           "split": split, "label": "", "regions": [], "lines": []}  # fmt: skip
+    return {**row, **more}
+
+
+def region(phrase: str, category: str) -> dict:
+    return {"phrase": phrase, "category": category, "x0": 1, "y0": 2, "x1": 20.5, "y1": 22}
+
+
+def conversations(tmp_path: Path, *pairs: dict, **settings: int) -> list[dict]:
+    dataset.write(tmp_path / "pairs", "pairs", pairs)
+    return list(make(tmp_path / "pairs", tmp_path / "out", Tasks(**settings)).rows())
+
+
+def turns(row: dict) -> list[tuple[str, str]]:
+    contents = [message["content"] for message in row["messages"]]
+    assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * (len(contents) // 2)
+    return list(zip(contents[::2], contents[1::2], strict=True))
+
+
+def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
+    regions = [region("red circle", "circle"), region("blue circle", "circle"), region("left star", "star")]
+    line = {"text": "TOTAL", "x0": 5, "y0": 5, "x1": 35, "y1": 15}
+    rows = conversations(
+        tmp_path,
+        pair("a", "a fine picture", regions=regions, lines=[line]),
+        pair("b", "", "test", regions=[region("x", "cross")]),
+    )
+    by_task = {row["task"]: row for row in rows if row["pair"] == "a"}
+    assert set(by_task) == {"caption", "objects", "ground", "vqa", "read"}
+    assert turns(by_task["caption"]) == [(DESCRIBE, "a fine picture")]
+    assert turns(by_task["objects"]) == [(NAME, "two circles and a star")]
+    assert ("Where is the left star?", "<box>1,2,20.5,22</box>") in turns(by_task["ground"])
+    assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
+    assert turns(by_task["read"]) == [(READ, "TOTAL")]
+    crop = Image.open(io.BytesIO(by_task["read"]["images"][0]["bytes"]))
+    assert crop.size == (30, 30)  # a strip of 30×10 between bars: its letters keep their shape
+    assert {row["split"] for row in rows if row["pair"] == "b"} == {"test"}
+
+
+def test_yes_and_no_are_true_and_even(tmp_path: Path) -> None:
+    kinds = ["circle", "star", "cross"]
+    pairs = [pair(str(i), regions=[region("it", kinds[i % 3])]) for i in range(60)]
+    answers = [
+        (question, answer, row["pair"])
+        for row in conversations(tmp_path, *pairs, yes_no=2)
+        if row["task"] == "vqa"
+        for question, answer in turns(row)
+    ]
+    for question, answer, uid in answers:
+        assert (kinds[int(uid) % 3] in question) == (answer == "yes")
+    assert sum(answer == "yes" for _, answer, _ in answers) == 60 == len(answers) / 2
+    first = [row for row in conversations(tmp_path / "one", *pairs, yes_no=1) if row["task"] == "vqa"]
+    said = [turns(row)[0][1] for row in first]
+    assert 10 < said.count("no") < 50, "one question a picture must not always be answered yes"
+
+
+def test_the_questions_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    pairs = [pair(str(i), f"number {i}", regions=[region(f"p{j}", f"c{j}") for j in range(i % 4)]) for i in range(12)]
+    one = {row["uid"] for row in conversations(tmp_path / "one", *pairs, regions=2)}
+    two = {row["uid"] for row in conversations(tmp_path / "two", *reversed(pairs), regions=2)}
+    assert one == two
+
+
+def test_nothing_to_ask_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pair has a caption, a region or a line"):
+        conversations(tmp_path, pair("a"))
+
+
+def test_an_object_that_is_its_own_plural_form() -> None:
+    assert objects.parse("two glasses and a glass", ["glass"]) == {"glass": 3}
+    assert objects.parse("a starfish", ["star"]) == {}

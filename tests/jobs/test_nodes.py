@@ -1,0 +1,215 @@
+"""Training on several nodes: the step's TrainJob, run by processes that stand for its pods."""
+
+import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.jobs.fake_cluster import Cluster
+from tests.jobs.torchrun_targets import break_down, refuse, wait_for
+from vlmflow.artifacts import dataset
+from vlmflow.config import recipes
+from vlmflow.errors import DataError, RecipeError, ServiceError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.jobs.trainjob import manifest, on_nodes
+from vlmflow.training.checkpointing import MARK
+from vlmflow.training.config import Training
+from vlmflow.training.pretraining.config import Pretraining, pretrain
+
+SCHEMAS = ROOT.parent / "shared" / "schemas"
+SECTION: dict[str, Any] = {
+    "family": "clip",
+    "model": {
+        "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16,
+        "text_layers": 1, "projection": 8, "head_width": 8, "text_length": 12,
+    },
+}  # fmt: skip
+TRAINING = {"max_steps": 120, "batch_size": 8, "save_every": 10}
+TWO = Training(nodes=2)
+CALLED = "vlmflow.training.pretraining.training:train"
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures, each of a grey of its own."""
+    folder, rows = tmp_path_factory.mktemp("pairs"), []
+    for i in range(24):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (10 * i, 10 * i, 10 * i)).save(buffer, "PNG")
+        row = {"image": buffer.getvalue(), "caption": f"grey {i}", "width": 16, "height": 16, "uid": str(i)}
+        more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
+        rows.append({**row, **more})
+    dataset.write(folder, "pairs", rows)
+    return folder
+
+
+def trained(pairs: Path, out: Path, **training: Any) -> dict[str, Any]:
+    given = {**SECTION, "training": {**TRAINING, **training}}
+    section = recipes.load(Pretraining, {"pretrain": given}, "pretrain")
+    pretrain(pairs=pairs, conversations=None, out=out, section=section)
+    return load_file(out / "model.safetensors")
+
+
+def lose_a_node(cluster: Cluster) -> None:
+    """When a checkpoint is whole, the second node is gone."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        pods = [pod for pod in list(cluster.pods.values()) if "-node-0-1" in pod.name]
+        if pods and list(cluster.shared.glob(f"checkpoints/*/checkpoint-*/{MARK}")):
+            pods[0].kill()
+            return
+        time.sleep(0.02)
+
+
+def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
+    cluster: Cluster,
+    pairs: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    apart: Callable[..., Any],
+) -> None:
+    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "here"))
+    alone = apart(partial(trained, processes=2), pairs, tmp_path / "alone")
+    threading.Thread(target=lose_a_node, args=(cluster,), daemon=True).start()
+    with caplog.at_level(logging.INFO):
+        spread = trained(pairs, tmp_path / "apart", nodes=2)
+    assert alone.keys() == spread.keys()
+    assert all((alone[name] == spread[name]).all() for name in alone)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("node-0: ") and "step 120 of 120" in line for line in lines)
+    assert any(line.startswith("node-0: ") and "going on from step" in line for line in lines)
+    card = json.loads((tmp_path / "apart" / "card.json").read_text())
+    assert card["curve"] == json.loads((tmp_path / "alone" / "card.json").read_text())["curve"]
+    assert not cluster.objects and not cluster.pods, "the job went when it had ended"
+    assert not list((cluster.shared / "jobs").iterdir()) and not list((cluster.shared / "checkpoints").iterdir())
+
+
+def test_a_mistake_of_the_user_comes_back_in_one_piece(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="^3 rows are too few$"):
+        on_nodes("pretrain", refuse, TWO, 3, out=tmp_path / "out")
+    assert len(cluster.seen) == 1 and not cluster.objects
+
+
+def test_a_node_that_fails_is_named_with_its_last_words(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.restarts = 0
+    with pytest.raises(ServiceError, match=r"TrainJob read-\w+: failed: .*node-1.*the second node cannot divide"):
+        on_nodes("read", break_down, TWO, out=tmp_path / "out")
+    assert not cluster.objects and not (tmp_path / "out").exists()
+
+
+def test_nodes_that_never_come_are_told_with_the_reason(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.full = True
+    monkeypatch.setenv("VLMFLOW_PATIENCE", "1")
+    with pytest.raises(
+        ServiceError, match=r"0 of 2 pods run after 1 s: FailedScheduling: .*Insufficient nvidia.com/gpu"
+    ):
+        on_nodes("ground", refuse, TWO, 3, out=tmp_path / "out")
+    assert not cluster.objects and not cluster.pods
+
+
+STEP = """
+import sys
+from pathlib import Path
+from vlmflow.training.config import Training
+from vlmflow.runtime.jobs.trainjob import on_nodes
+from tests.jobs.torchrun_targets import wait_for
+
+on_nodes("align", wait_for, Training(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
+"""
+
+
+def test_a_step_that_is_killed_finds_its_job_again(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    signal_file = cluster.shared / "now"
+    command = [sys.executable, "-c", STEP, str(signal_file), str(tmp_path / "out")]
+    step = subprocess.Popen(command, env=cluster.environment(), cwd=ROOT)
+    while not cluster.objects:
+        assert step.poll() is None
+        time.sleep(0.1)
+    step.kill()
+    step.wait()
+    signal_file.touch()
+    with caplog.at_level(logging.INFO):
+        on_nodes("align", wait_for, TWO, str(signal_file), out=tmp_path / "out")
+    assert "is there already" in caplog.text
+    assert (tmp_path / "out").read_text() == "done" and len(cluster.seen) == 1
+
+
+def test_a_step_that_is_told_to_end_takes_its_job_with_it(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STEP, str(cluster.shared / "never"), str(tmp_path / "out")]
+    step = subprocess.Popen(command, env=cluster.environment(), cwd=ROOT)
+    while not cluster.objects:
+        assert step.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    step.send_signal(signal.SIGTERM)
+    assert step.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not cluster.objects and not cluster.pods
+
+
+def test_several_nodes_need_a_cluster_and_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLMFLOW_SHARED", raising=False)
+    with pytest.raises(ServiceError, match="VLMFLOW_SHARED"):
+        on_nodes("caption", refuse, TWO, 3, out=tmp_path / "out")
+    monkeypatch.setenv("VLMFLOW_SHARED", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    with pytest.raises(ServiceError, match=r"caption.training.nodes 2: needs a cluster"):
+        on_nodes("caption", refuse, TWO, 3, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"nodes": 3}, "batch_size 8 does not divide by processes 1 on 3 nodes"),
+        ({"resources": {"cpu": 4}}, "give nodes above 1"),
+        ({"sharding": "fsdp"}, "there is one"),
+        ({"sharding": "zero"}, "none of none, fsdp"),
+    ],
+)
+def test_nodes_that_cannot_be(training: dict[str, Any], message: str) -> None:
+    given = {**SECTION, "training": {**TRAINING, **training}}
+    with pytest.raises(RecipeError, match=message):
+        recipes.load(Pretraining, {"pretrain": given}, "pretrain")
+
+
+def validate(content: Any, file: str) -> None:
+    schema = SCHEMAS / file
+    if not schema.exists():
+        pytest.skip("the cluster's schemas are not here")
+    jsonschema.validate(content, json.loads(schema.read_text()))
+
+
+def test_the_job_is_one_that_the_cluster_takes() -> None:
+    job = manifest(
+        "pretrain-0a", Training(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
+    )
+    trainer = job["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
+    assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "8"}
+    validate(job, "trainer.kubeflow.org_v1alpha1_TrainJob.json")
+    assert "resourcesPerNode" not in manifest("pretrain-0a", TWO, CALLED)["spec"]["trainer"]
+
+
+def test_the_runtime_is_one_that_the_cluster_takes() -> None:
+    runtime = yaml.safe_load((ROOT / "infra/trainer/runtime.yaml").read_text())
+    reference = manifest("pretrain-0a", TWO, CALLED)["spec"]["runtimeRef"]
+    assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
+    validate(runtime, f"trainer.kubeflow.org_v1alpha1_{runtime['kind']}.json")

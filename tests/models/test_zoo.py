@@ -1,0 +1,166 @@
+"""Every family of the zoo goes through the same steps: pretrained, evaluated, served by what it can do."""
+
+import asyncio
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from components.ingest.ingestion import Ingestion, ingest
+from components.ingest.synthetic_scenes import Scenes
+from components.instructions.conversations import Tasks, make
+from models.zoo import ABILITIES, ZOO
+from pipelines.zoo import measure, variants
+from tests.conftest import vlmflow
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.config import recipes as recipes
+from vlmflow.config.sections import check
+from vlmflow.errors import RecipeError
+from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.evaluate import evaluate
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.serving.predictor import Predictor
+from vlmflow.training.pretraining.config import Pretraining, pretrain
+
+RECIPES = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))}
+LARGE = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo" / "large").glob("*.yaml"))}
+SPEAKERS = {"sketch", "idefics3"}  # trained by the steps after pretraining
+
+
+def test_every_family_that_trains_by_itself_has_two_recipes() -> None:
+    alone = set(ZOO) - SPEAKERS - {"sketch-dual"}
+    assert set(RECIPES) == alone and set(LARGE) == alone
+    assert all(family.abilities <= set(ABILITIES) for family in ZOO.values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_right(name: str) -> None:
+    for sections in (RECIPES[name], LARGE[name]):
+        check(sections)
+        assert sections["pretrain"]["family"] == name
+    own, others = (
+        {**recipe["ingest"]["scenes"], "test": 0, "curate": recipe["curate"], "tasks": recipe["tasks"]}
+        for recipe in (RECIPES[name], RECIPES["clip"])
+    )
+    assert own == others, "all families learn from the same pairs, whatever they are asked about"
+    three = variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
+    check(three)
+    assert three["untrained"]["training"]["max_steps"] == 0 and three["shuffled"]["shuffle_pairs"]
+    assert three["trained"]["training"]["seconds"] == 60.0
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_papers_scale_is_built_without_its_weights(name: str) -> None:
+    found = measure(name, large=True)
+    assert found["parameters"] > 2e7 and found["learned"] > 0 and found["training_gib"] > found["weights_gib"] > 0
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clean = Scenes(web=48, boxes=0, signs=0, classes=96, test=12, shuffled=0, duplicates=0, junk=0, bad=0)
+    path = tmp_path_factory.mktemp("zoo") / "pairs"
+    ingest(Ingestion(source="scenes", scenes=clean), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def questions(pairs: Path) -> Path:
+    make(pairs, pairs.parent / "questions", Tasks())
+    return pairs.parent / "questions"
+
+
+EXPECTED = {
+    "rank": {"retrieval"},
+    "classify": {"zero-shot"},
+    "match": {"matching"},
+    "fill": {"filling"},
+    "reconstruct": {"reconstruction"},
+    "represent": {"linear probe", "nearest neighbours"},
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_size_that_a_family_does_not_have_is_named(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"^pretrain\.model\b.*widht"):
+        recipes.call(ZOO[name].build, ["a text"], values={"widht": 3}, where="pretrain.model")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_family_is_pretrained_evaluated_and_served(name: str, pairs: Path, questions: Path, tmp_path: Path) -> None:
+    values = {**RECIPES[name]["pretrain"]}
+    values["training"] = {**values["training"], "max_steps": 2, "batch_size": 8, "warmup_steps": 1, "processes": 1}
+    section = recipes.load(Pretraining, {"pretrain": values}, "pretrain")
+    pretrain(pairs=pairs, conversations=questions, out=tmp_path / "model", section=section)
+    pretrain(pairs=pairs, conversations=questions, out=tmp_path / "again", section=section)
+    assert Checkpoint(tmp_path / "model").hash == Checkpoint(tmp_path / "again").hash, "a seed repeats the weights"
+
+    measured = Evaluation(limit=12, control_questions=6, resamples=100, held_out_loss=True, loss_batch=6)
+    scores = evaluate(
+        model=tmp_path / "model", pairs=pairs, conversations=questions, out=tmp_path / "scores", stage="pretrain",
+        section=measured,
+    )  # fmt: skip
+    abilities = ZOO[name].abilities
+    expected = set().union(*(EXPECTED[ability] for ability in abilities if ability in EXPECTED)) | {"held-out loss"}
+    assert set(scores["capabilities"]) == expected
+    assert scores["capabilities"]["held-out loss"]["n"] == 2
+
+    predictor = Predictor(name, tmp_path / "model")
+    predictor.load()
+    _ask_everything(predictor, abilities)
+
+
+def _ask_everything(predictor: Predictor, abilities: frozenset[str]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), "red").save(buffer, "PNG")
+    image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
+    mask = getattr(predictor.loaded.tokenizer, "mask_token", None)
+    sees = {"image": image} if predictor.loaded.image_processor is not None else {}
+    asked: list[tuple[set[str], dict[str, Any], str]] = [
+        ({"embed", "represent"}, {"image": image}, "embedding"),
+        ({"embed"}, {"text": "a red circle"}, "embedding"),
+        ({"classify"}, {"image": image, "labels": ["red circle", "blue star"]}, "probabilities"),
+        ({"match", "rank"}, {"image": image, "text": "a red circle"}, "score"),
+        ({"fill"}, {**sees, "text": f"a {mask} circle"}, "words"),
+        ({"reconstruct"}, {"image": image, "reconstruct": 0}, "image"),
+    ]
+    done = [(instance, key) for needed, instance, key in asked if abilities & needed]
+    answers = asyncio.run(predictor.predict({"instances": [instance for instance, _ in done]}))["predictions"]
+    for (_, key), answer in zip(done, answers, strict=True):
+        assert answer[key], answer
+
+
+def test_a_check_prints_what_was_learned(tmp_path: Path) -> None:
+    small = ["ingest.scenes.web=160", "ingest.scenes.boxes=0", "ingest.scenes.classes=48", "ingest.scenes.test=64",
+             "pretrain.training.max_steps=3", "pretrain.training.batch_size=16", "evaluate.resamples=100",
+             "evaluate.loss_batch=16"]  # fmt: skip
+    options = [part for value in small for part in ("--set", value)]
+    done = vlmflow(tmp_path, "zoo", "check", "mask-vlm", "--out", str(tmp_path / "out"), *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "out" / "mask-vlm.json").read_text())
+    assert found["family"] == "mask-vlm" and found["steps"] == 3 and set(found["core_seconds"]) == {
+        "untrained", "trained", "shuffled"
+    }  # fmt: skip
+    assert {"retrieval", "matching", "filling", "reconstruction"} <= set(found["capabilities"])
+    with Image.open(tmp_path / "out" / "mask-vlm.png") as picture:
+        assert picture.width > 300
+    wrong = vlmflow(tmp_path, "zoo", "check", "clop")
+    assert wrong.returncode == 2 and "the nearest is 'clip'" in wrong.stderr
+
+
+def test_a_recipe_of_one_family_runs_to_the_endpoint(tmp_path: Path) -> None:
+    small = ["ingest.scenes.web=160", "ingest.scenes.boxes=0", "ingest.scenes.classes=96", "ingest.scenes.test=48",
+             "pretrain.training.max_steps=2", "pretrain.training.batch_size=16", "evaluate.resamples=100",
+             "evaluate.held_out_loss=false"]  # fmt: skip
+    done = vlmflow(tmp_path, "run", "recipes/zoo/mae.yaml", *[part for value in small for part in ("--set", value)])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    folder = tmp_path / "latest"
+    transcript = json.loads((folder / "deploy" / "transcript" / "transcript.json").read_text())
+    assert transcript["exchanges"][-1]["response"]["predictions"][0]["embedding"]
+    assert len(Dataset(folder / "curate" / "curated")) > 100
+    assert "reconstruction" in json.loads((folder / "summary.json").read_text())["results"]["stages"]["pretrain"]

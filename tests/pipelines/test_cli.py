@@ -1,0 +1,42 @@
+"""The command line: what it lists and what it writes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from models.zoo import ZOO
+from tests.conftest import vlmflow
+from vlmflow.artifacts.ledger import Ledger
+
+
+def test_the_zoo_is_listed(tmp_path: Path) -> None:
+    done = vlmflow(tmp_path, "zoo")
+    assert done.returncode == 0 and all(name in done.stdout for name in ZOO)
+
+
+def test_the_ledger_tells_of_one_pair(tmp_path: Path) -> None:
+    ledger = Ledger(["abc", "def"], ["train", "train"])
+    ledger.drop("blank", np.array([True, False]), np.array([1.5, 80.0]), 4.0)
+    ledger.write(tmp_path / "latest" / "curate" / "ledger", {})
+    done = vlmflow(tmp_path, "ledger", "abc")
+    assert done.returncode == 0 and "dropped by blank" in done.stdout and "1.5 against a threshold of 4" in done.stdout
+    missing = vlmflow(tmp_path, "ledger", "xyz", "--in", str(tmp_path / "latest"))
+    assert missing.returncode == 2 and "xyz: no such pair" in missing.stderr
+
+
+def test_export_writes_shards_that_are_read_back(tmp_path: Path) -> None:
+    from components.ingest.ingestion import Ingestion, ingest
+    from components.ingest.synthetic_scenes import Scenes
+    from vlmflow.artifacts.dataset import Dataset
+
+    pairs = ingest(Ingestion(scenes=Scenes(web=12, boxes=0, signs=0, test=2)), tmp_path / "pairs")
+    done = vlmflow(tmp_path, "export", str(tmp_path / "pairs"), str(tmp_path / "shards"), "--rows-per-shard", "5")
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "shards").glob("*.tar")]) == -(-len(pairs) // 5)
+    back = ingest(Ingestion(source="webdataset", path=str(tmp_path / "shards")), tmp_path / "back")
+    notes = Dataset(tmp_path / "back").card.notes
+    left = sum(sum(kinds.values()) for kinds in notes["quarantined"].values())
+    found = {row["uid"] for row in back.rows(["uid"])}
+    assert found <= {row["uid"] for row in pairs.rows(["uid"])} and len(back) + left == len(pairs)
+    missing = vlmflow(tmp_path, "export", str(tmp_path / "nowhere"), str(tmp_path / "shards"))
+    assert missing.returncode == 2 and "no dataset here" in missing.stderr

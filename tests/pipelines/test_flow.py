@@ -1,0 +1,221 @@
+"""What Kubeflow is given: every pipeline with its form filled in, every step in its place, and the end told."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf.json_format import MessageToDict
+
+from pipelines import PIPELINES, pipeline
+from pipelines.flow import compiled
+from pipelines.placement import load
+from pipelines.pretraining import variants
+from pipelines.step_cli import names
+from tests.conftest import vlmflow
+from vlmflow.config import recipes as recipes
+from vlmflow.config.sections import WHOLE, check
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.step import image
+
+Documents = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+OUTSIDE = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Documents:
+    """What `vlmflow compile` writes: IR and platform of each pipeline."""
+    home = tmp_path_factory.mktemp("home")
+    images = {"VLMFLOW_STEP_IMAGE": "registry/step@sha256:1", "VLMFLOW_TRAIN_IMAGE": "registry/train@sha256:2"}
+    done = vlmflow(home, "compile", "--out", str(home / "ir"), **images)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for name in PIPELINES:
+        ir, platform = yaml.safe_load_all((home / "ir" / f"{name}.yaml").read_text(encoding="utf-8"))
+        found[name] = (ir, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"])
+    return found
+
+
+def executors(ir: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: found["container"] for name, found in ir["deploymentSpec"]["executors"].items()}
+
+
+def step_of(container: dict[str, Any]) -> str:
+    return container["args"][container["args"].index("--function") + 1]
+
+
+def tasks(ir: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task, also of the exit handler's group and of loops, by its name."""
+    groups = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    found = [item for group in groups for item in group["dag"]["tasks"].items()]
+    return {label: task for label, task in found if "dag" not in ir["components"][task["componentRef"]["name"]]}
+
+
+def test_every_step_is_in_a_pipeline(written: Documents) -> None:
+    assert {step_of(container) for ir, _ in written.values() for container in executors(ir).values()} == set(names())
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
+    """The UI tells what the pipeline and each parameter are, and the defaults are a recipe that ships."""
+    ir, _ = written[name]
+    assert ir["pipelineInfo"]["name"] == name
+    assert re.search(r"^1\. .*\n2\. ", ir["pipelineInfo"]["description"], re.MULTILINE)
+    for parameter in ir["root"]["inputDefinitions"]["parameters"].values():
+        assert parameter["description"] and parameter["parameterType"] == "STRING"
+        assert parameter["isOptional"] and "defaultValue" in parameter
+    recipe = ir["root"]["inputDefinitions"]["parameters"]["recipe"]
+    file = re.search(r"recipes/[\w/-]+\.yaml", recipe["description"])
+    assert file is not None, "the description says which recipe"
+    shipped = recipes.parse(str(ROOT / file[0]))
+    given = recipes.parse(recipe["defaultValue"])
+    assert given == (variants(shipped) if name == "zoo-check" else shipped)
+    check(given)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_step_is_in_its_place(name: str, written: Documents) -> None:
+    ir, pods = written[name]
+    for label, container in executors(ir).items():
+        learns = step_of(container) in ("pretrain", "caption", "ground", "read", "align")
+        assert container["image"] == ("registry/train@sha256:2" if learns else "registry/step@sha256:1")
+        resources = container["resources"]
+        assert resources["resourceCpuRequest"] == resources["resourceCpuLimit"]
+        assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] != ""
+        assert int(pods[label]["activeDeadlineSeconds"]) > 0
+        variables = {entry["envVar"] for secret in pods[label]["secretAsEnv"] for entry in secret["keyToEnv"]}
+        assert {"MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"} <= variables
+        assert ("VLMFLOW_WEBHOOK" in variables) == (step_of(container) == "finish")
+        settings = {entry["envVar"] for config in pods[label]["configMapAsEnv"] for entry in config["keyToEnv"]}
+        assert "MLFLOW_TRACKING_URI" in settings
+    for label, task in tasks(ir).items():
+        step = label.rstrip("-0123456789")
+        never = step in OUTSIDE or (name, step) == ("watch", "ingest")
+        assert task["cachingOptions"].get("enableCache", False) != never, label
+        assert ("retryPolicy" in task) == (step not in ("validate", "monitor")), label
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_end_is_told(name: str, written: Documents) -> None:
+    ir, _ = written[name]
+    root = ir["root"]["dag"]["tasks"]
+    assert set(root) == {"exit-handler-1", "finish"}
+    assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    status = root["finish"]["inputs"]["parameters"]["status"]
+    assert status["taskFinalStatus"]["producerTask"] == "exit-handler-1"
+    here = MessageToDict(pipeline(name).pipeline_spec)
+    assert set(tasks(ir)) - {"plan", "finish"} == set(tasks(here)), "the laptop runs the same tasks"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_is_given_its_part_of_the_recipe(name: str, written: Documents) -> None:
+    """So that KFP's cache knows what a change concerns: inputs are followed from the step up to `plan`."""
+    ir, _ = written[name]
+    components = {label: part["dag"]["tasks"] for label, part in ir["components"].items() if "dag" in part}
+    for label, task in tasks(ir).items():
+        step = label.rstrip("-0123456789")
+        given = task["inputs"]["parameters"] if "inputs" in task else {}
+        if "recipe" not in given or step in WHOLE:
+            continue
+        section = given["section"]["runtimeValue"]["constant"] if "section" in given else step
+        default = ir["components"][task["componentRef"]["name"]]["inputDefinitions"]["parameters"].get("section")
+        section = section if "section" in given or not default else default["defaultValue"]
+        source = given["recipe"]
+        if "componentInputParameter" in source:  # inside a loop
+            [loop] = [one for inner in components.values() for one in inner.values() if "parameterIterator" in one]
+            source = loop["inputs"]["parameters"][source["componentInputParameter"]]
+        assert source["taskOutputParameter"] == {"producerTask": "plan", "outputParameterKey": section}, label
+
+
+def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(written: Documents) -> None:
+    ir, _ = written["sweep"]
+    around = ir["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    [(label, loop)] = [(label, task) for label, task in around.items() if "parameterIterator" in task]
+    listed = loop["inputs"]["parameters"][loop["parameterIterator"]["items"]["inputParameter"]]
+    assert listed["taskOutputParameter"]["producerTask"] == "sweep"
+    inside = ir["components"][f"comp-{label}"]["dag"]["tasks"]
+    assert set(inside) == {"pretrain", "evaluate"}
+    item = loop["parameterIterator"]["itemInput"]
+    assert inside["pretrain"]["inputs"]["parameters"]["change"] == {"componentInputParameter": item}
+
+
+def test_the_same_code_compiles_to_the_same_text() -> None:
+    assert compiled(pipeline("life"), load()) == compiled(pipeline("life"), load())
+
+
+def placed(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "placement.yaml").write_text(text, encoding="utf-8")
+    return tmp_path / "placement.yaml"
+
+
+def test_a_placement_of_ones_own(tmp_path: Path) -> None:
+    """GPUs with taints and labels, another image, more memory for workers; mappings add to those of the defaults."""
+    file = placed(
+        tmp_path,
+        """
+        defaults: {memory: 2G, node: {pool: cpu}, secrets: {s3: {key: AWS_ACCESS_KEY_ID}}}
+        steps:
+          align:
+            image: elsewhere/train:1
+            gpus: 2
+            gpu: amd.com/gpu
+            cpu: 1500m
+            shared_memory: 2Gi
+            node: {accelerator: h100}
+            tolerations: [{key: gpu, operator: Exists, effect: NoSchedule}]
+            secrets: {hub: {token: HF_TOKEN}}
+            environment: {VLMFLOW_SHARED: /shared}
+            volumes: {datasets: /shared}
+            retries: 2
+            backoff: 60s
+        """,
+    )
+    ir, platform = yaml.safe_load_all(compiled(pipeline("life"), load(file)))
+    container = executors(ir)["exec-align"]
+    assert container["image"] == "elsewhere/train:1"
+    accelerator = container["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("amd.com/gpu", "2")
+    assert container["resources"]["resourceCpuLimit"] == "1500m"
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-align"]
+    assert pod["nodeSelector"]["labels"] == {"pool": "cpu", "accelerator": "h100"}
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["s3", "hub"]
+    assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    assert pod["pvcMount"][0]["mountPath"] == "/shared"
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert told.pop("VLMFLOW_SHARED") == "/shared"
+    assert told == {f"VLMFLOW_{target.upper()}_IMAGE": image(target) for target in ("step", "train", "serve")}
+    assert "activeDeadlineSeconds" not in pod
+    retry = tasks(ir)["align"]["retryPolicy"]
+    assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (2, "60s", 2.0)
+    assert executors(ir)["exec-read"]["resources"]["resourceMemoryLimit"] == "2G"
+    assert "accelerator" not in executors(ir)["exec-read"]["resources"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("steps: {pretrian: {gpus: 1}}", ("steps.pretrian", "'pretrain'")),
+        ("steps: {align: {memmory: 4Gi}}", ("steps.align.memmory", "'memory'")),
+        ("defaults: {memory: 4Gb}", ("defaults", "'4Gb'", "4Gi")),
+        ("defaults: {cpu: two}", ("defaults", "'two'", "500m")),
+        ("steps: {read: {backoff: 1m}}", ("steps.read", "'1m'", "30s")),
+        ("steps: {read: {gpus: some}}", ("steps.read.gpus", "'some'", "int")),
+        ("steps: {read: {gpus: -1}}", ("steps.read", "negative")),
+        ("steps: {read: 4Gi}", ("steps.read", "'4Gi'", "mapping")),
+        ("default: {}", ("default", "`defaults`")),
+    ],
+)
+def test_a_mistake_in_a_placement_is_named(text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+    file = placed(tmp_path, text + "\n")
+    with pytest.raises(RecipeError) as refusal:
+        load(file)
+    for part in (str(file), *parts):
+        assert part in str(refusal.value)
+
+
+def test_a_placement_that_is_not_there(tmp_path: Path) -> None:
+    done = vlmflow(tmp_path, "compile", "--placement", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "ir"))
+    assert done.returncode == 2 and "none.yaml" in done.stderr and not (tmp_path / "ir").exists()

@@ -1,0 +1,83 @@
+"""Pretraining goes on from weights that transformers' own classes wrote, as the Hugging Face hub has them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPProcessor, ViTMAEConfig, ViTMAEForPreTraining
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from components.ingest.ingestion import Ingestion, ingest
+from components.ingest.synthetic_scenes import Scenes
+from models.contrastive import clip
+from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import ModelError
+from vlmflow.inference.loading import load
+from vlmflow.training.config import Training
+from vlmflow.training.pretraining.config import Pretraining, pretrain
+
+BUDGET = Training(max_steps=1, batch_size=4, warmup_steps=0, learning_rate=1e-6, optimizer="adamw")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clean = Scenes(web=16, boxes=0, signs=0, test=4, shuffled=0, duplicates=0, junk=0, bad=0)
+    path = tmp_path_factory.mktemp("start") / "pairs"
+    ingest(Ingestion(source="scenes", scenes=clean), path)
+    return path
+
+
+def stock_clip(folder: Path) -> torch.nn.Module:
+    sizes: Any = {"vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1, "head_width": 16}
+    config, processor = clip.towers(["a red circle"] * 5, image_size=32, patch_size=8, projection=16, **sizes)
+    processor.image_processor.size = {"shortest_edge": 40}  # as OpenAI's has it: the short side, then the middle
+    processor.image_processor.do_center_crop = True
+    processor.image_processor.crop_size = {"height": 32, "width": 32}
+    model = CLIPModel(config)
+    model.save_pretrained(folder)
+    CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
+    return model
+
+
+def stock_mae(folder: Path) -> torch.nn.Module:
+    width: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    width["intermediate_size"] = 64
+    decoder: dict[str, Any] = {f"decoder_{name}": value for name, value in width.items()}
+    model = ViTMAEForPreTraining(ViTMAEConfig(**width, **decoder, image_size=32, patch_size=8))
+    model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(("family", "write"), [("clip", stock_clip), ("mae", stock_mae)])
+def test_it_goes_on_from_there(tmp_path: Path, pairs: Path, family: str, write: Any) -> None:
+    before = write(tmp_path / "public")
+    section = Pretraining(family=family, start=str(tmp_path / "public"), training=BUDGET)
+    pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
+    assert Checkpoint(tmp_path / "model").card["parent"] == str(tmp_path / "public")
+    after = load(tmp_path / "model").model
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, atol=1e-4, rtol=1e-4, msg=f"{name} is not where it started")
+    assert any((new != old).any() for old, new in zip(before.parameters(), after.parameters(), strict=True))
+    assert len(Dataset(pairs)) > 0
+
+
+def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
+    stock_mae(tmp_path / "public")
+    (tmp_path / "empty").mkdir()
+    for start in ("nobody/nothing", str(tmp_path / "empty")):
+        with pytest.raises(ModelError, match="pretrain.start") as caught:
+            section = Pretraining(family="clip", start=start, training=BUDGET)
+            pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
+        assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
+    with pytest.raises(ValueError, match="leave model out"):
+        Pretraining(family="clip", start="nobody/nothing", model={"image_size": 32})
+
+
+def test_a_start_of_another_family_is_refused(tmp_path: Path, pairs: Path) -> None:
+    stock_mae(tmp_path / "public")
+    with pytest.raises(ModelError, match="is a vit_mae, not a clip"):
+        section = Pretraining(family="clip", start=str(tmp_path / "public"), training=BUDGET)
+        pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)

@@ -1,0 +1,35 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from vlmflow.errors import ModelError, ServiceError
+from vlmflow.serving.resolve import resolve
+from vlmflow.serving.server import serve
+
+
+def test_a_folder_a_run_and_a_registered_version_are_found(tmp_path: Path) -> None:
+    for place in ("plain", "run/gate/chosen", "version/artifacts/model"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text("{}")
+    assert resolve(tmp_path / "plain").samefile(tmp_path / "plain")
+    assert resolve(tmp_path / "run").samefile(tmp_path / "run/gate/chosen")
+    assert resolve(tmp_path / "version").samefile(tmp_path / "version/artifacts/model")
+
+
+def test_a_wrong_reference_lists_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "pretrain/model").mkdir(parents=True)
+    (tmp_path / "pretrain/model/config.json").write_text("{}")
+    with pytest.raises(ModelError, match="below it: pretrain/model"):
+        resolve(tmp_path)
+    with pytest.raises(ModelError, match="no such folder"):
+        resolve(tmp_path / "none")
+
+
+def test_a_taken_port_is_said_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=f"port {port}: .*in use.*--port"):
+            serve(tmp_path / "no model here", port)

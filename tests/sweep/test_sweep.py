@@ -1,0 +1,70 @@
+"""A sweep: every combination is trained on the same pairs, told apart, and compared."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components.sweep.grid import Sweep, settings
+from tests.conftest import vlmflow
+from vlmflow.config import recipes as recipes
+from vlmflow.errors import RecipeError
+from vlmflow.runtime.code_hash import ROOT
+
+SMALL = [
+    "--set", "ingest.scenes={web: 200, boxes: 0, signs: 0, test: 40}", "--set", "evaluate.limit=20",
+    "--set", "pretrain.training.max_steps=2", "--set", "pretrain.training.batch_size=16",
+    "--set", "pretrain.model.vision_width=32",
+]  # fmt: skip
+
+
+def recipe(**grid: list) -> str:
+    sections = recipes.parse(str(ROOT / "recipes" / "sweep.yaml"))
+    return recipes.dump({**sections, "sweep": {"grid": {name.replace("__", "."): grid[name] for name in grid}}})
+
+
+def listed(text: str) -> list[dict]:
+    return [json.loads(one) for one in settings(recipes.load(Sweep, text, "sweep"), text)]
+
+
+def test_a_grid_is_every_combination() -> None:
+    assert listed(recipe(training__learning_rate=[1e-3, "2e-3"], model__vision_width=[32, 64])) == [
+        {"model.vision_width": width, "training.learning_rate": rate} for width in (32, 64) for rate in (1e-3, "2e-3")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({}, "grid needs a path"),
+        ({"ema": []}, "grid needs a path"),
+        ({"ema": [0.5, 2]}, r'sweep.grid: \{"ema": 2\}: pretrain: ema is a decay'),
+        ({"training__learning_rat": [1]}, "learning_rat: no such key"),
+        ({"negatives": list(range(101))}, "101 combinations"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_whole(grid: dict[str, list], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        listed(recipe(**grid))
+
+
+def test_settings_are_trained_side_by_side_and_compared(tmp_path: Path) -> None:
+    asked = ["run", "recipes/sweep.yaml", *SMALL, "--set", "sweep.grid={training.learning_rate: [1.0e-3, 3.0e-3]}"]
+    done = vlmflow(tmp_path, *asked)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    names = [f"training.learning_rate={rate}" for rate in ("0.001", "0.003")]
+    folder = (tmp_path / "latest").resolve()
+    stages = json.loads((folder / "summary.json").read_text())["results"]["stages"]
+    assert list(stages) == names and all("retrieval" in found for found in stages.values())
+    assert all(f"✓ evaluate-{name}" in done.stdout and f"│ {name} " in done.stdout for name in names)
+
+    weights = {(folder / f"pretrain-{name}/model/model.safetensors").read_bytes() for name in names}
+    assert len(weights) == 2, "each was trained with its own value"
+    store = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    [experiment] = [e for e in store.search_experiments() if e.name == "vlmflow"]
+    runs = store.search_runs([experiment.experiment_id], "tags.`vlmflow.step` = 'pretrain'")
+    assert {run.data.params["pretrain.training.learning_rate"] for run in runs} == {"0.001", "0.003"}
+
+    again = vlmflow(tmp_path, *asked)
+    assert all(f"✓ pretrain-{name} (unchanged)" in again.stdout for name in names)

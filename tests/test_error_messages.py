@@ -1,0 +1,171 @@
+"""A user's mistake: one clear line that names the thing, exit code 2, and nothing half-written."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import vlmflow
+from vlmflow.artifacts import dataset
+from vlmflow.runtime.code_hash import ROOT
+
+
+def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The command ended with code 2 and a last line that has all of `parts`; no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line, line
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for i in range(4):
+        Image.new("RGB", (40, 30), (40 * i, 90, 200)).save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "txt": f"picture number {i}"})
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def ingest(tmp_path: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    given = [part for setting in ("ingest.source=folder", *settings) for part in ("--set", setting)]
+    out = tmp_path / "out" / "raw"
+    done = vlmflow(tmp_path / "home", "step", "ingest", "--recipe", "recipes/mini.yaml", "--out", f"raw={out}", *given)
+    if done.returncode:
+        assert not out.exists() and not list(out.parent.glob(".*")), "something half-written was left"
+    return done
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    refused(vlmflow(tmp_path, "run", "recipes/dmeo.yaml"), "recipes/dmeo.yaml", "no such recipe")
+
+
+def test_an_unknown_key(tmp_path: Path) -> None:
+    done = vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "curate.min_sidd=3")
+    refused(done, "curate.min_sidd", "3", "'min_side'")
+    assert not list(tmp_path.iterdir()), "nothing ran"
+
+
+def test_a_value_of_the_wrong_kind(tmp_path: Path) -> None:
+    refused(
+        vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "read.training.max_steps=many"), "max_steps", "'many'"
+    )
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    refused(ingest(tmp_path, f"ingest.path={tmp_path / 'nowhere'}"), "nowhere")
+
+
+def test_a_caption_column_that_is_not_there(pictures: Path, tmp_path: Path) -> None:
+    refused(ingest(tmp_path, f"ingest.path={pictures}"), "caption", "txt")
+
+
+def test_an_empty_dataset(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "list.jsonl").write_text("")
+    refused(ingest(tmp_path, f"ingest.path={pictures}"), "pictures", "no rows")
+
+
+def test_a_box_outside_its_picture_is_set_aside_with_its_reason(pictures: Path, tmp_path: Path) -> None:
+    row = {
+        "image": "0.png",
+        "txt": "x",
+        "boxes": [{"label": "in", "box": [1, 1, 9, 9]}, {"label": "out", "box": [90, 1, 99, 9]}],
+    }
+    (pictures / "list.jsonl").write_text(json.dumps(row) + "\n")
+    done = ingest(tmp_path, f"ingest.path={pictures}", "ingest.columns.caption=txt", "ingest.columns.boxes=boxes")
+    assert done.returncode == 0, done.stderr
+    rows = list(dataset.Dataset(tmp_path / "out" / "raw").rows())
+    assert [region["phrase"] for region in rows[0]["regions"]] == ["in"]
+    assert "out" in (tmp_path / "out" / "raw" / "quarantine.jsonl").read_text()
+
+
+def test_an_input_that_is_not_there(tmp_path: Path) -> None:
+    done = vlmflow(
+        tmp_path,
+        "step",
+        "tasks",
+        "--recipe",
+        "recipes/mini.yaml",
+        "--in",
+        "pairs=gone",
+        "--out",
+        f"conversations={tmp_path / 'x'}",
+    )
+    refused(done, "pairs=gone", "no such artifact")
+
+
+def test_a_step_that_is_not_there(tmp_path: Path) -> None:
+    refused(vlmflow(tmp_path, "step", "ingset", "--recipe", "recipes/mini.yaml"), "ingset", "'ingest'")
+
+
+def test_no_space_to_write(tmp_path: Path) -> None:
+    """A file-size limit stands for a full disk: the write fails in the same place, half-way through a shard."""
+    out = tmp_path / "out" / "raw"
+    command = [str(Path(sys.executable).parent / "vlmflow"), "step", "ingest", "--recipe", "recipes/mini.yaml"]
+    done = subprocess.run(
+        [*command, "--out", f"raw={out}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    refused(done, "cannot be written")
+    assert not out.exists() and not list(out.parent.iterdir())
+
+
+def test_a_home_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = vlmflow(tmp_path / "file", "run", "recipes/mini.yaml")
+    refused(done, str(tmp_path / "file"), "cannot be written", "VLMFLOW_HOME")
+
+
+def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
+    """The mistake is found inside a process group; its line comes up all the same."""
+    rows = [
+        {"uid": f"{i}", "image": b"", "caption": "a", "width": 1, "height": 1, "source": "", "licence": "",
+         "split": "train", "label": "", "regions": [], "lines": []}
+        for i in range(3)
+    ]  # fmt: skip
+    dataset.write(tmp_path / "pairs", "pairs", rows)
+    dataset.write(tmp_path / "conversations", "conversations", [])
+    done = vlmflow(
+        tmp_path, "step", "pretrain", "--recipe", "recipes/mini.yaml", "--param", "section=pretrain",
+        "--in", f"pairs={tmp_path / 'pairs'}", "--in", f"conversations={tmp_path / 'conversations'}",
+        "--out", f"model={tmp_path / 'model'}", "--set", "pretrain.training.processes=2",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: ")
+        and "3 training pairs" in done.stderr.splitlines()[-1]
+    )
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_wrong_model_reference(tmp_path: Path) -> None:
+    refused(vlmflow(tmp_path, "serve", "models:/vlm@nobody", "--port", "0"), "models:/vlm@nobody")
+    refused(vlmflow(tmp_path, "serve", str(tmp_path / "nothing"), "--port", "0"), "nothing")
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused(vlmflow(tmp_path, "serve", "models:/vlm@champion", "--port", port), port, "--port")
+        refused(vlmflow(tmp_path, "ui", "--port", port), port)
+
+
+def test_an_mlflow_server_that_is_gone(tmp_path: Path) -> None:
+    done = vlmflow(tmp_path, "run", "recipes/mini.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    refused(done, "http://127.0.0.1:9", "MLFLOW_TRACKING_URI")
+    assert not list(tmp_path.glob("*/steps/*")), "no step ran"

@@ -1,0 +1,246 @@
+"""The dataset artifact: a folder of parquet shards and a `card.json`.
+
+Three schemas, each written down once. An image is kept as its encoded bytes inside the row, so that
+a dataset is a handful of files, and `datasets.load_dataset(folder)` decodes it as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
+
+from vlmflow.artifacts.maker import made
+from vlmflow.errors import DataError
+
+VERSION = 1
+SHARD_ROWS = 8192
+SHARD_BYTES = 2**28  # of pictures: what is in memory while a shard is filled
+
+_box = {"x0": Value("float32"), "y0": Value("float32"), "x1": Value("float32"), "y1": Value("float32")}
+
+PAIRS = Features(
+    {
+        "uid": Value("string"),
+        "image": Image(decode=False),
+        "caption": Value("string"),
+        "width": Value("int32"),
+        "height": Value("int32"),
+        "source": Value("string"),
+        "licence": Value("string"),
+        "split": Value("string"),  # train or test: decided once, at ingest
+        "label": Value("string"),  # a class name for zero-shot classification, or ""
+        "regions": List({"phrase": Value("string"), "category": Value("string"), **_box}),
+        "lines": List({"text": Value("string"), **_box}),
+    }
+)
+CONVERSATIONS = Features(
+    {
+        "uid": Value("string"),
+        "pair": Value("string"),  # uid of the pair that it was made from
+        "images": List(Image(decode=False)),
+        "messages": List({"role": Value("string"), "content": Value("string")}),
+        "task": Value("string"),  # caption, objects, ground, read or vqa
+        "split": Value("string"),
+    }
+)
+PREFERENCES = Features(
+    {
+        "uid": Value("string"),
+        "pair": Value("string"),
+        "images": List(Image(decode=False)),
+        "prompt": Value("string"),
+        "chosen": Value("string"),
+        "rejected": Value("string"),
+        "source": Value("string"),  # human, rule or model
+        "split": Value("string"),
+    }
+)
+SCHEMAS: dict[str, Features] = {"pairs": PAIRS, "conversations": CONVERSATIONS, "preferences": PREFERENCES}
+
+
+def uid(image: bytes, *texts: str) -> str:
+    """128-bit content hash of a picture and its texts: the same on every machine, in any order of rows."""
+    digest = hashlib.blake2b(image, digest_size=16)
+    for text in texts:
+        digest.update(b"\0" + text.encode("utf-8"))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a dataset says of itself (`card.json`)."""
+
+    schema: str
+    version: int = VERSION
+    rows: int
+    shards: list[dict[str, Any]]  # name, rows, sha256
+    parents: list[str] = field(default_factory=list)  # hashes of the datasets and checkpoints it was made from
+    step: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    revision: str = ""  # commit of the repository that the data is versioned in; "" where it is not
+    made: dict[str, str] = field(default_factory=dict)  # kfp_run, image and code's revision, in a cluster
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Content hash: of the schema and the shards in order, not of who wrote them or when."""
+        content = [self.schema, str(self.version), *(shard["sha256"] for shard in self.shards)]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `card.json` into `folder`."""
+        text = json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n"
+        (folder / "card.json").write_text(text, encoding="utf-8")
+
+
+class Dataset:
+    """A dataset artifact that exists; `open` it, or `write` one.
+
+    Args:
+        path: the artifact's folder.
+
+    Raises:
+        DataError: the folder, its card or one of its shards is missing, or the schema is another.
+    """
+
+    def __init__(self, path: str | Path, schema: str | None = None):
+        self.path = Path(path)
+        try:
+            content = json.loads((self.path / "card.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no dataset here (no card.json); make one with `vlmflow step ingest`") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}/card.json: damaged: {error}; make the dataset again") from None
+        if content.get("schema") not in SCHEMAS or content.get("version") != VERSION:
+            found = f"schema {content.get('schema')!r}, version {content.get('version')!r}"
+            raise DataError(f"{path}: no dataset of this version (card.json says {found}); make the dataset again")
+        self.card = Card(**content)
+        if schema is not None and self.card.schema != schema:
+            raise DataError(f"{path}: holds {self.card.schema}, expected {schema}")
+        for shard in self.card.shards:
+            if not (self.path / shard["name"]).exists():
+                raise DataError(f"{path}: shard {shard['name']} is missing; make the dataset again")
+
+    def __len__(self) -> int:
+        return self.card.rows
+
+    @cached_property
+    def hash(self) -> str:
+        """The content hash that lineage goes by."""
+        return self.card.hash
+
+    def verify(self) -> None:
+        """Raises DataError if a shard is not what the card says."""
+        for shard in self.card.shards:
+            found = _sha256(self.path / shard["name"])
+            if found != shard["sha256"]:
+                raise DataError(
+                    f"{self.path}/{shard['name']}: sha256 {found[:12]}… is not the card's {shard['sha256'][:12]}…"
+                )
+
+    def batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
+        """Stream the rows in order, `size` at a time, so that memory does not grow with the dataset."""
+        for shard in self.card.shards:
+            with pq.ParquetFile(self.path / shard["name"]) as file:
+                yield from file.iter_batches(batch_size=size, columns=columns)
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Stream the rows as plain mappings; an image is `{"bytes": …, "path": …}`."""
+        for batch in self.batches(columns):
+            yield from batch.to_pylist()
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """The whole dataset (or some of its columns) in memory."""
+        schema = SCHEMAS[self.card.schema].arrow_schema
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        return pa.Table.from_batches(self.batches(columns), schema=schema.remove_metadata())
+
+
+def write(
+    path: str | Path,
+    schema: str,
+    rows: Iterable[dict[str, Any]],
+    *,
+    step: str = "",
+    recipe: dict[str, Any] | None = None,
+    parents: list[str] | None = None,
+    notes: dict[str, Any] | None = None,
+    revision: str = "",
+) -> Dataset:
+    """Write `rows` as a dataset artifact: shards first, the card last, so that half a dataset has no card.
+
+    Args:
+        path: a folder; made if it is not there.
+        schema: `pairs`, `conversations` or `preferences`.
+        rows: mappings with the schema's columns; an image is encoded bytes or `{"bytes": …, "path": …}`.
+        revision: of the data that it was made from: that of the parents' cards.
+        notes: facts of the making worth keeping on the card (counts, a mapping of columns).
+
+    Raises:
+        DataError: a row does not fit the schema.
+    """
+    folder, arrow = Path(path), SCHEMAS[schema].arrow_schema
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        name = f"data-{len(shards):05d}.parquet"
+        try:
+            table = pa.Table.from_pylist(pending, schema=arrow)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"{folder}: a row does not fit the schema {schema}: {error}") from None
+        pq.write_table(table, folder / name, row_group_size=1024, compression="zstd")
+        digest = _sha256(folder / name)
+        shards.append({"name": name, "rows": len(pending), "sha256": digest})
+        pending.clear()
+
+    size = 0
+    for row in rows:
+        pending.append(_with_bytes(row))
+        size += _image_bytes(pending[-1])
+        if len(pending) == SHARD_ROWS or size > SHARD_BYTES:
+            flush()
+            size = 0
+    if pending or not shards:
+        flush()
+    card = Card(
+        schema=schema,
+        rows=sum(shard["rows"] for shard in shards),
+        shards=shards,
+        parents=parents or [],
+        step=step,
+        recipe=recipe or {},
+        revision=revision,
+        made=made(),
+        notes=notes or {},
+    )
+    card.save(folder)
+    return Dataset(folder)
+
+
+def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
+    def wrap(image: Any) -> Any:
+        return {"bytes": image, "path": None} if isinstance(image, bytes) else image
+
+    if "image" in row:
+        return {**row, "image": wrap(row["image"])}
+    return {**row, "images": [wrap(image) for image in row["images"]]}
+
+
+def _image_bytes(row: dict[str, Any]) -> int:
+    images = [row["image"]] if "image" in row else row["images"]
+    return sum(len(image["bytes"] or b"") for image in images if image)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,157 @@
+"""Decontamination: no picture that a model is evaluated on may be learned from, by whatever road it comes.
+
+The evaluation sets are datasets of any schema, or folders of pictures. A picture of a training row is
+contaminated if it is a near copy of one of theirs, by the rule that finds near copies within a set; a row that was
+made from a pair of an evaluation set is too, whatever became of its picture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.errors import DataError
+from vlmflow.images import image_statistics, near_duplicates
+from vlmflow.images.near_duplicates import Cells, Pictures
+
+BATCH = 512  # pictures in memory at a time
+ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
+BITS, LEVELS = 8, 16.0  # as curation's near_bits and near_levels are by default
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The M pictures of evaluation sets that can be decoded."""
+
+    pictures: Pictures
+    names: list[str]  # set and uid, or set and file
+    uids: frozenset[str]  # of the pairs that the sets hold, or were made from
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One row that may not be learned from."""
+
+    uid: str
+    name: str  # of the evaluation picture
+    apart: float  # levels; see `near_duplicates.difference`
+
+
+def read(paths: tuple[str, ...]) -> Evaluation:
+    """Measure the pictures of evaluation sets; the test split of a dataset that has one, else all of it.
+
+    Raises:
+        DataError: nothing there, or no picture in it.
+    """
+    sets, names, uids = [], [], set()
+    for path in paths:
+        seen = _measure(content(path))
+        if not seen.readable.any():
+            raise DataError(f"decontaminate {path}: holds no picture; give a dataset's folder or a folder of pictures")
+        sets.append(_at(seen.pictures, seen.readable, test=True))
+        names += [f"{path} {name}" for name, readable in zip(seen.names, seen.readable, strict=True) if readable]
+        uids |= set(seen.pairs) - {""}
+    return Evaluation(reduce(_both, sets), names, frozenset(uids))
+
+
+def match(
+    seen: Pictures, evaluation: Evaluation, bits: int = BITS, levels: float = LEVELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """For N pictures, (N,) the evaluation picture that each copies, or -1, and (N,) how far they are apart."""
+    count = len(seen.hashes)
+    both = _both(_at(seen, np.arange(count), test=False), evaluation.pictures)
+    found = near_duplicates.find(both, bits, levels)[0][:count]
+    apart = np.full(count, np.nan)
+    rows = np.flatnonzero(found >= 0)
+    apart[rows] = near_duplicates.difference(both.cells, rows, found[rows])
+    return np.where(found >= 0, found - count, -1), apart
+
+
+def leaks(data: Dataset, evaluation: Evaluation, bits: int = BITS, levels: float = LEVELS) -> list[Leak]:
+    """The training rows of `data`, of any schema, that show an evaluation picture or were made from its pair."""
+    seen, found = _measure(_training(data)), {}
+    places, apart = match(seen.pictures, evaluation, bits, levels)
+    for row, uid in enumerate(seen.names):
+        if seen.readable[row] and places[row] >= 0:
+            found.setdefault(uid, Leak(uid, evaluation.names[places[row]], float(apart[row])))
+        elif seen.pairs[row] in evaluation.uids:
+            found.setdefault(uid, Leak(uid, f"pair {seen.pairs[row]}", 0.0))
+    return list(found.values())
+
+
+def content(path: str) -> Iterator[tuple[str, str, bytes]]:
+    """Name, pair and encoded picture of each evaluation picture."""
+    folder = Path(path)
+    if (folder / "card.json").exists():
+        data = Dataset(folder)
+        kind = "uid" if data.card.schema == "pairs" else "pair"
+        split = "test" if "test" in data.table(["split"])["split"].to_pylist() else "train"
+        for row in data.rows():
+            if row["split"] == split:
+                for image in _images(row):
+                    yield row["uid"], row[kind], image
+    elif folder.is_dir():
+        for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS):
+            yield str(file.relative_to(folder)), "", file.read_bytes()
+    else:
+        raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of pictures")
+
+
+def _training(data: Dataset) -> Iterator[tuple[str, str, bytes]]:
+    kind = "uid" if data.card.schema == "pairs" else "pair"
+    for row in data.rows():
+        if row["split"] == "train":
+            for image in _images(row) or [b""]:
+                yield row["uid"], row[kind], image
+
+
+def _images(row: dict[str, Any]) -> list[bytes]:
+    images = [row["image"]] if "image" in row else row["images"]
+    return [image["bytes"] for image in images if image and image["bytes"]]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """N pictures, measured."""
+
+    names: list[str]
+    pairs: list[str]
+    readable: np.ndarray  # (N,) bool; what cannot be decoded looks black, and is no evidence
+    pictures: Pictures
+
+
+def _measure(content: Iterator[tuple[str, str, bytes]]) -> _Seen:
+    names, pairs, readable, parts = [], [], [], [image_statistics.statistics([])]
+    while batch := list(islice(content, BATCH)):
+        with image_statistics.quiet():
+            seen = [image_statistics.look(data) for _, _, data in batch]
+        names += [name for name, _, _ in batch]
+        pairs += [pair for _, pair, _ in batch]
+        readable += [not picture.reason for picture in seen]
+        parts.append(image_statistics.statistics(seen))
+    hashes, looks, coarse = (
+        np.concatenate([getattr(p, kind) for p in parts]) for kind in ("hashes", "looks", "coarse")
+    )
+    none = np.zeros(len(names), dtype=np.int64)
+    seen = Pictures(hashes, looks, coarse, Cells([p.cells for p in parts]), none, none.astype(bool))
+    return _Seen(names, pairs, np.array(readable, dtype=bool), seen)
+
+
+def _at(seen: Pictures, rows: np.ndarray, test: bool) -> Pictures:
+    """Those at `rows`, all of one group, and of the evaluation sets or not."""
+    hashes = seen.hashes[rows]
+    plain = np.zeros(len(hashes), dtype=np.int64), np.full(len(hashes), test)
+    return Pictures(hashes, seen.looks[rows], seen.coarse[rows], seen.cells.at(rows), *plain)
+
+
+def _both(one: Pictures, other: Pictures) -> Pictures:
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(one, name), getattr(other, name)])
+
+    names = ("hashes", "looks", "coarse", "groups", "test")
+    return Pictures(**{name: joined(name) for name in names}, cells=one.cells + other.cells)

@@ -1,0 +1,149 @@
+"""A masked or fused model at work: fill in words, match, paint patches, and say where a text looks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlmflow.images.preprocessing import pixels, seen
+from vlmflow.inference.loading import Loaded, tokenize_captions
+
+BATCH = 64
+
+
+@torch.inference_mode()
+def match(loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+    """A score (N,) for picture i with text i; the higher, the more they belong together."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        found.append(loaded.model.match(**batch(loaded, images[part], texts[part])).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+@torch.inference_mode()
+def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> list[list[str]]:
+    """The likeliest token for every mask token in each text, in order.
+
+    Args:
+        images: one for each text; a model of texts alone takes none.
+
+    Raises:
+        ValueError: a text without the tokenizer's mask token, or with one beyond the tokens that the model reads.
+    """
+    mask, answers = loaded.tokenizer.mask_token, []
+    for text in texts:
+        if mask not in text:
+            raise ValueError(f"text: {text!r:.80} holds no {mask}, which stands for a word to fill in")
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        given = batch(loaded, images and images[part], texts[part])
+        best = loaded.model.fill(**given).argmax(-1)
+        for text, ids, row in zip(texts[part], given["input_ids"], best, strict=True):
+            places = (ids == loaded.tokenizer.mask_token_id).nonzero()[:, 0]
+            if len(places) < text.count(mask):
+                raise ValueError(f"text: {text!r:.80} has a {mask} beyond the {len(ids)} tokens that the model reads")
+            answers.append([loaded.tokenizer.decode([int(row[place])]).strip() for place in places])
+    return answers
+
+
+@torch.inference_mode()
+def recovered(
+    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+) -> np.ndarray:
+    """Whether each text's word number `hidden` (by spaces) is found again when all its tokens are masked, (N,)."""
+    found = []
+    for start in range(0, len(texts), BATCH):
+        part = slice(start, start + BATCH)
+        given, truth, masked = gaps(loaded, images and images[part], texts[part], hidden[part])
+        right = (loaded.model.fill(**given).argmax(-1) == truth) | ~masked
+        found.append((right.all(1) & masked.any(1)).cpu().numpy())
+    return np.concatenate(found)
+
+
+def gaps(
+    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """The model's inputs with word number `hidden` of each text masked; the true ids, and which are masked, (N, L)."""
+    given = batch(loaded, images, texts, [text.split() for text in texts])
+    encoded = given.pop("encoded")
+    truth = given["input_ids"].clone()
+    masked = torch.zeros_like(truth, dtype=torch.bool)
+    for row, word in enumerate(hidden):
+        masked[row] = torch.tensor([place == word for place in encoded.word_ids(row)])
+    given["input_ids"][masked] = loaded.tokenizer.mask_token_id
+    return given, truth, masked
+
+
+@torch.inference_mode()
+def look(
+    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str], hidden: Sequence[int] | None = None
+) -> np.ndarray:
+    """How much of its attention text i gives to each patch of picture i: (N, side, side), which adds up to 1 at most.
+
+    With `hidden`, the gap looks where each text's word of that number (by spaces) was: a word that is there need not.
+    """
+    if hidden is None:
+        return loaded.model.attention_maps(**batch(loaded, images, texts))[:, 0].float().cpu().numpy()
+    given, _, masked = gaps(loaded, images, texts, hidden)
+    share = masked / masked.sum(1, keepdim=True).clamp(min=1)  # (N, L): a word may be several tokens
+    return torch.einsum("nl,nlyx->nyx", share, loaded.model.attention_maps(**given).float()).cpu().numpy()
+
+
+def hide(loaded: Loaded, count: int, seed: int) -> torch.Tensor:
+    """Which patches to hide, (count, P) bool: the model's own share of them, drawn from `seed`."""
+    config = loaded.model.config
+    patches = (config.image_size // config.patch_size) ** 2
+    shown = int(patches * (1 - config.mask_ratio))
+    order = torch.rand(count, patches, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    return order >= shown
+
+
+@torch.inference_mode()
+def reconstruct(
+    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str] | None, hidden: torch.Tensor
+) -> torch.Tensor:
+    """Pictures with the hidden patches painted by the model: (N, 3, H, W) float32, normalised."""
+    painted = []
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        given = batch(loaded, images[part], texts[part] if texts and loaded.tokenizer else None)
+        painted.append(loaded.model.reconstruct(hidden=hidden[part].to(loaded.model.device), **given).float().cpu())
+    return torch.cat(painted)
+
+
+@torch.inference_mode()
+def represent(loaded: Loaded, images: Sequence[Image.Image]) -> np.ndarray:
+    """Vectors (N, D) of pictures, as they are, for other models to learn from."""
+    found = []
+    for start in range(0, len(images), BATCH):
+        given = batch(loaded, images[start : start + BATCH], None)
+        features: Any = loaded.model.get_image_features(**given)
+        features = features if isinstance(features, torch.Tensor) else features.pooler_output
+        found.append(features.float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def picture(loaded: Loaded, normalised: torch.Tensor) -> Image.Image:
+    """One picture as people see it, from (3, H, W) as the model does."""
+    return Image.fromarray(seen(loaded.image_processor, normalised[None])[0].permute(1, 2, 0).numpy())
+
+
+def batch(
+    loaded: Loaded,
+    images: Sequence[Image.Image] | None,
+    texts: Sequence[str] | None,
+    words: list[list[str]] | None = None,
+) -> dict[str, Any]:
+    """The model's inputs on its device; with `words`, texts go in word by word, and `encoded` says which is which."""
+    device, given = loaded.model.device, {}
+    if images is not None and loaded.image_processor is not None:
+        given["pixel_values"] = pixels(loaded.image_processor, images).to(device)
+    if texts is not None and loaded.tokenizer is not None:
+        encoded = tokenize_captions(loaded.tokenizer, loaded.model.config, words or list(texts))
+        given.update({name: value.to(device) for name, value in encoded.items()})
+        if words:
+            given["encoded"] = encoded
+    return given

@@ -1,0 +1,40 @@
+"""What MLflow runs when a registered version is loaded with `mlflow.pyfunc.load_model`.
+
+MLflow keeps this file as it is (models from code) and executes it: no pickle is written or loaded.
+"""
+
+import base64
+import json
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+
+class VisionLanguageModel(PythonModel):
+    """Answers the prompt about the picture, row by row; a model that cannot chat does what it can, as JSON."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint that lies in the version's artifacts."""
+        from vlmflow.inference import loading
+
+        self.loaded = loading.load(context.artifacts["model"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Answer each row, `image` (encoded bytes) and `prompt`, with a text."""
+        from vlmflow.images import decoding
+        from vlmflow.inference import loading
+        from vlmflow.serving import v1_instances
+
+        images, prompts = list(model_input["image"]), list(model_input["prompt"])
+        if "chat" in self.loaded.abilities:
+            return loading.chat(self.loaded, [decoding.decode(image) for image in images], prompts)
+        asked = [
+            {"image": {"b64": base64.b64encode(image).decode()}, **({"text": prompt} if prompt else {})}
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return [json.dumps(v1_instances.answer(self.loaded, instance)) for instance in asked]
+
+
+set_model(VisionLanguageModel())

@@ -1,0 +1,96 @@
+"""What a V1 instance asks for, and the answer of a model that has the ability.
+
+| instance | ability | answer |
+|---|---|---|
+| `image`, `prompt` | chat | `answer` |
+| `image`, `labels` | classify | `label`, `probabilities` |
+| `image`, `text` | match, or rank | `score`, the higher the more they belong together |
+| `text` with mask tokens, `image` where the model sees | fill | `words`, one for each mask |
+| `image`, `reconstruct`: a seed | reconstruct | `image`, most of its patches hidden and painted; `hidden` |
+| `image` | embed, or represent | `embedding` |
+| `text` | embed | `embedding` |
+"""
+
+import base64
+import io
+from typing import Any
+
+from PIL import Image
+
+from vlmflow.inference import masked
+from vlmflow.inference.loading import Loaded
+from vlmflow.serving.request_images import picture
+
+KEYS = ("image", "prompt", "labels", "text", "reconstruct")
+
+
+def answer(loaded: Loaded, instance: dict[str, Any]) -> dict[str, Any]:
+    """Answer an instance that is no prompt.
+
+    Raises:
+        ValueError: the model cannot do it, or the instance is no picture, text, list of names or seed.
+    """
+    image = picture(instance["image"]) if "image" in instance else None
+    if "text" in instance:
+        return _of_text(loaded, image, text(instance["text"], "text"))
+    image = image or picture(None)  # which says what is missing
+    if "labels" in instance:
+        return _classify(loaded, image, instance["labels"])
+    if "reconstruct" in instance:
+        return _reconstruct(loaded, image, instance["reconstruct"])
+    need(loaded, "embed", "represent")
+    function = models.embed_images if "embed" in loaded.abilities else masked.represent
+    return {"embedding": function(loaded, [image])[0].tolist()}
+
+
+def _of_text(loaded: Loaded, image: Image.Image | None, given: str) -> dict[str, Any]:
+    mask = getattr(loaded.tokenizer, "mask_token", None)
+    if mask and mask in given:
+        need(loaded, "fill")
+        if image is None and loaded.image_processor is not None:
+            raise ValueError("image: this model fills in words by a picture; send it too")
+        return {"words": masked.fill(loaded, None if image is None else [image], [given])[0]}
+    if image is None:
+        need(loaded, "embed")
+        return {"embedding": models.embed_texts(loaded, [given])[0].tolist()}
+    need(loaded, "match", "rank")
+    if "match" in loaded.abilities:
+        return {"score": float(masked.match(loaded, [image], [given])[0])}
+    return {"score": float(models.similarity(loaded, [image], [given])[0, 0])}
+
+
+def _classify(loaded: Loaded, image: Image.Image, labels: Any) -> dict[str, Any]:
+    need(loaded, "classify")
+    if not isinstance(labels, list) or len(labels) < 2:
+        raise ValueError("labels: expected a list of at least two names")
+    names = [text(label, "labels") for label in labels]
+    (row,) = models.classify(loaded, [image], names)
+    probabilities = [float(p) for p in row]
+    best = max(range(len(names)), key=probabilities.__getitem__)
+    return {"label": names[best], "probabilities": dict(zip(names, probabilities, strict=True))}
+
+
+def _reconstruct(loaded: Loaded, image: Image.Image, seed: Any) -> dict[str, Any]:
+    need(loaded, "reconstruct")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"reconstruct: expected a seed, a number from 0, got {seed!r:.80}")
+    hidden = masked.hide(loaded, 1, seed)
+    painted = masked.reconstruct(loaded, [image], [""], hidden)
+    buffer = io.BytesIO()
+    masked.picture(loaded, painted[0]).save(buffer, "PNG")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return {"image": {"b64": encoded}, "hidden": hidden[0].nonzero()[:, 0].tolist()}
+
+
+def need(loaded: Loaded, *abilities: str) -> None:
+    """Raises ValueError if the model has none of `abilities`, with what it can do."""
+    if not loaded.abilities & set(abilities):
+        can = ", ".join(sorted(loaded.abilities))
+        raise ValueError(f"this model cannot {' or '.join(abilities)}; it can {can}")
+
+
+def text(value: Any, name: str) -> str:
+    """The text of a request, or a ValueError that names it."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name}: expected text, got {value!r:.80}")
+    return value

@@ -1,0 +1,174 @@
+"""Pretraining of any family of the zoo on the pairs of a dataset."""
+
+import inspect
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import AutoConfig, AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from models.contrastive import patch_dropout
+from models.zoo import ZOO
+from vlmflow.artifacts import checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.config import recipes
+from vlmflow.errors import DataError, ModelError, RecipeError
+from vlmflow.runtime.code_hash import code_hash
+from vlmflow.training.arguments import Progress, arguments, steps_within
+from vlmflow.training.checkpointing import Checkpoints, checkpoints
+from vlmflow.training.config import Training
+from vlmflow.training.fsdp import prepared, weights
+from vlmflow.training.pretraining.callbacks import Average, Clamp
+from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.pretraining.config import Pretraining
+from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
+from vlmflow.training.pretraining.shuffled_control import deal
+
+
+def train(pairs: Path, texts: list[str], section: Pretraining, out: Path) -> None:
+    """Train `section.family` on the captioned training pairs; process 0 writes the checkpoint to `out`.
+
+    Raises:
+        DataError: fewer captioned pairs than one batch.
+        ModelError: `section.start` names no such model.
+        RecipeError: an option that the family has no place for.
+    """
+    training = section.training
+    data = Dataset(pairs, "pairs")
+    table = data.table(["image", "caption", "split"])
+    keep = [
+        i
+        for i, (caption, split) in enumerate(zip(table["caption"].to_pylist(), table["split"].to_pylist(), strict=True))
+        if split == "train" and caption.strip()
+    ]
+    if len(keep) < training.batch_size:
+        raise DataError(
+            f"{pairs}: {len(keep)} training pairs with a caption are fewer than batch_size {training.batch_size}; "
+            "give more data or a smaller batch"
+        )
+    table = table.take(keep)
+    set_seed(training.seed)
+    model, processor = begin(section, texts)
+    batches = TrainingBatches(model, processor, section)
+    check_options(section, model, batches)
+    rows = batches.rows([image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist())
+    if section.shuffle_pairs:
+        rows = deal(rows, batches.patch, training.seed)
+    batches.learn(rows)
+    run = partial(fit, rows=rows, batches=batches, section=section)
+    if training.seconds is not None:
+        training = steps_within(training, lambda trial, clock: run(deepcopy(model), trial, [clock]))
+    progress = Progress()
+    what = {"data": data.hash, "texts": texts, "section": section.plain(), "code": code_hash(__name__)}
+    with checkpoints(training, step="pretrain", **what) as kept:
+        writes, whole = run(model, training, [progress], kept=kept) if training.max_steps else (True, None)
+        if writes:
+            checkpoint.save(
+                out,
+                model,
+                processor,
+                weights=whole,
+                family=section.family,
+                step="pretrain",
+                recipe=section.plain(),
+                parent=section.start,
+                datasets=[data.hash],
+                curve=progress.curve,
+                notes={"pairs": len(rows), "parameters": model.num_parameters()},
+            )
+
+
+def check_options(section: Pretraining, model: Any, batches: TrainingBatches) -> None:
+    """Raise RecipeError where `section` asks for what the family has no place for."""
+    takes, tower = inspect.signature(model.forward).parameters, patch_dropout.tower(model)
+    needs = {
+        "augment": (section.augment, batches.pictures, "sees no pictures"),
+        "views": (section.views, batches.views, "compares no views; give its model a slip_weight where it takes one"),
+        "negatives": (section.negatives, "negative_input_ids" in takes, "takes no negative captions; clip does"),
+        "mining": (section.mining, batches.words, "reads no captions"),
+        "max_logit_scale": (section.max_logit_scale, hasattr(model, "logit_scale"), "has no logit_scale"),
+        "drop_patches": (section.drop_patches, tower is not None, "has no picture tower that can do without patches"),
+    }
+    for name, (asked, there, why) in needs.items():
+        if asked and not there:
+            raise RecipeError(f"pretrain.{name}: {getattr(section, name)!r}: the family {section.family!r} {why}")
+    if section.training.sharding != "none" and getattr(model.config, "langevin_steps", 0):
+        raise RecipeError(
+            f"pretrain.training.sharding: {section.training.sharding!r}: the family {section.family!r} takes gradients "
+            "inside its forward, which FSDP2 holds for the end of the step; leave it out, or set model.langevin_steps 0"
+        )
+
+
+class _Trainer(Trainer):
+    """The library's trainer, which takes rows in an `order` where one is given."""
+
+    order: Sampler[int] | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)
+
+
+def fit(
+    model: Any,
+    training: Training,
+    callbacks: list[TrainerCallback],
+    *,
+    rows: list[dict[str, Any]],
+    batches: TrainingBatches,
+    section: Pretraining,
+    kept: Checkpoints | None = None,
+) -> tuple[bool, dict[str, torch.Tensor] | None]:
+    """Train `model` in place; returns whether this process is the one that writes, and the weights if not `model`'s."""
+    if section.max_logit_scale is not None:
+        callbacks = [*callbacks, Clamp(section.max_logit_scale)]
+    if section.ema is not None:
+        callbacks = [*callbacks, Average(section.ema)]
+    if section.drop_patches:
+        patch_dropout.attach(model, section.drop_patches)
+    with checkpoints(training) if kept is None else nullcontext(kept) as kept:
+        options = arguments(
+            training,
+            kept.folder,
+            dataloader_drop_last=True,  # the whole batch gives the negatives: a short one is a different task
+            ddp_find_unused_parameters=ZOO[section.family].paradigm != "contrastive",
+        )
+        trainer = _Trainer(
+            model=model,
+            args=TrainingArguments(**options),
+            train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
+            data_collator=kept.repeatable(batches),
+            callbacks=[*callbacks, *kept.callbacks],
+        )
+        prepared(trainer, training)
+        if section.mining:
+            captions = [row["caption"] for row in rows]
+            trainer.order = HardBatches(captions, training.batch_size, section.mining, training.seed)
+        # What is drawn for a batch (crops, masks) is drawn by each process for its own part.
+        torch.manual_seed(training.seed + trainer.args.process_index)
+        kept.train(trainer)
+        return trainer.is_world_process_zero(), weights(trainer)
+
+
+def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:
+    """The model to train and its processor: new, or `section.start`'s weights, from a folder or the Hub.
+
+    Raises:
+        RecipeError: sizes that the family does not have, or that do not go together.
+        ModelError: no such model, or one of another family.
+    """
+    family = ZOO[section.family]
+    if section.start is None:
+        return recipes.call(family.build, texts, values=section.model, where="pretrain.model")
+    try:
+        found = AutoConfig.from_pretrained(section.start).model_type
+        if found != (wanted := family.cls.config_class.model_type):
+            raise ValueError(f"it is a {found}, not a {wanted}")  # transformers would make up the weights
+        return family.cls.from_pretrained(section.start), AutoProcessor.from_pretrained(section.start)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"pretrain.start {section.start!r}: cannot be loaded as {section.family}: {' '.join(str(error).split())}"
+        ) from error
