@@ -13,7 +13,7 @@ from vlmflow.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-def left_after(stage: str, raw: Path, ledger: Path, out: Path) -> Dataset:
+def survivors_after_stage(stage: str, raw: Path, ledger: Path, out: Path) -> Dataset:
     """Write the training pairs of `raw`, as they came, that no rule up to the end of `stage` had dropped.
 
     Raises:

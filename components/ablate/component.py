@@ -13,6 +13,6 @@ def ablate(
     """Take the training pairs that were left after a stage of curation, as its ledger tells."""
     from pathlib import Path
 
-    from components.ablate.ablation import left_after
+    from components.ablate.ablation import survivors_after_stage
 
-    left_after(stage, Path(raw.path), Path(ledger.path), Path(pairs.path))
+    survivors_after_stage(stage, Path(raw.path), Path(ledger.path), Path(pairs.path))

@@ -60,7 +60,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
 
     scratch = _scratch(curated, pairs, section)
     engine = Engine(kind=section.engine, processes=section.processes, address=section.ray, scratch=scratch)
-    laps = Laps()
+    laps = StageTimer()
     measured = measure(pairs, section, engine)
     verdicts = Ledger(measured.uids, measured.splits)
     rules.taken_down(verdicts, measured, section)
@@ -83,7 +83,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, s
     return written
 
 
-class Laps:
+class StageTimer:
     """What each stage of a curation took."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def answer(loaded: Loaded, instance: dict[str, Any]) -> dict[str, Any]:
     if "reconstruct" in instance:
         return _reconstruct(loaded, image, instance["reconstruct"])
     need(loaded, "embed", "represent")
-    function = models.embed_images if "embed" in loaded.abilities else masked.represent
+    function = loading.embed_images if "embed" in loaded.abilities else masked.represent
     return {"embedding": function(loaded, [image])[0].tolist()}
 
 
@@ -52,11 +52,11 @@ def _of_text(loaded: Loaded, image: Image.Image | None, given: str) -> dict[str,
         return {"words": masked.fill(loaded, None if image is None else [image], [given])[0]}
     if image is None:
         need(loaded, "embed")
-        return {"embedding": models.embed_texts(loaded, [given])[0].tolist()}
+        return {"embedding": loading.embed_texts(loaded, [given])[0].tolist()}
     need(loaded, "match", "rank")
     if "match" in loaded.abilities:
         return {"score": float(masked.match(loaded, [image], [given])[0])}
-    return {"score": float(models.similarity(loaded, [image], [given])[0, 0])}
+    return {"score": float(loading.similarity(loaded, [image], [given])[0, 0])}
 
 
 def _classify(loaded: Loaded, image: Image.Image, labels: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _classify(loaded: Loaded, image: Image.Image, labels: Any) -> dict[str, Any]
     if not isinstance(labels, list) or len(labels) < 2:
         raise ValueError("labels: expected a list of at least two names")
     names = [text(label, "labels") for label in labels]
-    (row,) = models.classify(loaded, [image], names)
+    (row,) = loading.classify(loaded, [image], names)
     probabilities = [float(p) for p in row]
     best = max(range(len(names)), key=probabilities.__getitem__)
     return {"label": names[best], "probabilities": dict(zip(names, probabilities, strict=True))}
