@@ -244,7 +244,7 @@ def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
 
 def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = MIN_SIDE) -> int:
     """The curation step, with the thresholds of the others."""
-    from components.curate.config import Curation
+    from components.curate.config import CurateConfig
     from components.curate.curation import curate
     from vlmflow.config.recipes import load
     from vlmflow.inference import loading
@@ -260,7 +260,7 @@ def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = 
         "processes": processes,
     }
     curated, ledger, funnel, scorer = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
-    written = curate(data, curated, ledger, funnel, scorer, load(Curation, {"curate": values}, "curate"))
+    written = curate(data, curated, ledger, funnel, scorer, load(CurateConfig, {"curate": values}, "curate"))
     return len(written)
 
 

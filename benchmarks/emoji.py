@@ -50,16 +50,16 @@ def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
 
 def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
     """Ingest, curate and pretrain in `out` by the recipe; returns the pairs and the model."""
-    from components.curate.config import Curation
+    from components.curate.config import CurateConfig
     from components.curate.curation import curate
-    from components.ingest.ingestion import Ingestion, ingest
-    from vlmflow.training.pretraining.config import Pretraining, pretrain
+    from components.ingest.ingestion import IngestConfig, ingest
+    from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
     sections = recipes.override(sections, [f"ingest.path={out}"])
-    ingest(recipes.load(Ingestion, sections, "ingest"), out / "raw")
-    curation = recipes.load(Curation, sections, "curate")
+    ingest(recipes.load(IngestConfig, sections, "ingest"), out / "raw")
+    curation = recipes.load(CurateConfig, sections, "curate")
     curate(out / "raw", out / "pairs", out / "ledger", out / "funnel.html", out / "scorer", curation)
-    asked = recipes.load(Pretraining, sections, "pretrain")
+    asked = recipes.load(PretrainConfig, sections, "pretrain")
     pretrain(pairs=out / "pairs", conversations=None, out=out / "model", section=asked)
     return out / "pairs", out / "model"
 

@@ -20,10 +20,10 @@ ABILITIES = {
     "caption": "describe a picture",
     "chat": "answer questions about a picture",
     "ground": "say where something is",
-    "read": "spell a line of text",
+    "ocr": "spell a line of text",
     "score": "how likely an answer is",
 }
-SPEAKS = frozenset({"caption", "chat", "ground", "read", "score"})
+SPEAKS = frozenset({"caption", "chat", "ground", "ocr", "score"})
 EMBEDS = frozenset({"embed", "classify", "rank"})
 
 

@@ -42,20 +42,20 @@ def run(
     ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
-    from pipelines import REVISION, pipeline
+    from pipelines.catalog import ON_REVISION, load_pipeline
     from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
-    name = sections.get("pipeline", "life")
-    if data_rev is not None and name not in REVISION:
+    name = sections.get("pipeline", "end-to-end")
+    if data_rev is not None and name not in ON_REVISION:
         raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
     from pipelines.local_runner import run as start
 
     if data_rev is None:
-        _show(start(pipeline(name), sections, console, containers))
+        _show(start(load_pipeline(name), sections, console, containers))
     else:
-        _show(start(pipeline(REVISION[name]), sections, console, containers, data_rev=data_rev))
+        _show(start(load_pipeline(ON_REVISION[name]), sections, console, containers, data_rev=data_rev))
 
 
 def _show(folder: Path) -> None:
@@ -138,17 +138,17 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 
 @app.command()
-def roi(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
+def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
     """Train one small model on what each stage of curation left, and say what each stage bought and cost."""
     from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
-    from pipelines.data_ablation import data_roi
+    from pipelines.data_ablation import data_ablation as pipeline
     from pipelines.local_runner import run as start
 
-    folder = start(data_roi, sections, console)
-    found = json.loads((folder / "roi" / "returns").read_text(encoding="utf-8"))
+    folder = start(pipeline, sections, console)
+    found = json.loads((folder / "data_ablation" / "returns").read_text(encoding="utf-8"))
     names = found["capabilities"]
     table = Table("stage", "dropped", "seconds", *[head for name in names for head in (name, "over raw")])
     for stage in found["stages"]:
@@ -184,20 +184,20 @@ def compile(
     placement: Placement = SHIPPED,
 ) -> None:
     """Write every pipeline as Kubeflow Pipelines IR, each step in its place."""
-    from pipelines import PIPELINES, pipeline
+    from pipelines.catalog import PIPELINES, load_pipeline
     from pipelines.flow import compiled
     from pipelines.placement import load
 
     places = load(placement)
     out.mkdir(parents=True, exist_ok=True)
     for name in PIPELINES:
-        (out / f"{name}.yaml").write_text(compiled(pipeline(name), places), encoding="utf-8")
+        (out / f"{name}.yaml").write_text(compiled(load_pipeline(name), places), encoding="utf-8")
         console.print(f"{out / name}.yaml")
 
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(metavar="PIPELINE", help="life, train, pretraining, …")],
+    name: Annotated[str, typer.Argument(metavar="PIPELINE", help="end-to-end, train, pretraining, …")],
     host: Annotated[str, typer.Option(help="Kubeflow Pipelines; by default $KF_PIPELINES_ENDPOINT.")] = "",
     recipe: Annotated[str | None, typer.Option(help="A recipe's path; by default the one that is compiled in.")] = None,
     assignments: Assignments = [],  # noqa: B006
@@ -212,7 +212,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow the run; the exit code is 1 if it fails.")] = True,
 ) -> None:
     """Run a pipeline on Kubeflow: upload it where it has changed, start it, and follow it."""
-    from pipelines import pipeline
+    from pipelines.catalog import load_pipeline
     from pipelines.flow import compiled
     from pipelines.kubeflow import Server
     from pipelines.placement import load
@@ -221,7 +221,7 @@ def submit(
 
     wanted = order(name, recipe, assignments, data_rev)
     server = Server.at(host, token, namespace)
-    text = compiled(pipeline(name), load(placement))
+    text = compiled(load_pipeline(name), load(placement))
     if not start(server, wanted, text, console, experiment=experiment, every=every, wait=wait):
         raise typer.Exit(1)
 
@@ -253,8 +253,8 @@ def lineage(
     picture: Annotated[Path | None, typer.Option(help="Draw it too: a file ending in .svg, .png or .pdf.")] = None,
 ) -> None:
     """What something came from, and what was made of it; for a uid, what was learned from it."""
-    from pipelines.lineage import lineage as trace
     from pipelines.lineage.render_graph import draw
+    from pipelines.lineage.trace import lineage as trace
 
     found = trace(reference, up=up, down=down)
     if picture is not None:
@@ -282,7 +282,7 @@ def takedown(
 
 
 @app.command()
-def ledger(
+def explain(
     uid: Annotated[str, typer.Argument(help="A pair's uid, or how it begins.")],
     where: Annotated[
         Path | None, typer.Option("--in", help="A ledger's folder, or a run's; by default the latest run's.")

@@ -2,10 +2,10 @@
 
 from components.ablate.component import ablate
 from components.curate.component import curate
-from components.data_ablation.component import roi
+from components.data_ablation.component import data_ablation as compare_stages
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
-from components.instructions.component import tasks
+from components.instructions.component import instructions
 from components.pretrain.component import pretrain
 from pipelines.flow import flow, shipped
 
@@ -13,7 +13,7 @@ STAGES = ("raw", "pictures", "captions", "repeats", "score", "diversity")
 
 
 @flow
-def data_roi(recipe: str = shipped("roi")):
+def data_ablation(recipe: str = shipped("data-ablation")):
     """What each stage of curation returns: the same small model, trained alike on what every stage left.
 
     1. Ingest raw pairs and curate them, once.
@@ -28,7 +28,7 @@ def data_roi(recipe: str = shipped("roi")):
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     curated = curate(raw=raw, recipe=recipe)
     pairs, ledger = curated.outputs["curated"], curated.outputs["ledger"]
-    questions = tasks(pairs=pairs, recipe=recipe).outputs["conversations"]
+    questions = instructions(pairs=pairs, recipe=recipe).outputs["conversations"]
     scores = {}
     # Not dsl.ParallelFor: kfp.local cannot collect from it. On a cluster these branches run side by side all the same.
     for stage in STAGES:
@@ -36,4 +36,4 @@ def data_roi(recipe: str = shipped("roi")):
         model = pretrain(pairs=left, conversations=questions, recipe=recipe, stage=stage).outputs["model"]
         measured = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe)
         scores[stage] = measured.set_display_name(f"evaluate {stage}").outputs["scores"]
-    roi(ledger=ledger, recipe=recipe, **scores)
+    compare_stages(ledger=ledger, recipe=recipe, **scores)

@@ -8,20 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from components.learning_check.comparison import LOSS
-from pipelines import PIPELINES, pipeline
+from pipelines.catalog import PIPELINES, load_pipeline
 from pipelines.step_cli import names
 from pipelines.zoo import RECIPES, measure
 from vlmflow.runtime.code_hash import ROOT
 
-ORDER = ["ingest", "validate", "curate", "tasks", "fetch", "pretrain", "caption", "ground", "read", "prefer"]
-ORDER += ["align", "evaluate", "gate", "register", "deploy", "report", "check", "ablate", "roi", "sweep"]
+ORDER = ["ingest", "validate", "curate", "instructions", "fetch", "pretrain", "caption", "ground", "ocr", "preferences"]
+ORDER += [
+    "align",
+    "evaluate",
+    "gate",
+    "register",
+    "deploy",
+    "report",
+    "learning_check",
+    "ablate",
+    "data_ablation",
+    "sweep",
+]
 ORDER += ["champion", "monitor", "plan", "finish"]
 RESULTS = ROOT / "benchmarks" / "results" / "zoo"
 
 
 def steps() -> str:
     """The steps in the order in which the life first runs them, with each one's own sentence."""
-    tasks = {task for name in PIPELINES for task in pipeline(name).pipeline_spec.root.dag.tasks}
+    tasks = {task for name in PIPELINES for task in load_pipeline(name).pipeline_spec.root.dag.tasks}
     tasks |= {"plan", "finish"}  # they stand in every pipeline of a cluster
     assert sorted(ORDER) == names() and set(ORDER) <= tasks, "a step is missing from this order"
     rows = ["| step | what it does |", "|---|---|"]

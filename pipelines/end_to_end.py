@@ -9,9 +9,9 @@ from components.fetch.component import fetch
 from components.gate.component import gate
 from components.ground.component import ground
 from components.ingest.component import ingest
-from components.instructions.component import tasks
-from components.ocr.component import read
-from components.preferences.component import prefer
+from components.instructions.component import instructions
+from components.ocr.component import ocr
+from components.preferences.component import preferences
 from components.pretrain.component import pretrain
 from components.register.component import register
 from components.report.component import report
@@ -19,28 +19,28 @@ from components.validate.component import validate
 from pipelines.flow import flow, shipped
 
 
-def learn(raw, pairs, ledger, funnel, questions, recipe):
+def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
     """What follows once there are data: training, gate, endpoint, report."""
-    asked = validate(data=questions, recipe=recipe, section="validate_tasks")
+    validated = validate(data=questions, recipe=recipe, section="validate_instructions")
 
     def measure(stage: str, model):
         """Evaluate `model` after `stage`."""
         task = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe)
         return task.set_display_name(f"evaluate {stage}").outputs["scores"]
 
-    pretrained = pretrain(pairs=pairs, conversations=questions, recipe=recipe).after(asked)
+    pretrained = pretrain(pairs=pairs, conversations=questions, recipe=recipe).after(validated)
     contrastive = pretrained.outputs["model"]
     contrastive_scores = measure("contrastive", contrastive)
     captioner = caption(start=contrastive, conversations=questions, recipe=recipe).outputs["model"]
     caption_scores = measure("caption", captioner)
     grounded = ground(start=captioner, conversations=questions, recipe=recipe).outputs["model"]
     ground_scores = measure("ground", grounded)
-    reader = read(start=grounded, conversations=questions, recipe=recipe).outputs["model"]
-    read_scores = measure("read", reader)
+    reader = ocr(start=grounded, conversations=questions, recipe=recipe).outputs["model"]
+    ocr_scores = measure("ocr", reader)
 
-    preferences = prefer(model=reader, conversations=questions, recipe=recipe).outputs["preferences"]
-    preferred = validate(data=preferences, recipe=recipe, section="validate_preferences")
-    aligned = align(start=reader, preferences=preferences, recipe=recipe).after(preferred)
+    pairs_of_answers = preferences(model=reader, conversations=questions, recipe=recipe).outputs["preferences"]
+    preferred = validate(data=pairs_of_answers, recipe=recipe, section="validate_preferences")
+    aligned = align(start=reader, preferences=pairs_of_answers, recipe=recipe).after(preferred)
     aligned_scores = measure("align", aligned.outputs["model"])
     control_scores = measure("control", aligned.outputs["control"])
 
@@ -48,7 +48,7 @@ def learn(raw, pairs, ledger, funnel, questions, recipe):
         candidate=aligned.outputs["model"],
         candidate_scores=aligned_scores,
         fallback=reader,
-        fallback_scores=read_scores,
+        fallback_scores=ocr_scores,
         pairs=pairs,
         conversations=questions,
         recipe=recipe,
@@ -72,9 +72,9 @@ def learn(raw, pairs, ledger, funnel, questions, recipe):
         caption_scores=caption_scores,
         ground=grounded,
         ground_scores=ground_scores,
-        read=reader,
-        read_scores=read_scores,
-        preferences=preferences,
+        ocr=reader,
+        ocr_scores=ocr_scores,
+        preferences=pairs_of_answers,
         aligned=aligned.outputs["model"],
         aligned_scores=aligned_scores,
         control=aligned.outputs["control"],
@@ -87,7 +87,7 @@ def learn(raw, pairs, ledger, funnel, questions, recipe):
 
 
 @flow
-def life(recipe: str = shipped("demo")):
+def end_to_end(recipe: str = shipped("demo")):
     """The whole life of a vision-language model: raw image-text pairs in, a served model out.
 
     1. Ingest raw pairs and validate them.
@@ -109,8 +109,8 @@ def life(recipe: str = shipped("demo")):
     made = curate(raw=raw, recipe=recipe).after(checked)
     pairs = made.outputs["curated"]
     kept = validate(data=pairs, recipe=recipe, section="validate_curated")
-    questions = tasks(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
-    learn(raw, pairs, made.outputs["ledger"], made.outputs["funnel"], questions, recipe)
+    questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
+    train_and_release(raw, pairs, made.outputs["ledger"], made.outputs["funnel"], questions, recipe)
 
 
 @flow
@@ -118,7 +118,7 @@ def train(recipe: str = shipped("demo"), data_rev: str = "HEAD"):
     """The life of a model on the data of a revision, exactly as they were versioned: none are made.
 
     1. Fetch raw and curated pairs, ledger and task sets from DVC, and validate the task sets.
-    2. From there on as `life`: training, evaluation, gate, registration, endpoint, report.
+    2. From there on as `end-to-end`: training, evaluation, gate, registration, endpoint, report.
 
     Args:
         recipe: every value of the run, as YAML: a section for each step. `fetch.repo` says where the data are, an
@@ -126,4 +126,4 @@ def train(recipe: str = shipped("demo"), data_rev: str = "HEAD"):
         data_rev: a commit, a tag or a branch of that repository; HEAD is its default branch as it is now.
     """
     data = fetch(recipe=recipe, data_rev=data_rev).outputs
-    learn(data["raw"], data["curated"], data["ledger"], data["funnel"], data["conversations"], recipe)
+    train_and_release(data["raw"], data["curated"], data["ledger"], data["funnel"], data["conversations"], recipe)

@@ -5,13 +5,13 @@ from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.fetch.component import fetch
 from components.ingest.component import ingest
-from components.instructions.component import tasks
+from components.instructions.component import instructions
 from components.monitor.component import monitor
 from components.validate.component import validate
 from pipelines.flow import flow, shipped
 
 
-def look(pairs, questions, recipe):
+def evaluate_champion(pairs, questions, recipe):
     """What follows once there are data: the champion is evaluated on them, and compared with itself."""
     held = champion(recipe=recipe)
     measured = evaluate(
@@ -26,7 +26,7 @@ def look(pairs, questions, recipe):
 
 
 @flow
-def watch(recipe: str = shipped("watch")):
+def monitor_champion(recipe: str = shipped("monitor")):
     """Whether the champion still does on fresh pairs what it did when it was registered; made to recur.
 
     1. Ingest pairs, as they are today, and validate them.
@@ -43,16 +43,16 @@ def watch(recipe: str = shipped("watch")):
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
     pairs = curate(raw=raw, recipe=recipe).after(checked).outputs["curated"]
     kept = validate(data=pairs, recipe=recipe, section="validate_curated")
-    questions = tasks(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
-    look(pairs, questions, recipe)
+    questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
+    evaluate_champion(pairs, questions, recipe)
 
 
 @flow
-def watch_revision(recipe: str = shipped("watch"), data_rev: str = "HEAD"):
+def monitor_champion_revision(recipe: str = shipped("monitor"), data_rev: str = "HEAD"):
     """Whether the champion does on the data of a revision what it did when it was registered; made to recur.
 
     1. Fetch curated pairs and task sets from DVC.
-    2. From there on as `watch`: the champion, its evaluation, the comparison.
+    2. From there on as `monitor-champion`: the champion, its evaluation, the comparison.
 
     Args:
         recipe: every value of the run, as YAML: a section for each step. `fetch.repo` says where the data are, an
@@ -60,4 +60,4 @@ def watch_revision(recipe: str = shipped("watch"), data_rev: str = "HEAD"):
         data_rev: a commit, a tag or a branch of that repository; HEAD is its default branch as it is now.
     """
     data = fetch(recipe=recipe, data_rev=data_rev).outputs
-    look(data["curated"], data["conversations"], recipe)
+    evaluate_champion(data["curated"], data["conversations"], recipe)

@@ -7,8 +7,8 @@ from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.gate.component import gate
 from components.ingest.component import ingest
-from components.instructions.component import tasks
-from components.learning_check.component import check
+from components.instructions.component import instructions
+from components.learning_check.component import learning_check
 from components.pretrain.component import pretrain
 from components.register.component import register
 from components.validate.component import validate
@@ -34,7 +34,7 @@ def pretraining(recipe: str = shipped("zoo/clip")):
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
     pairs = curate(raw=raw, recipe=recipe).after(checked).outputs["curated"]
     kept = validate(data=pairs, recipe=recipe, section="validate_curated")
-    questions = tasks(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
+    questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
     model = pretrain(pairs=pairs, conversations=questions, recipe=recipe, stage="pretrain").outputs["model"]
     measured = evaluate(model=model, pairs=pairs, conversations=questions, stage="pretrain", recipe=recipe)
     scores = measured.set_display_name("evaluate pretrain").outputs["scores"]
@@ -59,7 +59,7 @@ def pretraining(recipe: str = shipped("zoo/clip")):
 VARIANTS = ("untrained", "trained", "shuffled")
 
 
-def variants(sections: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+def control_variants(sections: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
     """The recipe with its section `pretrain` made three: untrained, trained and shuffled."""
     pretrain = sections["pretrain"]
     budget = dict(pretrain.get("training", {}))
@@ -74,7 +74,7 @@ def variants(sections: dict[str, Any], seconds: float | None = None) -> dict[str
 
 
 @flow
-def zoo_check(recipe: str = recipes.dump(variants(recipes.parse(shipped("zoo/clip"))))):
+def zoo_check(recipe: str = recipes.dump(control_variants(recipes.parse(shipped("zoo/clip"))))):
     """Whether a family of the zoo learns: it is trained beside its untrained self and a control, and compared.
 
     1. Ingest pairs and curate them.
@@ -88,11 +88,11 @@ def zoo_check(recipe: str = recipes.dump(variants(recipes.parse(shipped("zoo/cli
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     pairs = curate(raw=raw, recipe=recipe).outputs["curated"]
-    questions = tasks(pairs=pairs, recipe=recipe).outputs["conversations"]
+    questions = instructions(pairs=pairs, recipe=recipe).outputs["conversations"]
     models, scores = {}, {}
     for variant in VARIANTS:
         begun = pretrain(pairs=pairs, conversations=questions, recipe=recipe, section=variant, stage=variant)
         models[variant] = begun.outputs["model"]
         measured = evaluate(model=models[variant], pairs=pairs, conversations=questions, stage=variant, recipe=recipe)
         scores[variant] = measured.set_display_name(f"evaluate {variant}").outputs["scores"]
-    check(model=models["trained"], pairs=pairs, recipe=recipe, **scores)
+    learning_check(model=models["trained"], pairs=pairs, recipe=recipe, **scores)

@@ -11,9 +11,9 @@ from typing import Any
 import kfp_server_api
 from rich.console import Console
 
-from pipelines import REVISION, pipeline
+from pipelines.catalog import ON_REVISION, load_pipeline
 from pipelines.kubeflow import Server
-from pipelines.pretraining import variants
+from pipelines.pretraining import control_variants
 from pipelines.watch_run import follow
 from vlmflow.config import recipes as recipes
 from vlmflow.config.sections import check
@@ -39,15 +39,15 @@ def order(name: str, recipe: str | None, assignments: list[str], data_rev: str |
     Raises:
         RecipeError: no such pipeline, a recipe of another one, or a value that is impossible.
     """
-    known = pipeline(name).component_spec.inputs
+    known = load_pipeline(name).component_spec.inputs
     if data_rev is not None and "data_rev" not in known:
         raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
     given = {} if data_rev is None else {"data_rev": data_rev}
     sections = recipes.override(recipes.parse(recipe or known["recipe"].default), assignments)
     if name == "zoo-check" and "pretrain" in sections:
-        sections = variants(sections)
+        sections = control_variants(sections)
     meant = sections.get("pipeline", name)
-    if meant != name and (meant, name) not in REVISION.items():
+    if meant != name and (meant, name) not in ON_REVISION.items():
         raise RecipeError(f"{recipe}: it is a recipe of the pipeline {meant!r}, not of {name!r}")
     check(sections)
     if recipe or assignments:
@@ -107,7 +107,7 @@ def _version(client: Any, name: str, text: str, namespace: str | None, console: 
     if found:
         identity = found[0].pipeline_id
     else:
-        description = pipeline(name).component_spec.description
+        description = load_pipeline(name).component_spec.description
         made = kfp_server_api.V2beta1Pipeline(display_name=name, description=description, namespace=namespace)
         identity = client.pipelines.pipeline_service_create_pipeline(made).pipeline_id
     versions = client.list_pipeline_versions(identity, filter=_named(title)).pipeline_versions

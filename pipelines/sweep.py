@@ -5,7 +5,7 @@ from kfp import dsl
 from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
-from components.instructions.component import tasks
+from components.instructions.component import instructions
 from components.pretrain.component import pretrain
 from components.sweep.component import sweep as combinations
 from components.validate.component import validate
@@ -30,7 +30,7 @@ def sweep(recipe: str = shipped("sweep")):
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     pairs = curate(raw=raw, recipe=recipe).outputs["curated"]
     kept = validate(data=pairs, recipe=recipe, section="validate_curated")
-    questions = tasks(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
+    questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
     with dsl.ParallelFor(settings, name="settings") as setting:
         model = pretrain(pairs=pairs, conversations=questions, recipe=recipe, stage=setting, change=setting)
         evaluate(model=model.outputs["model"], pairs=pairs, conversations=questions, stage=setting, recipe=recipe)

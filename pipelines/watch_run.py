@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import pipeline
+from pipelines.catalog import load_pipeline
 from pipelines.kubeflow import Server
 from vlmflow.errors import ServiceError
 
@@ -20,7 +20,7 @@ def follow(server: Server, client: Any, run_id: str, name: str, console: Console
     Raises:
         ServiceError: the server has been silent for long.
     """
-    titles = {key: task.task_info.name for key, task in pipeline(name).pipeline_spec.root.dag.tasks.items()}
+    titles = {key: task.task_info.name for key, task in load_pipeline(name).pipeline_spec.root.dag.tasks.items()}
     titles["finish"] = "finish"
     seen: dict[str, str] = {}
     silent = 0

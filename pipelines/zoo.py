@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.pretraining import VARIANTS, variants
+from pipelines.pretraining import VARIANTS, control_variants
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
@@ -54,13 +54,13 @@ def check(
     from pipelines.local_runner import run
     from vlmflow.config.sections import check as check_sections
 
-    sections = variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
+    sections = control_variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
     check_sections(sections)
     from pipelines.pretraining import zoo_check
 
     # Bound now: a run redirects what its libraries print.
     folder = run(zoo_check, sections, Console(file=sys.stderr, highlight=False))
-    found = json.loads((folder / "check" / "finding").read_text(encoding="utf-8"))
+    found = json.loads((folder / "learning_check" / "finding").read_text(encoding="utf-8"))
     records = {v: json.loads((folder / "steps" / f"pretrain-{v}.json").read_text("utf-8")) for v in VARIANTS}
     found["core_seconds"] = {variant: record["core_seconds"] for variant, record in records.items()}
     text = json.dumps(found, indent=2)
@@ -68,7 +68,7 @@ def check(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        shutil.copyfile(folder / "check" / "picture", out / f"{name}.png")
+        shutil.copyfile(folder / "learning_check" / "picture", out / f"{name}.png")
 
 
 @zoo.command()
@@ -85,9 +85,9 @@ def measure(name: str, large: bool) -> dict[str, Any]:
     import torch
 
     from models.zoo import ZOO
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
 
-    section = recipes.load(Pretraining, recipes.parse(recipe_of(name, large)), "pretrain")
+    section = recipes.load(PretrainConfig, recipes.parse(recipe_of(name, large)), "pretrain")
     with torch.device("meta"):
         model, _ = recipes.call(ZOO[section.family].build, [], values=section.model, where="pretrain.model")
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -74,7 +74,7 @@ def _called(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one run of recipes/mini.yaml."""
     home = tmp_path_factory.mktemp("home")
     done = vlmflow(home, "run", "recipes/mini.yaml")
@@ -83,5 +83,5 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def summary(life: Path) -> dict:
-    return json.loads((life / "summary.json").read_text())
+def summary(finished_run: Path) -> dict:
+    return json.loads((finished_run / "summary.json").read_text())

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from components.fetch.dvc import Versions, fetch
-from components.ingest.ingestion import Ingestion, ingest
-from components.instructions.conversations import Tasks
+from components.fetch.dvc import FetchConfig, fetch
+from components.ingest.ingestion import IngestConfig, ingest
+from components.instructions.conversations import InstructionConfig
 from components.instructions.conversations import make as ask
-from pipelines.lineage import lineage
+from pipelines.lineage.trace import lineage
 from pipelines.placement import load as load_placement
 from pipelines.step_cli import run_step
 from tests.conftest import executor_input
@@ -52,7 +52,7 @@ def make(repo: Path, colours: list[str], tag: str) -> str:
     shutil.rmtree(data, ignore_errors=True)
     raw = dataset.write(data / "raw", "pairs", map(pair, colours), step="ingest")
     curated = dataset.write(data / "curated", "pairs", raw.rows(), step="curate", parents=[raw.hash])
-    ask(curated.path, data / "tasks", Tasks())
+    ask(curated.path, data / "instructions", InstructionConfig())
     (data / "ledger").mkdir()
     (data / "ledger" / "summary.json").write_text(json.dumps({"rows_in": len(raw), "kept": len(curated)}))
     (data / "funnel.html").write_text("<!doctype html>")
@@ -90,7 +90,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def get(repo: str | Path, rev: str, out: Path, **section: str) -> str:
-    return fetch(Versions(repo=str(repo), **section), rev, {name: out / name for name in NAMES})
+    return fetch(FetchConfig(repo=str(repo), **section), rev, {name: out / name for name in NAMES})
 
 
 def captions(folder: Path) -> list[str]:
@@ -145,7 +145,9 @@ pretrain:
 """
 
 
-@pytest.mark.parametrize("stage", ["ingest", "validate", "curate", "validate-curated", "tasks", "validate-tasks"])
+@pytest.mark.parametrize(
+    "stage", ["ingest", "validate", "curate", "validate-curated", "instructions", "validate-instructions"]
+)
 def test_a_stage_depends_on_all_the_code_that_it_runs(stage: str) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
     run = closure(f"components.{stage.split('-')[0]}.component")
@@ -156,11 +158,11 @@ def test_a_stage_depends_on_all_the_code_that_it_runs(stage: str) -> None:
 
 
 def test_every_dataset_of_the_training_pipeline_comes_from_the_revision() -> None:
-    from pipelines.end_to_end import life, train
+    from pipelines.end_to_end import end_to_end, train
 
     tasks = train.pipeline_spec.root.dag.tasks
-    makers = {"ingest", "curate", "tasks"}
-    assert makers <= set(life.pipeline_spec.root.dag.tasks) and not makers & set(tasks)
+    makers = {"ingest", "curate", "instructions"}
+    assert makers <= set(end_to_end.pipeline_spec.root.dag.tasks) and not makers & set(tasks)
     for name, task in tasks.items():
         for given, artifact in task.inputs.artifacts.items():
             producer = artifact.task_output_artifact.producer_task
@@ -220,7 +222,7 @@ def test_what_is_wrong_is_said_in_a_line(repo: Path, tmp_path: Path) -> None:
             get(**{"repo": repo, "rev": rev, "out": tmp_path / "out", **section})
         assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match="fetch.repos: no such key"):
-        load(Versions, {"fetch": {"repos": "x"}}, "fetch")
+        load(FetchConfig, {"fetch": {"repos": "x"}}, "fetch")
 
 
 def test_data_that_was_never_pushed_or_was_touched_is_refused_and_leaves_nothing(repo: Path, tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_a_source_that_is_versioned_gives_its_revision_to_the_pairs(tmp_path: Pa
     (source / "list.jsonl").write_text(json.dumps({"image": "a.png", "caption": "all red"}) + "\n")
 
     def noted() -> str:
-        section = Ingestion(source="folder", path=str(source), holdout=0.0)
+        section = IngestConfig(source="folder", path=str(source), holdout=0.0)
         return ingest(section, tmp_path / "out").card.revision
 
     assert noted() == ""
@@ -269,4 +271,4 @@ def test_a_source_that_is_versioned_gives_its_revision_to_the_pairs(tmp_path: Pa
     (source / "list.jsonl").write_text(json.dumps({"image": "a.png", "caption": "red all over"}) + "\n")
     assert noted() == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
     pairs = Dataset(tmp_path / "out")
-    assert ask(pairs.path, tmp_path / "tasks", Tasks()).card.revision == pairs.card.revision
+    assert ask(pairs.path, tmp_path / "instructions", InstructionConfig()).card.revision == pairs.card.revision

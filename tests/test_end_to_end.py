@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from components.fetch.dvc import Versions, fetch
+from components.fetch.dvc import FetchConfig, fetch
 from tests.conftest import vlmflow
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.runtime.code_hash import ROOT
 
-STAGES = ["contrastive", "caption", "ground", "read", "align", "control"]
+STAGES = ["contrastive", "caption", "ground", "ocr", "align", "control"]
 
 
 def test_the_summary_holds_what_it_promises(summary: dict) -> None:
@@ -45,23 +45,23 @@ def test_the_summary_holds_what_it_promises(summary: dict) -> None:
     assert results["version"]["alias"] == "champion"
 
 
-def test_the_report_is_one_file_that_asks_for_nothing(life: Path) -> None:
-    page = (life / "report.html").read_text()
+def test_the_report_is_one_file_that_asks_for_nothing(finished_run: Path) -> None:
+    page = (finished_run / "report.html").read_text()
     assert len(page) > 20_000
     outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']+|url\((?!["']?(?:data:|#))[^)]+|@import""", page)
     assert not outside, outside[:5]
 
 
-def test_a_second_run_has_nothing_to_do(life: Path, summary: dict) -> None:
-    done = vlmflow(life.parent, "run", "recipes/mini.yaml")
+def test_a_second_run_has_nothing_to_do(finished_run: Path, summary: dict) -> None:
+    done = vlmflow(finished_run.parent, "run", "recipes/mini.yaml")
     assert done.returncode == 0, done.stderr
-    again = json.loads((life.parent / "latest" / "summary.json").read_text())
+    again = json.loads((finished_run.parent / "latest" / "summary.json").read_text())
     ran = [name for name, step in again["steps"].items() if not step["cached"]]
     assert set(ran) <= {"gate", "register"}  # they ask the registry
     assert again["results"] == summary["results"]
 
 
-def test_a_run_that_was_killed_ends_the_same(life: Path, summary: dict, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_the_same(finished_run: Path, summary: dict, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "vlmflow"), "run", "recipes/mini.yaml"]
     environment = {"VLMFLOW_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     process = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_the_same_steps_train_stock_classes(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini-stock.yaml")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     results = json.loads((tmp_path / "latest" / "summary.json").read_text())["results"]
-    assert results["skipped"]["read"] == "the recipe has no section 'read'"
+    assert results["skipped"]["ocr"] == "the recipe has no section 'ocr'"
     config = json.loads((tmp_path / "latest" / "ground" / "model" / "config.json").read_text())
     assert config["model_type"] == "idefics3"
     assert {"objects", "grounding", "preference"} <= set(results["stages"]["align"])
@@ -124,7 +124,7 @@ def test_a_folder_of_ones_own(pictures: Path, tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", *[part for s in settings for part in ("--set", s)])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     results = json.loads((tmp_path / "latest" / "summary.json").read_text())["results"]
-    assert set(results["skipped"]) == {"ground", "read", "prefer", "align"}
+    assert set(results["skipped"]) == {"ground", "ocr", "preferences", "align"}
     assert "no training conversation of task 'ground'" in results["skipped"]["ground"]
     assert results["rows"]["rows_in"] == 95
     assert "7.png" in (tmp_path / "latest" / "ingest" / "raw" / "quarantine.jsonl").read_text()
@@ -154,7 +154,7 @@ def test_dvc_makes_the_data_once(tmp_path: Path) -> None:
         return done.stdout
 
     dvc("repro")
-    assert (clone / "data" / "tasks" / "card.json").exists()
+    assert (clone / "data" / "instructions" / "card.json").exists()
     assert dvc("repro").count("didn't change, skipping") == 6
     dvc("remote", "add", "-d", "shelf", str(tmp_path / "shelf"))
     assert "pushed" in dvc("push")
@@ -162,10 +162,10 @@ def test_dvc_makes_the_data_once(tmp_path: Path) -> None:
     subprocess.run(["git", "add", "dvc.lock", "dvc.yaml", ".dvc"], cwd=clone, check=True)
     author = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
     subprocess.run(["git", *author, "commit", "-qm", "the data"], cwd=clone, check=True)
-    made = Dataset(clone / "data" / "tasks").hash
+    made = Dataset(clone / "data" / "instructions").hash
     shutil.rmtree(clone / "data")
     shutil.rmtree(clone / ".dvc" / "cache")
     names = ("raw", "curated", "ledger", "funnel", "conversations")
-    commit = fetch(Versions(repo=str(clone)), "HEAD", {name: tmp_path / name for name in names})
+    commit = fetch(FetchConfig(repo=str(clone)), "HEAD", {name: tmp_path / name for name in names})
     tasks = Dataset(tmp_path / "conversations")
     assert (tasks.hash, tasks.card.revision) == (made, commit)

@@ -58,7 +58,7 @@ def test_an_unknown_key(tmp_path: Path) -> None:
 
 def test_a_value_of_the_wrong_kind(tmp_path: Path) -> None:
     refused(
-        vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "read.training.max_steps=many"), "max_steps", "'many'"
+        vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "ocr.training.max_steps=many"), "max_steps", "'many'"
     )
 
 
@@ -93,7 +93,7 @@ def test_an_input_that_is_not_there(tmp_path: Path) -> None:
     done = vlmflow(
         tmp_path,
         "step",
-        "tasks",
+        "instructions",
         "--recipe",
         "recipes/mini.yaml",
         "--in",

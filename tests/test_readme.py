@@ -39,10 +39,10 @@ def test_every_command_is_one_of_ours() -> None:
     """Each line is a make target, a vlmflow command that the tests below run, or dvc, curl and openai likewise."""
     known = {"make demo", "make test", "dvc repro", "dvc push", "vlmflow ui", "vlmflow serve models:/vlm@champion",
              "vlmflow lineage models:/vlm@champion",
-             "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow ledger 3f2a",
-             "vlmflow roi recipes/data-ablation.yaml",
+             "vlmflow takedown 3f2a5c0d9e8b4a6f8c1d2e3f4a5b6c7d", "vlmflow explain 3f2a",
+             "vlmflow data-ablation recipes/data-ablation.yaml",
              "vlmflow export data/curated shards", "make benchmark-data", "make images", "vlmflow zoo",
-             "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit life --host http://localhost:8080",
+             "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit end-to-end --host http://localhost:8080",
              "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip
     for command in COMMANDS:
         if command and not command.startswith(("vlmflow run", "curl", "-d")):
@@ -64,15 +64,15 @@ def test_the_run_commands_load(tmp_path: Path) -> None:
         check(recipes.override(recipes.parse(str(ROOT / path)), given))
 
 
-def test_lineage_of_the_champion(life: Path) -> None:
-    done = vlmflow(life.parent, "lineage", "models:/vlm@champion")
+def test_lineage_of_the_champion(finished_run: Path) -> None:
+    done = vlmflow(finished_run.parent, "lineage", "models:/vlm@champion")
     assert done.returncode == 0, done.stderr
     assert "by ingest (710 pairs)" in done.stdout and "champion" in done.stdout
-    as_json = vlmflow(life.parent, "lineage", "models:/vlm@champion", "--json")
+    as_json = vlmflow(finished_run.parent, "lineage", "models:/vlm@champion", "--json")
     assert json.loads(as_json.stdout)
 
 
-def test_serve_and_call_as_the_readme_says(life: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_and_call_as_the_readme_says(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Image.new("RGB", (64, 64), "gray")
     ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), fill="red")
     picture.save(tmp_path / "picture.png")
@@ -81,7 +81,7 @@ def test_serve_and_call_as_the_readme_says(life: Path, tmp_path: Path, monkeypat
         port = probe.getsockname()[1]
     log = (tmp_path / "log").open("w")
     command = [str(Path(sys.executable).parent / "vlmflow"), "serve", "models:/vlm@champion", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, env=_environment(life.parent), stdout=log, stderr=log)
+    server = subprocess.Popen(command, cwd=ROOT, env=_environment(finished_run.parent), stdout=log, stderr=log)
     log.close()
     try:
         _wait(f"http://127.0.0.1:{port}/v2/health/ready", server, tmp_path / "log")
@@ -100,14 +100,14 @@ def test_serve_and_call_as_the_readme_says(life: Path, tmp_path: Path, monkeypat
         assert server.wait(20) == 0
 
 
-def test_the_ui_shows_the_runs(life: Path, tmp_path: Path) -> None:
+def test_the_ui_shows_the_runs(finished_run: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = (tmp_path / "log").open("w")
     command = [str(Path(sys.executable).parent / "vlmflow"), "ui", "--port", str(port)]
     server = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(life.parent), stdout=log, stderr=log, start_new_session=True
+        command, cwd=ROOT, env=_environment(finished_run.parent), stdout=log, stderr=log, start_new_session=True
     )
     log.close()
     try:

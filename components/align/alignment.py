@@ -14,12 +14,12 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes as recipes
 from vlmflow.runtime.process import configure_logging, start_method
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alignment:
+class AlignConfig:
     """DPO's strength and the losses it is mixed with; the control takes the same budget on the chosen answers.
 
     Both train at once: as the two processes of this machine, or as two TrainJobs where `training.nodes` are several.
@@ -28,7 +28,7 @@ class Alignment:
     beta: float = 0.1
     losses: tuple[str, ...] = ("sigmoid", "sft")
     weights: tuple[float, ...] = (1.0, 1.0)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     min_pairs: int = 32
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
     Without the recipe's section, or with too few pairs to learn from, both are the model handed on.
     """
     data = Dataset(preferences, "preferences")
-    alignment = recipes.load(Alignment, recipe, section)
+    alignment = recipes.load(AlignConfig, recipe, section)
     reason = ""
     if recipes.section(recipe, section) is None:
         reason = f"the recipe has no section {section!r}"
@@ -71,22 +71,22 @@ def align(start: Path, preferences: Path, model: Path, control: Path, recipe: st
 
 
 def _spread(
-    name: str, train: Callable[..., None], start: Path, preferences: Path, alignment: Alignment, out: Path
+    name: str, train: Callable[..., None], start: Path, preferences: Path, alignment: AlignConfig, out: Path
 ) -> None:
     configure_logging()
     spread(name, train, alignment.training, start, preferences, alignment, out=out)
 
 
-def _control(start: Path, preferences: Path, alignment: Alignment, out: Path) -> None:
+def _control(start: Path, preferences: Path, alignment: AlignConfig, out: Path) -> None:
     from vlmflow.training.sft import Example, fit
-    from vlmflow.training.sft_config import Tuning
+    from vlmflow.training.sft_config import FineTuneConfig
 
     data = Dataset(preferences, "preferences")
     rows = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
-    fit(start, rows, out, Tuning(task="objects", training=alignment.training), step="control", data=data)
+    fit(start, rows, out, FineTuneConfig(task="objects", training=alignment.training), step="control", data=data)
 
 
-def _dpo(start: Path, preferences: Path, alignment: Alignment, out: Path) -> None:
+def _dpo(start: Path, preferences: Path, alignment: AlignConfig, out: Path) -> None:
     import datasets
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer

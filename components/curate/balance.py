@@ -15,7 +15,7 @@ from vlmflow.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Balance:
+class BalanceConfig:
     """How many pairs an entry may have before its pairs are thinned out.
 
     `limit` is MetaCLIP's t, null for no balancing. `entries` is a file of one word or phrase a line; null takes

@@ -15,7 +15,7 @@ from components.curate import caption_cleaning, language
 from vlmflow.errors import DataError
 
 if TYPE_CHECKING:
-    from components.curate.config import Curation
+    from components.curate.config import CurateConfig
 
 # Words that stand between two things and say how they are to each other. `and`, `or` and articles are none.
 _RELATING = """
@@ -65,7 +65,7 @@ class Judged:
     rewritten: str | None = None  # the caption without it, where the recipe removes it
 
 
-def judge(caption: str | None, section: "Curation") -> Judged:
+def judge(caption: str | None, section: "CurateConfig") -> Judged:
     """What the recipe's rules say of a caption; personal data is removed before the others look."""
     personal: tuple[str, ...] = ()
     rewritten = None
@@ -76,7 +76,7 @@ def judge(caption: str | None, section: "Curation") -> Judged:
     return Judged(finding=_finding(caption, personal, section), personal=personal, rewritten=rewritten)
 
 
-def _finding(caption: str | None, personal: tuple[str, ...], section: "Curation") -> Finding | None:
+def _finding(caption: str | None, personal: tuple[str, ...], section: "CurateConfig") -> Finding | None:
     junk = caption_cleaning.junk(caption, min_words=section.min_words, min_characters=section.min_characters)
     if junk:
         return Finding(rule="junk_text", reason=junk.reason, value=junk.value, threshold=junk.threshold)

@@ -15,7 +15,7 @@ _BLOCK = 1024  # members of a cluster compared at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clusters:
+class ClusterConfig:
     """What is asked of the clusters; with everything null they are not made.
 
     `count` of the clusters, null for about one per 50 pictures. `epsilon`: of two pictures with a cosine above

@@ -18,7 +18,7 @@ def curate(
     """Keep the pairs worth learning from, and write a verdict for every one."""
     from pathlib import Path
 
-    from components.curate.config import Curation
+    from components.curate.config import CurateConfig
     from components.curate.curation import curate as run
     from vlmflow.config.recipes import load
 
@@ -28,5 +28,5 @@ def curate(
         Path(ledger.path),
         Path(funnel.path),
         Path(scorer.path),
-        load(Curation, recipe, section),
+        load(CurateConfig, recipe, section),
     )

@@ -4,14 +4,14 @@ import difflib
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from components.curate.balance import Balance
-from components.curate.clusters import Clusters
-from components.curate.label_consistency import Agreement
-from components.curate.score import Score
+from components.curate.balance import BalanceConfig
+from components.curate.clusters import ClusterConfig
+from components.curate.label_consistency import LabelConsistencyConfig
+from components.curate.score import ScoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curation:
+class CurateConfig:
     """The thresholds of the rules; a rule whose threshold is 0, null or empty by default is off.
 
     Pictures: `min_side` in pixels; `max_aspect` long side over short side, null for any; `min_contrast` in grey
@@ -54,10 +54,10 @@ class Curation:
     per_caption: int | None = None
     decontaminate: tuple[str, ...] = ()
     exclude: str | None = None
-    score: Score = field(default_factory=Score)
-    agreement: Agreement = field(default_factory=Agreement)
-    clusters: Clusters = field(default_factory=Clusters)
-    balance: Balance = field(default_factory=Balance)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    agreement: LabelConsistencyConfig = field(default_factory=LabelConsistencyConfig)
+    clusters: ClusterConfig = field(default_factory=ClusterConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     captioner: str | None = None
     bootstrap: dict[str, Any] = field(default_factory=dict)
     engine: Literal["native", "ray"] = "native"

@@ -14,7 +14,7 @@ import numpy as np
 from components.curate import encoder_filters, rules, score, vector_filters
 from components.curate import funnel as chart
 from components.curate.candidates import Candidates
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.engine import Engine
 from components.curate.features import measure
 from vlmflow.artifacts import dataset
@@ -27,7 +27,7 @@ from vlmflow.runtime.step_cache import key
 logger = logging.getLogger(__name__)
 
 
-def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, section: Curation) -> Dataset:
+def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, section: CurateConfig) -> Dataset:
     """Keep the pairs worth learning from, and write a verdict for every one.
 
     1. Measure every picture and caption, once.
@@ -100,7 +100,7 @@ class StageTimer:
         path.write_text(json.dumps({"seconds": self.seconds}, indent=2) + "\n", encoding="utf-8")
 
 
-def _require_files(section: Curation) -> None:
+def _require_files(section: CurateConfig) -> None:
     """What the section names must be there before hours of work, not after them."""
     named = {
         "bad_words": section.bad_words,
@@ -116,7 +116,7 @@ def _require_files(section: Curation) -> None:
                 raise DataError(f"curate.{name} {path}: no such file or folder; mend the path, or leave the key out")
 
 
-def _scratch(curated: Path, pairs: Dataset, section: Curation) -> Path:
+def _scratch(curated: Path, pairs: Dataset, section: CurateConfig) -> Path:
     """Where a killed curation leaves what it finished: beside the output, or beside the runs of this machine."""
     run = os.environ.get("VLMFLOW_RUN")  # there a step's own folder is emptied before the step runs again
     return (Path(run) if run else curated).parent / ".shards" / key(pairs=pairs.hash, section=section.outcome)
@@ -138,7 +138,7 @@ def _write(
     curated: Path,
     ledger: Path,
     funnel: Path,
-    section: Curation,
+    section: CurateConfig,
     notes: dict[str, Any],
 ) -> Dataset:
     verdicts = candidates.ledger

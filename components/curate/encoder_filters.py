@@ -10,7 +10,7 @@ import numpy as np
 
 from components.curate import score
 from components.curate.candidates import Candidates
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.encoder import Encoder
 from components.curate.engine import Engine
 from components.curate.recaptioning import propose
@@ -21,13 +21,13 @@ from vlmflow.runtime.code_hash import code_hash
 from vlmflow.runtime.step_cache import key
 
 if TYPE_CHECKING:
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
 
 
 def by_encoder(
-    candidates: Candidates, scorer: Path, section: Curation, training: "Pretraining | None", engine: Engine
+    candidates: Candidates, scorer: Path, section: CurateConfig, training: "PretrainConfig | None", engine: Engine
 ) -> dict[str, Any]:
     """Every rule that asks the encoder; return what the card says of it. Pairs without a caption have nothing to score.
 
@@ -62,8 +62,8 @@ def _encoder(
     candidates: Candidates,
     wanted: np.ndarray,
     scorer: Path,
-    section: score.Score,
-    training: "Pretraining | None",
+    section: score.ScoreConfig,
+    training: "PretrainConfig | None",
     engine: Engine,
 ) -> Encoder:
     """The encoder that the recipe names, or one bootstrapped on the `wanted` rows."""
@@ -83,7 +83,7 @@ def _encoder(
 
 
 def _bootstrap(
-    candidates: Candidates, wanted: np.ndarray, scorer: Path, training: "Pretraining", engine: Engine
+    candidates: Candidates, wanted: np.ndarray, scorer: Path, training: "PretrainConfig", engine: Engine
 ) -> None:
     """Train the encoder on as many of the `wanted` rows as its budget can show once, the first by uid.
 
@@ -107,7 +107,7 @@ def _bootstrap(
     score.card(scorer, **Checkpoint(trained).card | {"step": "curate", "datasets": [candidates.pairs.hash]})
 
 
-def _by_score(candidates: Candidates, rows: np.ndarray, section: score.Score) -> float:
+def _by_score(candidates: Candidates, rows: np.ndarray, section: score.ScoreConfig) -> float:
     """Rule clip_score; return how well the scores fall into two groups."""
     ledger = candidates.ledger
     keep, threshold = score.choose(ledger.score[rows], [ledger.uids[row] for row in rows], section)

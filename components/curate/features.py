@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.curate import caption_rules
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.engine import Engine, parts
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.images import image_statistics
@@ -106,7 +106,7 @@ class Measured:
 class Look:
     """Measure the rows of a part of a shard by the recipe's `section`: every picture is decoded once."""
 
-    section: Curation
+    section: CurateConfig
 
     def __call__(self, shard: str, groups: list[int]) -> pa.Table:
         """One row of `MEASURES` for each row of the shard's row groups, in order; `BATCH` in memory at a time."""
@@ -147,7 +147,7 @@ class Look:
         return pa.RecordBatch.from_pydict(measures, schema=MEASURES)
 
 
-def measure(raw: Dataset, section: Curation, engine: Engine) -> Measured:
+def measure(raw: Dataset, section: CurateConfig, engine: Engine) -> Measured:
     """Look at every row of `raw`, schema `pairs`, once; the outcome does not depend on the engine."""
     listed = sorted(caption_rules.wordlist(section.bad_words))  # what the files say now, not their names
     parameters = {"code": code_hash(__name__), "section": section.outcome, "bad_words": listed}

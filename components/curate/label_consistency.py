@@ -13,7 +13,7 @@ from vlmflow.evaluation import objects
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class LabelConsistencyConfig:
     """`classes` are words or phrases, none for no check; a caption's class must be among the `top` likeliest."""
 
     classes: tuple[str, ...] = ()

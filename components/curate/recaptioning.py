@@ -6,11 +6,11 @@ import numpy as np
 
 from components.curate import caption_rules, text_masking
 from components.curate.candidates import Candidates
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.encoder import Encoder
 
 
-def propose(candidates: Candidates, wanted: np.ndarray, encoder: Encoder, captioner: str, section: Curation) -> int:
+def propose(candidates: Candidates, wanted: np.ndarray, encoder: Encoder, captioner: str, section: CurateConfig) -> int:
     """A captioner proposes for every wanted pair; the one with the better score is kept, both stay on record.
 
     A proposal that the rules of text would drop is none.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from components.curate.caption_rules import Finding
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.features import Measured
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.ledger import TAKEDOWN, Ledger
@@ -14,7 +14,7 @@ from vlmflow.images import decontamination, near_duplicates
 TEXT_RULES = ("junk_text", "too_long", "language", "complexity", "bad_words", "personal_data")
 
 
-def taken_down(ledger: Ledger, measured: Measured, section: Curation) -> None:
+def taken_down(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
     """Drop what the exclusion list names, by the pair or by the picture, from every split."""
     if section.exclude is None:
         return
@@ -23,7 +23,7 @@ def taken_down(ledger: Ledger, measured: Measured, section: Curation) -> None:
     ledger.drop(TAKEDOWN, np.array([uid in listed or digest.hex() in listed for uid, digest in rows], dtype=bool))
 
 
-def pictures(ledger: Ledger, measured: Measured, section: Curation) -> None:
+def pictures(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
     """Drop pictures that cannot be decoded, show too little, or show it too badly."""
     undecodable = ledger.drop("undecodable", np.array([bool(reason) for reason in measured.reasons], dtype=bool))
     ledger.detail[undecodable] = [measured.reasons[row] for row in undecodable]
@@ -78,7 +78,7 @@ def rewritten(ledger: Ledger, measured: Measured) -> dict[int, str]:
     return texts | dict.fromkeys(useless, "")
 
 
-def evaluation(ledger: Ledger, measured: Measured, section: Curation) -> None:
+def evaluation(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
     """Drop training rows whose picture an evaluation set holds."""
     if not section.decontaminate:
         return
@@ -93,7 +93,7 @@ def evaluation(ledger: Ledger, measured: Measured, section: Curation) -> None:
     ledger.detail[dropped] = [[*held.names, "the pair itself"][found[row]] for row in dropped]
 
 
-def repeats(ledger: Ledger, measured: Measured, section: Curation) -> None:
+def repeats(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
     """Drop pairs that stand there twice, near copies of a picture, training pictures of the test set, old captions.
 
     Of equals the first by uid is kept.

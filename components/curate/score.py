@@ -14,7 +14,7 @@ from vlmflow.config import recipes
 from vlmflow.errors import ModelError, RecipeError
 
 if TYPE_CHECKING:
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ TWO_GROUPS = 0.68  # separation below which the scores look like one group; see 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class ScoreConfig:
     """Which encoder scores, and which scores are kept.
 
     `model` is none, bootstrap (a small encoder trained on the pairs that passed the other rules), or a folder
@@ -49,22 +49,22 @@ class Score:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
-def bootstrap_section(values: dict[str, Any], seed: int) -> "Pretraining":
+def bootstrap_section(values: dict[str, Any], seed: int) -> "PretrainConfig":
     """The training of the bootstrapped encoder, as its recipe's mapping says.
 
     Raises:
         RecipeError: an unknown key, a wrong type or an impossible value.
     """
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
 
     training = {"seed": seed} | values.get("training", {})
-    section = recipes.load(Pretraining, {"bootstrap": values | {"training": training}}, "bootstrap")
+    section = recipes.load(PretrainConfig, {"bootstrap": values | {"training": training}}, "bootstrap")
     if section.training.seconds is not None:
         raise RecipeError("bootstrap.training.seconds: what is kept must not hang on the machine; give max_steps")
     return section
 
 
-def bootstrap(pairs: Path, out: Path, section: "Pretraining") -> None:
+def bootstrap(pairs: Path, out: Path, section: "PretrainConfig") -> None:
     """Train a dual encoder on the training split of `pairs` and write it to `out`."""
     from vlmflow.training.pretraining.config import pretrain
 
@@ -97,7 +97,7 @@ def card(scorer: Path, **facts: Any) -> None:
     (scorer / "card.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def choose(scores: np.ndarray, uids: list[str], section: Score) -> tuple[np.ndarray, float]:
+def choose(scores: np.ndarray, uids: list[str], section: ScoreConfig) -> tuple[np.ndarray, float]:
     """Which of the scored pairs to keep, (N,) bool, and the least score that is kept.
 
     Exactly ceil(N * fraction) are kept where a fraction is asked for; ties go to the smaller uid.

@@ -6,13 +6,13 @@ import numpy as np
 
 from components.curate import balance, clusters, label_consistency
 from components.curate.candidates import Candidates
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.encoder import Encoder
 from components.curate.engine import Engine
 from vlmflow.images import decontamination, image_statistics
 
 
-def by_vectors(candidates: Candidates, encoder: Encoder, section: Curation, engine: Engine) -> None:
+def by_vectors(candidates: Candidates, encoder: Encoder, section: CurateConfig, engine: Engine) -> None:
     """The rules that look at where the encoder puts the pictures, in the order of uids."""
     ledger, wanted = candidates.ledger, candidates.wanted
     if not wanted.any():
@@ -35,7 +35,7 @@ def _by_classes(
     encoder: Encoder,
     order: np.ndarray,
     vectors: np.ndarray,
-    section: label_consistency.Agreement,
+    section: label_consistency.LabelConsistencyConfig,
 ) -> None:
     """Rule disagreement."""
     from vlmflow.inference.loading import class_vectors
@@ -55,7 +55,7 @@ def _by_classes(
 
 
 def _by_clusters(
-    candidates: Candidates, encoder: Encoder, order: np.ndarray, vectors: np.ndarray, section: Curation
+    candidates: Candidates, encoder: Encoder, order: np.ndarray, vectors: np.ndarray, section: CurateConfig
 ) -> None:
     """Rules semantic_duplicate, off_reference and crowded_cluster, for the rows `order` with their vectors."""
     ledger, asked = candidates.ledger, section.clusters
@@ -98,7 +98,7 @@ def _reference(encoder: Encoder, path: str) -> np.ndarray:
     return encoder.vectors(readable())
 
 
-def balanced(candidates: Candidates, section: Curation) -> None:
+def balanced(candidates: Candidates, section: CurateConfig) -> None:
     """Rule unbalanced, for the training pairs with a caption that are left."""
     asked, ledger, wanted = section.balance, candidates.ledger, candidates.wanted
     if asked.limit is None or not wanted.any():

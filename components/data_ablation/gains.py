@@ -11,7 +11,7 @@ from vlmflow.evaluation.comparison import compare, examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Returns:
+class DataAblationConfig:
     """How returns are told: `capabilities` of the dual encoder, and the `confidence` of the intervals."""
 
     capabilities: tuple[str, ...] = ("retrieval", "zero-shot")
@@ -25,7 +25,7 @@ class Returns:
             raise ValueError(f"confidence must be above 0 and below 1, got {self.confidence}")
 
 
-def write(scores: dict[str, Path], ledger: Path, returns: Path, page: Path, section: Returns) -> dict[str, Any]:
+def write(scores: dict[str, Path], ledger: Path, returns: Path, page: Path, section: DataAblationConfig) -> dict[str, Any]:
     """Write what each stage bought and cost to `returns` (JSON) and as a table and a plot to `page` (HTML).
 
     Args:
@@ -47,7 +47,7 @@ def write(scores: dict[str, Path], ledger: Path, returns: Path, page: Path, sect
     return found
 
 
-def _stage(stage: str, scores: dict[str, Path], ledger: Path, section: Returns) -> dict[str, Any]:
+def _stage(stage: str, scores: dict[str, Path], ledger: Path, section: DataAblationConfig) -> dict[str, Any]:
     """Rows that the stage took, its seconds, and each capability with its gain over raw and the stage before."""
     order = list(scores)
     before = order[max(0, order.index(stage) - 1)]

@@ -16,7 +16,7 @@ def deploy(
     """Make the version a KServe endpoint, on this machine or in a cluster, and try it with a real picture."""
     from pathlib import Path
 
-    from components.deploy.deployment import Deployment, deploy
+    from components.deploy.deployment import DeployConfig, deploy
     from vlmflow.config.recipes import load
     from vlmflow.runtime.step import image
 
@@ -27,5 +27,5 @@ def deploy(
         Path(manifest.path),
         Path(transcript.path),
         image("serve"),
-        load(Deployment, recipe, section),
+        load(DeployConfig, recipe, section),
     )

@@ -22,7 +22,7 @@ class Toleration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deployment:
+class DeployConfig:
     """How the endpoint is run.
 
     target: `local` starts the predictor on this machine, tries it and stops it; `cluster` applies the manifests to the

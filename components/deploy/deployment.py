@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from components.deploy import runtimes, storage
-from components.deploy.config import Deployment
+from components.deploy.config import DeployConfig
 from vlmflow.errors import DataError, ServiceError
 from vlmflow.tracking.registry import CHAMPION, read_json
 
 logger = getLogger(__name__)
 
-__all__ = ["Deployment", "deploy"]
+__all__ = ["DeployConfig", "deploy"]
 
 
 def deploy(
-    model: Path, version: Path, pairs: Path, manifest: Path, transcript: Path, image: str, section: Deployment
+    model: Path, version: Path, pairs: Path, manifest: Path, transcript: Path, image: str, section: DeployConfig
 ) -> None:
     """1. Write the InferenceService and its ServingRuntime. 2. Bring them where `section.target` says; in a cluster,
     where others call the endpoint, a champion only. 3. Ask, and write down what was said.
@@ -74,7 +74,7 @@ def deploy(
 
 
 def _here(
-    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: Deployment, record: dict[str, Any]
+    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
 
@@ -84,7 +84,7 @@ def _here(
 
 
 def _in_cluster(
-    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: Deployment, record: dict[str, Any]
+    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
     from components.deploy.cluster import Cluster

@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 
 from components.deploy import runtimes
-from components.deploy.config import Deployment
+from components.deploy.config import DeployConfig
 
 DIGEST = "vlmflow.dev/deployment"  # label of the pods, and so what tells those of one deployment from another's
 
 
 def inference_service(
-    version: dict[str, Any], storage: str, image: str, section: Deployment, data_revision: str = ""
+    version: dict[str, Any], storage: str, image: str, section: DeployConfig, data_revision: str = ""
 ) -> dict[str, Any]:
     """Build the InferenceService from the SDK's objects.
 
@@ -61,7 +61,7 @@ def inference_service(
     )
 
 
-def _annotations(section: Deployment) -> dict[str, str]:
+def _annotations(section: DeployConfig) -> dict[str, str]:
     """How KServe is to run it."""
     found = {"serving.kserve.io/deploymentMode": section.mode}
     if section.mode == "Knative":
@@ -73,7 +73,7 @@ def _annotations(section: Deployment) -> dict[str, str]:
     return found
 
 
-def _predictor(storage: str, image: str, section: Deployment) -> Any:
+def _predictor(storage: str, image: str, section: DeployConfig) -> Any:
     from kserve import V1beta1ModelFormat, V1beta1ModelSpec, V1beta1PredictorSpec
     from kubernetes import client
 
@@ -108,7 +108,7 @@ def _predictor(storage: str, image: str, section: Deployment) -> Any:
     )
 
 
-def _scaling(section: Deployment) -> dict[str, Any]:
+def _scaling(section: DeployConfig) -> dict[str, Any]:
     from kserve import (
         V1beta1AutoScalingSpec,
         V1beta1ExternalMetrics,

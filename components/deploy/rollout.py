@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from components.deploy.cluster import Cluster, Refused
-from components.deploy.config import Deployment
+from components.deploy.config import DeployConfig
 from components.deploy.readiness import address, created, digest, lacks, told
 from components.deploy.runtimes import OPENAI
 from vlmflow.errors import ServiceError
@@ -44,7 +44,7 @@ class Rollout:
     cluster: Cluster
     service: Manifest
     runtime: Manifest | None
-    section: Deployment
+    section: DeployConfig
     smoke: Smoke
     record: dict[str, Any] = field(default_factory=dict)  # for the transcript
     changed: bool = False

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from components.deploy.config import Deployment
+from components.deploy.config import DeployConfig
 from vlmflow.errors import ModelError
 
 MOUNT = "/mnt/models"  # where KServe's storage initializer puts the model
@@ -42,7 +42,7 @@ VLLM_KNOWS = (
 )
 
 
-def check(model: Path, section: Deployment) -> None:
+def check(model: Path, section: DeployConfig) -> None:
     """Raises ModelError if the section's runtime cannot serve the checkpoint `model`, by its architecture."""
     if section.runtime == "vlmflow":
         return
@@ -55,7 +55,7 @@ def check(model: Path, section: Deployment) -> None:
         )
 
 
-def name(section: Deployment, image: str) -> str:
+def name(section: DeployConfig, image: str) -> str:
     """The runtime's name. Ours goes by its content: what runs by an old one is never changed under it."""
     if section.runtime == "huggingface":
         return CLUSTER_OWN
@@ -63,7 +63,7 @@ def name(section: Deployment, image: str) -> str:
     return f"{section.runtime}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def serving_runtime(section: Deployment, image: str) -> dict[str, Any] | None:
+def serving_runtime(section: DeployConfig, image: str) -> dict[str, Any] | None:
     """The ServingRuntime, from the SDK's objects; None for the one that the cluster brings.
 
     KServe fills in `{{.Name}}`, the name of the InferenceService.
@@ -94,7 +94,7 @@ def plain(value: Any) -> dict[str, Any]:
     return cast(dict[str, Any], client.ApiClient().sanitize_for_serialization(value))
 
 
-def _spec(section: Deployment, image: str) -> dict[str, Any]:
+def _spec(section: DeployConfig, image: str) -> dict[str, Any]:
     from kserve import V1alpha1ServingRuntimeSpec, V1alpha1SupportedModelFormat
     from kubernetes import client
 
@@ -125,7 +125,7 @@ def _predictor(image: str) -> Any:
     )
 
 
-def _vllm(section: Deployment, image: str) -> Any:
+def _vllm(section: DeployConfig, image: str) -> Any:
     args = [f"--model={MOUNT}", "--served-model-name={{.Name}}", f"--port={PORT}"]
     return _container(
         image,

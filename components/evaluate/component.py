@@ -21,7 +21,7 @@ def evaluate(
 
     from components.evaluate.kfp_metrics import show
     from vlmflow.config.recipes import load
-    from vlmflow.evaluation.config import Evaluation
+    from vlmflow.evaluation.config import EvaluateConfig
     from vlmflow.evaluation.evaluate import evaluate as run
 
     found = run(
@@ -30,6 +30,6 @@ def evaluate(
         conversations=Path(conversations.path),
         out=Path(scores.path),
         stage=stage,
-        section=load(Evaluation, recipe, section),
+        section=load(EvaluateConfig, recipe, section),
     )
     show(found, metrics, confusion, Path(page.path))

@@ -17,9 +17,9 @@ def fetch(
     """Take the data of a DVC revision, exactly as it was versioned, instead of making it."""
     from pathlib import Path
 
-    from components.fetch.dvc import Versions
+    from components.fetch.dvc import FetchConfig
     from components.fetch.dvc import fetch as run
     from vlmflow.config.recipes import load
 
     places = {"raw": raw, "curated": curated, "ledger": ledger, "funnel": funnel, "conversations": conversations}
-    run(load(Versions, recipe, section), data_rev, {name: Path(place.path) for name, place in places.items()})
+    run(load(FetchConfig, recipe, section), data_rev, {name: Path(place.path) for name, place in places.items()})

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Versions:
+class FetchConfig:
     """Where versioned data is.
 
     `repo` is a git repository with DVC's data, a folder or an address; `remote` a DVC remote of it, "" its
@@ -29,10 +29,10 @@ class Versions:
     curated: str = "data/curated"
     ledger: str = "data/ledger"
     funnel: str = "data/funnel.html"
-    conversations: str = "data/tasks"
+    conversations: str = "data/instructions"
 
 
-def fetch(section: Versions, data_rev: str, places: dict[str, Path]) -> str:
+def fetch(section: FetchConfig, data_rev: str, places: dict[str, Path]) -> str:
     """Write artifacts as they are at a revision; a dataset's shards are checked, and its card names the commit.
 
     Args:
@@ -61,7 +61,7 @@ def fetch(section: Versions, data_rev: str, places: dict[str, Path]) -> str:
     return commit
 
 
-def _open(section: Versions, data_rev: str) -> "DVCFileSystem":
+def _open(section: FetchConfig, data_rev: str) -> "DVCFileSystem":
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.scm import CloneError, RevError, SCMError

@@ -25,7 +25,7 @@ def gate(
     from components.gate.markdown import markdown
     from components.gate.promotion import Contender, gate
     from vlmflow.config.recipes import load
-    from vlmflow.evaluation.config import Evaluation, GateConfig
+    from vlmflow.evaluation.config import EvaluateConfig, GateConfig
     from vlmflow.evaluation.evaluate import evaluate
     from vlmflow.tracking.registry import RegistryConfig
 
@@ -35,7 +35,7 @@ def gate(
         Contender(Path(candidate.path), Path(candidate_scores.path)),
         Contender(Path(fallback.path), Path(fallback_scores.path)),
         registry=load(RegistryConfig, recipe, "register").name,
-        evaluate=partial(evaluate, **data, stage="champion", section=load(Evaluation, recipe, "evaluate")),
+        evaluate=partial(evaluate, **data, stage="champion", section=load(EvaluateConfig, recipe, "evaluate")),
         **out,
         section=load(GateConfig, recipe, section),
     )

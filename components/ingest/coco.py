@@ -10,7 +10,7 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import json_items, place
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
@@ -38,10 +38,10 @@ class Coco:
             raise DataError(f"ingest.index: {index!r}: no such file in {path!r}")
         self.annotations = Annotations(self.index)
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
         captioned = "caption" if self.annotations.captions else ""
-        return Columns(image="image", caption=captioned, boxes="boxes", box_format="xywh")
+        return ColumnsConfig(image="image", caption=captioned, boxes="boxes", box_format="xywh")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in the document's order."""

@@ -12,7 +12,7 @@ DEFAULT_CAPTION = "caption"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class ColumnsConfig:
     """Which column of the source holds what; "" where there is none.
 
     Boxes are in pixels of the picture as it is seen, that is with its EXIF orientation applied; those of
@@ -41,7 +41,7 @@ class Columns:
         """The mapping without its empty entries."""
         return {key: column for key, column in asdict(self).items() if column and key != "box_format"}
 
-    def found_in(self, there: list[str], path: str) -> "Columns":
+    def found_in(self, there: list[str], path: str) -> "ColumnsConfig":
         """Return the mapping for a source with the columns `there`.
 
         A caption column that only the default names may be missing where boxes or lines are mapped:

@@ -5,7 +5,7 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import place
 from components.ingest.folder import Folder
 from components.ingest.parquet import Parquet
@@ -32,7 +32,7 @@ class Talk:
         in_tables = found.suffix == ".parquet" or (found.is_dir() and not index and _has_parquet(found))
         self.reader = Parquet(path) if in_tables else Folder(path, index)
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the mapping: these rows have shapes, not columns, but for a split's."""
         return wanted
 

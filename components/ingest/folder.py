@@ -8,7 +8,7 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import json_items, place
 from components.ingest.record import Record, damaged
 from vlmflow.errors import DataError, RecordError
@@ -40,7 +40,7 @@ class Folder:
         if self.index.suffix.lower() not in INDEXES:
             raise DataError(f"ingest.index: {index!r}: not one of {', '.join(INDEXES)}; write the rows as JSON lines")
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns; reading stops once all of them have been seen."""
         seen: dict[str, None] = {}
         for record in self.records():

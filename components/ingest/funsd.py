@@ -12,7 +12,7 @@ from upath import UPath
 
 from components.ingest import boxes
 from components.ingest.annotation_files import Refused, records
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
 from vlmflow.errors import DataError, RecordError
@@ -31,9 +31,9 @@ class Funsd:
         if not self.forms:
             raise DataError(f"ingest.path: {path!r}: no *.json in it")
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
-        return Columns(image="image", caption="", lines="lines", split="split")
+        return ColumnsConfig(image="image", caption="", lines="lines", split="split")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.record import Record
 from components.ingest.split import SPLITS
 from vlmflow.errors import DataError
@@ -34,7 +34,7 @@ class Hub:
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"ingest.path: {path!r}: `datasets` cannot load it: {reason}") from None
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns; where none is mapped for it, the split is the data set's own."""
         features = next(iter(self.splits.values())).features
         found = wanted.found_in(list(features), self.path)

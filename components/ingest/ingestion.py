@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.conversation_formats import conversation
 from components.ingest.conversation_rows import SpokenBuilder
 from components.ingest.pair_builder import PairBuilder
@@ -16,7 +16,7 @@ from components.ingest.preference_formats import preference
 from components.ingest.quarantine import Quarantine
 from components.ingest.revision import revision
 from components.ingest.sandboxed_decoder import Bounds, Examiners
-from components.ingest.synthetic_scenes import Scenes, generate
+from components.ingest.synthetic_scenes import ScenesConfig, generate
 from vlmflow.artifacts import dataset, exclusion_list
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError, RecordError
@@ -27,7 +27,7 @@ SPOKEN = {"conversations": conversation, "preferences": preference}  # sources t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingestion:
+class IngestConfig:
     """Where the pairs come from; the sources `conversations` and `preferences` give rows of the schema of that name.
 
     `path` is a file or a folder, here or at any address that fsspec knows (`s3://…`). What `index` names depends
@@ -44,7 +44,7 @@ class Ingestion:
                     "sroie", "funsd", "conversations", "preferences"] = "scenes"  # fmt: skip
     path: str = ""
     index: str = ""
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     limit: int | None = None
     holdout: float = 0.1
     licence: str = ""
@@ -52,7 +52,7 @@ class Ingestion:
     max_bytes: int | None = None
     judge: Literal["human", "rule", "model"] = "human"
     exclude: str | None = None
-    scenes: Scenes = field(default_factory=Scenes)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Ingestion:
             raise ValueError(f"max_side is 16 pixels or more, max_bytes 4096; got {self.max_side}, {self.max_bytes}")
 
 
-def ingest(section: Ingestion, out: Path) -> Dataset:
+def ingest(section: IngestConfig, out: Path) -> Dataset:
     """Write the source's rows as a dataset at `out`, and beside them `quarantine.jsonl` with what was left out.
 
     The card's notes count what was read, left out by reason, clipped, and kept in each split.
@@ -87,7 +87,7 @@ def ingest(section: Ingestion, out: Path) -> Dataset:
     return written
 
 
-def _rows(section: Ingestion, out: Path, notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from components.ingest.sources import reader  # imports every reader
 
     source = reader(section.source, section.path, section.index)
@@ -129,7 +129,7 @@ def _taken_down(row: dict[str, Any], place: str, listed: frozenset[str], quarant
 
 
 def _builder(
-    section: Ingestion, columns: Columns, quarantine: Quarantine, notes: dict[str, Any]
+    section: IngestConfig, columns: ColumnsConfig, quarantine: Quarantine, notes: dict[str, Any]
 ) -> PairBuilder | SpokenBuilder:
     split: dict[str, Any] = {"holdout": section.holdout, "seed": section.seed}
     if section.source in SPOKEN:

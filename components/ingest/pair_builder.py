@@ -3,7 +3,7 @@
 from typing import Any
 
 from components.ingest import boxes
-from components.ingest.columns import Columns, text
+from components.ingest.columns import ColumnsConfig, text
 from components.ingest.quarantine import Quarantine
 from components.ingest.record import Record
 from components.ingest.sandboxed_decoder import Examined
@@ -24,7 +24,7 @@ class PairBuilder:
         seed: of that draw.
     """
 
-    def __init__(self, columns: Columns, quarantine: Quarantine, *, licence: str, holdout: float, seed: int):
+    def __init__(self, columns: ColumnsConfig, quarantine: Quarantine, *, licence: str, holdout: float, seed: int):
         self.columns, self.quarantine = columns, quarantine
         self.licence, self.holdout, self.seed = licence, holdout, seed
         self.records = 0

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import files
 from components.ingest.record import Record
 from vlmflow.errors import DataError
@@ -27,7 +27,7 @@ class Parquet:
         self.files = files(path, ".parquet")
         self.wanted: set[str] | None = None
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns in every file; only these are read by `records`."""
         self.wanted = set(wanted.mapped.values())
         schemas = [_names(file) for file in self.files]

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from vlmflow.errors import RecordError
 
 
@@ -25,7 +25,7 @@ class Record:
 class Reader(Protocol):
     """Streams a source's records in an order that does not change."""
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the mapping that holds: `wanted` as it was found, or the format's own.
 
         Raises:

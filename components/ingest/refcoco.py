@@ -16,7 +16,7 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.coco import entries, picture_folders
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import place
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
@@ -43,9 +43,9 @@ class RefCoco:
         if not self.instances.is_file():
             raise DataError(f"ingest.path: {path!r}: no instances.json beside {self.index.name}")
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
-        return Columns(image="image", caption="", boxes="boxes", box_format="xywh", split="split")
+        return ColumnsConfig(image="image", caption="", boxes="boxes", box_format="xywh", split="split")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in the refs' order.

@@ -12,7 +12,7 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.annotation_files import Refused, records
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
@@ -34,9 +34,9 @@ class Sroie:
         if not self.texts:
             raise DataError(f"ingest.path: {path!r}: no *.txt in it")
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
-        return Columns(image="image", caption="", lines="lines", split="split")
+        return ColumnsConfig(image="image", caption="", lines="lines", split="split")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""

@@ -38,7 +38,7 @@ JUNK = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes:
+class ScenesConfig:
     """How many pictures of each kind, and how noisy the web is (shares of the web rows)."""
 
     web: int = 16000
@@ -61,7 +61,7 @@ class Scenes:
 CHUNK = 1000  # rows that are drawn from one seed, whatever the number of processes
 
 
-def generate(scenes: Scenes, seed: int) -> Iterator[dict[str, Any]]:
+def generate(scenes: ScenesConfig, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the schema `pairs`, training kinds first, then the test split; the same for a seed."""
     kinds = (("web", scenes.web), ("boxes", scenes.boxes), ("signs", scenes.signs))
     jobs = [
@@ -81,7 +81,7 @@ def generate(scenes: Scenes, seed: int) -> Iterator[dict[str, Any]]:
             yield from rows
 
 
-def _chunk(job: tuple[Scenes, str, int, list[int]]) -> list[dict[str, Any]]:
+def _chunk(job: tuple[ScenesConfig, str, int, list[int]]) -> list[dict[str, Any]]:
     scenes, kind, count, seed = job
     rng = np.random.default_rng(seed)
     if kind == "web":
@@ -103,7 +103,7 @@ def _sign(rng: np.random.Generator, split: str) -> dict[str, Any]:
     return _row(_jpeg(picture), "", "signs" if split == "train" else "test/sign", split, lines=lines)
 
 
-def _web(scenes: Scenes, count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _web(scenes: ScenesConfig, count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Pairs as the web has them. What was done to a row stands in its `source`, which no rule reads."""
     kinds = ["shuffled", "duplicate", "junk", "bad", "clean"]
     shares = [scenes.shuffled, scenes.duplicates, scenes.junk, scenes.bad]

@@ -12,7 +12,7 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.annotation_files import Refused, records
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
 from vlmflow.errors import DataError, RecordError
@@ -36,9 +36,9 @@ class Voc:
         self.pictures = [file for file in pictures(self.root) if not file.parent.name.startswith("Segmentation")]
         self.splits = _splits(self.root)
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
-        return Columns(image="image", caption="", boxes="boxes", split="split")
+        return ColumnsConfig(image="image", caption="", boxes="boxes", split="split")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""

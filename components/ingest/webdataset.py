@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import PICTURES, files, place
 from components.ingest.parquet import rows
 from components.ingest.record import Record, damaged
@@ -54,7 +54,7 @@ class Shards:
         self.tables = files(f"{path.rstrip('/')}/{index}", ".parquet") if index else []
         self.metadata: _Metadata | None = None
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns among those of the first samples."""
         columns = set(wanted.mapped.values())
         if self.tables:

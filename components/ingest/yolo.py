@@ -12,7 +12,7 @@ import yaml
 from upath import UPath
 
 from components.ingest.annotation_files import Refused, records
-from components.ingest.columns import Columns
+from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import pictures, place
 from components.ingest.record import Record, damaged
 from vlmflow.errors import DataError, RecordError
@@ -39,9 +39,9 @@ class Yolo:
             if file.name not in LISTS and (file.parent != self.root or file.stem in stems)
         ]
 
-    def columns(self, wanted: Columns) -> Columns:
+    def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
-        return Columns(image="image", caption="", boxes="boxes", box_format="yolo", split="split")
+        return ColumnsConfig(image="image", caption="", boxes="boxes", box_format="yolo", split="split")
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""

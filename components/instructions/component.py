@@ -4,11 +4,11 @@ from vlmflow.runtime.step import step
 
 
 @step
-def tasks(pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "tasks"):
+def instructions(pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "instructions"):
     """Turn pairs into questions and answers: captions, objects, boxes, yes or no, lines of text."""
     from pathlib import Path
 
-    from components.instructions.conversations import Tasks, make
+    from components.instructions.conversations import InstructionConfig, make
     from vlmflow.config.recipes import load
 
-    make(Path(pairs.path), Path(conversations.path), load(Tasks, recipe, section))
+    make(Path(pairs.path), Path(conversations.path), load(InstructionConfig, recipe, section))

@@ -39,7 +39,7 @@ def is_there(category: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tasks:
+class InstructionConfig:
     """How many questions a picture gets."""
 
     regions: int = 4
@@ -52,7 +52,7 @@ class Tasks:
             raise ValueError("regions, yes_no and lines count questions for a picture and cannot be negative")
 
 
-def make(pairs: Path, out: Path, section: Tasks) -> Dataset:
+def make(pairs: Path, out: Path, section: InstructionConfig) -> Dataset:
     """Write the conversations of every pair in `pairs`, in its order.
 
     Raises:
@@ -73,7 +73,7 @@ def make(pairs: Path, out: Path, section: Tasks) -> Dataset:
         out,
         "conversations",
         rows(),
-        step="tasks",
+        step="instructions",
         recipe=vars(section),
         parents=[source.hash],
         revision=source.card.revision,
@@ -92,7 +92,7 @@ def vocabulary(pairs: Dataset) -> list[str]:
     return [category for category, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def conversations(pair: dict[str, Any], categories: list[str], section: Tasks) -> Iterator[dict[str, Any]]:
+def conversations(pair: dict[str, Any], categories: list[str], section: InstructionConfig) -> Iterator[dict[str, Any]]:
     """The rows of schema `conversations` that one pair yields; the same for a uid and a seed."""
     rng = random.Random(f"{section.seed}/{pair['uid']}")
     regions, lines = pair["regions"] or [], pair["lines"] or []
@@ -122,7 +122,7 @@ def conversations(pair: dict[str, Any], categories: list[str], section: Tasks) -
     if lines:
         picture = decode(pair["image"]["bytes"])
         for i, line in enumerate(lines[: section.lines]):
-            yield row("read", [(READ, line["text"])], _crop(picture, line), str(i))
+            yield row("ocr", [(READ, line["text"])], _crop(picture, line), str(i))
 
 
 def _yes_no(present: list[str], categories: list[str], count: int, rng: random.Random) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ LOSS = "held-out loss"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class LearningCheckConfig:
     """How sure the comparisons are to be, and how many rows the picture shows."""
 
     confidence: float = 0.95
@@ -30,7 +30,7 @@ class Check:
 
 
 def check(
-    *, model: Path, pairs: Path, scores: dict[str, Path], finding: Path, picture: Path, section: Check
+    *, model: Path, pairs: Path, scores: dict[str, Path], finding: Path, picture: Path, section: LearningCheckConfig
 ) -> dict[str, Any]:
     """Compare the trained model with its untrained self and with the control, on the same examples, and draw it.
 

@@ -4,7 +4,7 @@ from vlmflow.runtime.step import step
 
 
 @step
-def check(
+def learning_check(
     model: dsl.Input[dsl.Model],
     pairs: dsl.Input[dsl.Dataset],
     untrained: dsl.Input[dsl.Artifact],
@@ -13,12 +13,12 @@ def check(
     recipe: str,
     finding: dsl.Output[dsl.Artifact],
     picture: dsl.Output[dsl.Artifact],
-    section: str = "check",
+    section: str = "learning_check",
 ):
     """Say whether a family learned: against its untrained self, and against a control whose pairs were shuffled."""
     from pathlib import Path
 
-    from components.learning_check.comparison import Check, check
+    from components.learning_check.comparison import LearningCheckConfig, check
     from vlmflow.config.recipes import load
 
     check(
@@ -27,5 +27,5 @@ def check(
         scores={"untrained": Path(untrained.path), "trained": Path(trained.path), "shuffled": Path(shuffled.path)},
         finding=Path(finding.path),
         picture=Path(picture.path),
-        section=load(Check, recipe, section),
+        section=load(LearningCheckConfig, recipe, section),
     )

@@ -4,12 +4,12 @@ from vlmflow.runtime.step import step
 
 
 @step
-def read(
+def ocr(
     start: dsl.Input[dsl.Model],
     conversations: dsl.Input[dsl.Dataset],
     recipe: str,
     model: dsl.Output[dsl.Model],
-    section: str = "read",
+    section: str = "ocr",
 ):
     """Fine-tune to read a line of text, and replay what was learned before."""
     from pathlib import Path

@@ -4,12 +4,12 @@ from vlmflow.runtime.step import step
 
 
 @step
-def prefer(
+def preferences(
     model: dsl.Input[dsl.Model],
     conversations: dsl.Input[dsl.Dataset],
     recipe: str,
     preferences: dsl.Output[dsl.Dataset],
-    section: str = "prefer",
+    section: str = "preferences",
 ):
     """Collect preference pairs: the truth against what the model itself makes up."""
     from pathlib import Path

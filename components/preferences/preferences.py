@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preferring:
+class PreferenceConfig:
     """How many pictures are asked about, and how freely the model answers."""
 
     pictures: int = 1000
@@ -41,7 +41,7 @@ def collect(model: Path, conversations: Path, out: Path, recipe: str, section: s
     """Write the dataset of preferences; empty, with the reason on its card, where there is nothing to prefer."""
     data = Dataset(conversations, "conversations")
     parents = [data.hash, Checkpoint(model).hash]
-    preferring = recipes.load(Preferring, recipe, section)
+    preferring = recipes.load(PreferenceConfig, recipe, section)
     categories: list[str] = data.card.notes.get("categories", [])
     asked = [
         r for r in data.rows() if r["split"] == "train" and any(m["content"] == NAME_OBJECTS for m in r["messages"])
@@ -55,7 +55,7 @@ def collect(model: Path, conversations: Path, out: Path, recipe: str, section: s
         logger.warning("skipped: %s; no preferences", reason)
         notes = {"skipped": reason}
         return dataset.write(
-            out, "preferences", [], step="prefer", parents=parents, notes=notes, revision=data.card.revision
+            out, "preferences", [], step="preferences", parents=parents, notes=notes, revision=data.card.revision
         )
     from vlmflow.inference.loading import chat, load  # not for reading a recipe
 
@@ -84,7 +84,7 @@ def collect(model: Path, conversations: Path, out: Path, recipe: str, section: s
         out,
         "preferences",
         rows(),
-        step="prefer",
+        step="preferences",
         recipe=vars(preferring),
         parents=parents,
         notes={"asked": len(asked)},

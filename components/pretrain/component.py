@@ -17,12 +17,12 @@ def pretrain(
     from pathlib import Path
 
     from vlmflow.config.recipes import changed, load, parse
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
     from vlmflow.training.pretraining.config import pretrain as run
 
     run(
         pairs=Path(pairs.path),
         conversations=Path(conversations.path),
         out=Path(model.path),
-        section=load(Pretraining, changed(parse(recipe), section, change), section),
+        section=load(PretrainConfig, changed(parse(recipe), section, change), section),
     )

@@ -16,9 +16,9 @@ BEFORE = {  # each stage, and the one whose model it starts from
     "contrastive": None,
     "caption": "contrastive",
     "ground": "caption",
-    "read": "ground",
-    "aligned": "read",
-    "control": "read",
+    "ocr": "ground",
+    "aligned": "ocr",
+    "control": "ocr",
 }
 
 
@@ -38,8 +38,8 @@ class Places:
     caption_scores: Path
     ground: Path
     ground_scores: Path
-    read: Path
-    read_scores: Path
+    ocr: Path
+    ocr_scores: Path
     aligned: Path
     aligned_scores: Path
     control: Path
@@ -171,7 +171,7 @@ class Life:
     @property
     def final(self) -> Stage:
         """The stage whose model goes on: the gate's choice, or the last before it that trained anything."""
-        stage = self.stages["read" if self.verdict.get("chosen") == "fallback" else "aligned"]
+        stage = self.stages["ocr" if self.verdict.get("chosen") == "fallback" else "aligned"]
         while stage.skipped and (before := self.before(stage)):
             stage = before
         return stage

@@ -13,7 +13,7 @@ def report(
     contrastive: dsl.Input[dsl.Model], contrastive_scores: dsl.Input[dsl.Artifact],
     caption: dsl.Input[dsl.Model], caption_scores: dsl.Input[dsl.Artifact],
     ground: dsl.Input[dsl.Model], ground_scores: dsl.Input[dsl.Artifact],
-    read: dsl.Input[dsl.Model], read_scores: dsl.Input[dsl.Artifact],
+    ocr: dsl.Input[dsl.Model], ocr_scores: dsl.Input[dsl.Artifact],
     aligned: dsl.Input[dsl.Model], aligned_scores: dsl.Input[dsl.Artifact],
     control: dsl.Input[dsl.Model], control_scores: dsl.Input[dsl.Artifact],
     verdict: dsl.Input[dsl.Artifact], version: dsl.Input[dsl.Artifact], transcript: dsl.Input[dsl.Artifact],
@@ -23,7 +23,7 @@ def report(
     from pathlib import Path
 
     from components.report.artifacts import Places
-    from components.report.page import Report, render
+    from components.report.page import ReportConfig, render
     from vlmflow.config.recipes import load
 
     inputs = {
@@ -31,8 +31,8 @@ def report(
         "ledger": ledger, "funnel": funnel, "verdict": verdict, "version": version, "transcript": transcript,
         "contrastive": contrastive, "contrastive_scores": contrastive_scores,
         "caption": caption, "caption_scores": caption_scores, "ground": ground, "ground_scores": ground_scores,
-        "read": read, "read_scores": read_scores, "aligned": aligned, "aligned_scores": aligned_scores,
+        "ocr": ocr, "ocr_scores": ocr_scores, "aligned": aligned, "aligned_scores": aligned_scores,
         "control": control, "control_scores": control_scores,
     }
     places = Places(**{name: Path(artifact.path) for name, artifact in inputs.items()})
-    render(places, Path(report.path), recipe, load(Report, recipe, section))
+    render(places, Path(report.path), recipe, load(ReportConfig, recipe, section))

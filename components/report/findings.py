@@ -118,7 +118,7 @@ _KINDS: dict[str, Any] = {
 
 def alignment(life: Life) -> list[str]:
     """Which won, DPO or its SFT control, in plain sentences; on what counts, hallucination, and on the rest."""
-    aligned, control, before = (life.stages[name] for name in ("aligned", "control", "read"))
+    aligned, control, before = (life.stages[name] for name in ("aligned", "control", "ocr"))
     if aligned.skipped:
         return [f"Alignment did not run: {aligned.skipped}."]
     rivals = life.against(aligned, control)

@@ -4,7 +4,7 @@ LABELS = {
     "contrastive": "Contrastive",
     "caption": "Caption",
     "ground": "Ground",
-    "read": "Read",
+    "ocr": "Read",
     "aligned": "DPO",
     "control": "SFT control",
     "retrieval": "Retrieval",

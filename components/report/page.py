@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "transformers", "trl", "datasets", "mlflow", "kserve", "kf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportConfig:
     """How many pairs and preference pairs the page shows, drawn by `seed`."""
 
     pairs: int = 12
@@ -37,7 +37,7 @@ class Report:
             raise ValueError("pairs and preferences count pictures and cannot be negative")
 
 
-def render(places: Places, out: Path, recipe: str, section: Report) -> None:
+def render(places: Places, out: Path, recipe: str, section: ReportConfig) -> None:
     """Write the page to the file `out`; it needs no network and no script.
 
     Args:
@@ -119,7 +119,7 @@ def _questions(life: Life) -> dict[str, dict[str, int]]:
 
 def _rivals(life: Life) -> list[dict[str, Any]]:
     """A row for each capability: before, DPO, SFT control, and the paired differences; none without alignment."""
-    before, aligned, control = (life.stages[name] for name in ("read", "aligned", "control"))
+    before, aligned, control = (life.stages[name] for name in ("ocr", "aligned", "control"))
     if aligned.skipped:
         return []
     gained, won = life.changes["aligned"], life.against(aligned, control)

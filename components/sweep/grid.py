@@ -7,13 +7,13 @@ from typing import Any
 
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import RecipeError
-from vlmflow.training.pretraining.config import Pretraining
+from vlmflow.training.pretraining.config import PretrainConfig
 
 LIMIT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class SweepConfig:
     """What is varied: by its path in section `pretrain`, such as `training.learning_rate`, the values it takes.
 
     Every combination is one training.
@@ -28,7 +28,7 @@ class Sweep:
             raise ValueError(f"grid has {count} combinations, and {LIMIT} are the most; take some values out")
 
 
-def settings(sweep: Sweep, recipe: str) -> list[str]:
+def settings(sweep: SweepConfig, recipe: str) -> list[str]:
     """Each combination as JSON, in the order of the grid, the last path varying fastest.
 
     Raises:
@@ -37,7 +37,7 @@ def settings(sweep: Sweep, recipe: str) -> list[str]:
     found = [json.dumps(dict(zip(sweep.grid, point, strict=True))) for point in itertools.product(*sweep.grid.values())]
     for setting in found:
         try:
-            recipes.load(Pretraining, recipes.changed(recipes.parse(recipe), "pretrain", setting), "pretrain")
+            recipes.load(PretrainConfig, recipes.changed(recipes.parse(recipe), "pretrain", setting), "pretrain")
         except RecipeError as error:
             raise RecipeError(f"sweep.grid: {setting}: {error}") from None
     return found

@@ -14,7 +14,7 @@ def validate(
     """Judge a dataset by Great Expectations; a critical failure stops the pipeline, a warning is reported."""
     from pathlib import Path
 
-    from components.validate.config import Validation
+    from components.validate.config import ValidateConfig
     from components.validate.validation import leave_out
     from components.validate.validation import validate as run
     from vlmflow.config import recipes as recipes
@@ -22,4 +22,4 @@ def validate(
     if recipes.section(recipe, section) is None:
         leave_out(section, Path(report.path), Path(verdict.path))
     else:
-        run(Path(data.path), recipes.load(Validation, recipe, section), Path(report.path), Path(verdict.path))
+        run(Path(data.path), recipes.load(ValidateConfig, recipe, section), Path(report.path), Path(verdict.path))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
+class ValidateConfig:
     """How strictly a dataset is judged.
 
     `strict` makes critical what curation removes: unreadable pictures, repeated pairs, pairs that say

@@ -10,7 +10,7 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 
 CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
 SPLITS = ["train", "test"]
-TASKS = ["caption", "objects", "ground", "read", "vqa"]
+TASKS = ["caption", "objects", "ground", "ocr", "vqa"]
 JUDGES = ["human", "rule", "model"]
 
 

@@ -12,7 +12,7 @@ from great_expectations.core.expectation_validation_result import (
 )
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from components.validate.config import Validation
+from components.validate.config import ValidateConfig
 from components.validate.data_docs import page
 from components.validate.row_table import measured
 from components.validate.suites import suite
@@ -25,7 +25,7 @@ logging.getLogger("great_expectations.data_context.types.base").setLevel(logging
 SAMPLE = 5  # rows that a failing expectation names
 
 
-def validate(data: Path, section: Validation, report: Path, verdict: Path) -> dict[str, Any]:
+def validate(data: Path, section: ValidateConfig, report: Path, verdict: Path) -> dict[str, Any]:
     """Judge the dataset at `data`; write the Data Docs page to `report` and the findings to `verdict` (JSON).
 
     Returns:
@@ -69,7 +69,7 @@ def leave_out(section: str, report: Path, verdict: Path) -> None:
     report.write_text(f"{title}<p>Nothing was judged: {reason}.</p></html>\n", encoding="utf-8")
 
 
-def _run(dataset: Dataset, section: Validation) -> ExpectationSuiteValidationResult:
+def _run(dataset: Dataset, section: ValidateConfig) -> ExpectationSuiteValidationResult:
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     schema = dataset.card.schema

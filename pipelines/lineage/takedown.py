@@ -15,10 +15,10 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pipelines.lineage import pairs
-from pipelines.lineage import read as history_of
 from pipelines.lineage.history import History, Node
 from pipelines.lineage.pairs import Holders
 from pipelines.lineage.reference import UID
+from pipelines.lineage.trace import read as history_of
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.dataset import uid as digest
 from vlmflow.errors import DataError

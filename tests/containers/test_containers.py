@@ -43,7 +43,7 @@ def test_the_predictor_is_the_image_serve(built: str) -> None:
 
 
 def test_the_life_in_containers_makes_what_the_life_in_processes_makes(
-    engine: str, built: str, life: Path, tmp_path: Path
+    engine: str, built: str, finished_run: Path, tmp_path: Path
 ) -> None:
     done = vlmflow(
         tmp_path / "runs", "run", "recipes/mini.yaml", "--containers", DOCKER_HOST=engine, VLMFLOW_STEP_IMAGE=built
@@ -52,7 +52,7 @@ def test_the_life_in_containers_makes_what_the_life_in_processes_makes(
     run = tmp_path / "runs" / "latest"
     here, there = (
         {file.stem: json.loads(file.read_text()) for file in sorted((place / "steps").glob("*.json"))}
-        for place in (life, run)
+        for place in (finished_run, run)
     )
     assert set(here) == set(there)
     assert not any(record["cached"] for record in there.values())
@@ -64,7 +64,7 @@ def test_the_life_in_containers_makes_what_the_life_in_processes_makes(
             k: v for k, v in expected.items() if k not in changing
         }, name
     verdicts = Path("curate", "ledger", "ledger.parquet")
-    assert (life / verdicts).read_bytes() == (run / verdicts).read_bytes()
+    assert (finished_run / verdicts).read_bytes() == (run / verdicts).read_bytes()
 
 
 # What names a run, a time or a place, and so is another file each time.

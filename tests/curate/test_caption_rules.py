@@ -9,7 +9,7 @@ import pytest
 
 from components.curate import language
 from components.curate.caption_rules import bad_words, judge, normalised, relations, without_personal_data, wordlist
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from tests.conftest import SHARED
 from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, RecipeError
@@ -42,8 +42,8 @@ EMAILS = ["write to jo.doe+x@example.co.uk", "jo@example.org", "(jo@example.org)
 NO_EMAILS = ["@home with us", "meet @ 5 pm", "a@b", "user@localhost", "C@T"]
 
 
-def rules(**values: object) -> Curation:
-    return load(Curation, {"curate": values}, "curate")
+def rules(**values: object) -> CurateConfig:
+    return load(CurateConfig, {"curate": values}, "curate")
 
 
 def test_english_is_told_from_other_languages() -> None:

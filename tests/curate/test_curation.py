@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from components.curate.score import Score
+from components.curate.score import ScoreConfig
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.artifacts.ledger import RULES, Ledger, history
@@ -49,7 +49,7 @@ def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[Dataset
     raw, curated, ledger, funnel, scorer = (
         root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")
     )
-    curate(raw, curated, ledger, funnel, scorer, load(Curation, {"curate": section}, "curate"))
+    curate(raw, curated, ledger, funnel, scorer, load(CurateConfig, {"curate": section}, "curate"))
     rows = pq.read_table(ledger / "ledger.parquet").to_pylist()
     return Dataset(curated), rows, json.loads((root / "ledger" / "summary.json").read_text(encoding="utf-8"))
 
@@ -271,7 +271,7 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
 )
 def test_impossible_values_are_refused(section: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        load(Curation, {"curate": section}, "curate")
+        load(CurateConfig, {"curate": section}, "curate")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_the_funnel_shows_the_counts_and_the_pictures_and_needs_no_network(tmp_p
 
 def test_sections_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Score().model = "x"  # type: ignore[misc]
+        ScoreConfig().model = "x"  # type: ignore[misc]
 
 
 def shared(name: str, limit: int) -> list[dict[str, Any]]:

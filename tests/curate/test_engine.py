@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from components.curate.engine import Engine
 from vlmflow.artifacts import dataset
@@ -110,7 +110,7 @@ def verdicts(root: Path) -> list[tuple[Any, ...]]:
 
 
 def run(root: Path, **section: Any) -> Path:
-    curate(*(root / name for name in NAMES), load(Curation, {"curate": section}, "curate"))  # type: ignore[call-arg]
+    curate(*(root / name for name in NAMES), load(CurateConfig, {"curate": section}, "curate"))  # type: ignore[call-arg]
     assert not list((root / ".shards").iterdir())  # nothing is left of a run that ended well
     return root
 
@@ -203,4 +203,4 @@ def test_equal_shards_are_worked_on_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [("processes", 0), ("engine", "spark")])
 def test_an_impossible_engine_is_refused(key: str, value: Any) -> None:
     with pytest.raises(RecipeError, match=key):
-        load(Curation, {"curate": {key: value}}, "curate")
+        load(CurateConfig, {"curate": {key: value}}, "curate")

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from components.curate.encoder import Encoder
-from components.curate.score import TWO_GROUPS, Score, choose, otsu
+from components.curate.score import TWO_GROUPS, ScoreConfig, choose, otsu
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset, uid
@@ -28,7 +28,7 @@ def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> No
     generator = np.random.default_rng(count)
     scores = generator.integers(0, 4, count) / 4  # many ties
     uids = [f"{i:04d}" for i in generator.permutation(count)]
-    keep, threshold = choose(scores, uids, Score(fraction=fraction))
+    keep, threshold = choose(scores, uids, ScoreConfig(fraction=fraction))
     thousandths = round(fraction * 1000)
     assert keep.sum() == -(-count * thousandths // 1000)
     assert scores[keep].min() == threshold >= scores[~keep].max(initial=-1)
@@ -37,7 +37,7 @@ def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> No
 
 
 def test_a_number_keeps_what_reaches_it() -> None:
-    keep, threshold = choose(np.array([0.1, 0.25, 0.3]), ["a", "b", "c"], Score(threshold=0.25))
+    keep, threshold = choose(np.array([0.1, 0.25, 0.3]), ["a", "b", "c"], ScoreConfig(threshold=0.25))
     assert (keep.tolist(), threshold) == ([False, True, True], 0.25)
 
 
@@ -97,7 +97,7 @@ def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[list[di
     raw, curated, ledger, funnel, scorer = (
         root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")
     )
-    curate(raw, curated, ledger, funnel, scorer, load(Curation, {"curate": section}, "curate"))
+    curate(raw, curated, ledger, funnel, scorer, load(CurateConfig, {"curate": section}, "curate"))
     assert len(Dataset(root / "curated")) == json.loads((root / "ledger" / "summary.json").read_text())["kept"]
     return pq.read_table(root / "ledger" / "ledger.parquet").to_pylist(), json.loads(
         (root / "ledger" / "summary.json").read_text(encoding="utf-8")

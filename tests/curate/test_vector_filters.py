@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.curate import balance, clusters, label_consistency
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, RecipeError
 from vlmflow.runtime.code_hash import ROOT
@@ -170,4 +170,4 @@ def test_rank_of_the_best_named_class() -> None:
 )
 def test_impossible_values_are_refused(values: dict, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        load(Curation, {"curate": values}, "curate")
+        load(CurateConfig, {"curate": values}, "curate")

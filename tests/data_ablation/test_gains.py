@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from components.data_ablation.gains import Returns, write
-from components.ingest.ingestion import Ingestion, ingest
-from components.ingest.synthetic_scenes import Scenes
+from components.data_ablation.gains import DataAblationConfig, write
+from components.ingest.ingestion import IngestConfig, ingest
+from components.ingest.synthetic_scenes import ScenesConfig
 from tests.conftest import vlmflow
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.ledger import RULES, STAGES, left_after
@@ -23,8 +23,8 @@ from vlmflow.errors import DataError
 @pytest.fixture(scope="module")
 def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curated")
-    raw = ingest(Ingestion(scenes=Scenes(web=300, boxes=0, signs=0, test=20)), folder / "raw")
-    curate(raw.path, folder / "curated", folder / "ledger", folder / "funnel.html", folder / "scorer", Curation())
+    raw = ingest(IngestConfig(scenes=ScenesConfig(web=300, boxes=0, signs=0, test=20)), folder / "raw")
+    curate(raw.path, folder / "curated", folder / "ledger", folder / "funnel.html", folder / "scorer", CurateConfig())
     return folder
 
 
@@ -44,7 +44,7 @@ def test_each_stage_leaves_what_its_rules_let_through(curated: Path, tmp_path: P
 
 
 def test_a_ledger_of_other_data_is_refused(curated: Path, tmp_path: Path) -> None:
-    other = ingest(Ingestion(scenes=Scenes(web=300, boxes=0, signs=0, test=20), seed=1), tmp_path / "other")
+    other = ingest(IngestConfig(scenes=ScenesConfig(web=300, boxes=0, signs=0, test=20), seed=1), tmp_path / "other")
     with pytest.raises(DataError, match=r"give the ledger of this data"):
         left_after("raw", other.path, curated / "ledger", tmp_path / "out")
     with pytest.raises(DataError, match="'scores' is none of raw, pictures"):
@@ -63,7 +63,7 @@ def _scores(folder: Path, right: np.ndarray) -> Path:
 def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: Path) -> None:
     shares = dict(zip(STAGES, (20, 20, 30, 30, 60, 55), strict=True))
     scores = {stage: _scores(tmp_path / stage, np.arange(100) < share) for stage, share in shares.items()}
-    section = Returns(capabilities=("retrieval",))
+    section = DataAblationConfig(capabilities=("retrieval",))
     found = write(scores, curated / "ledger", tmp_path / "returns.json", tmp_path / "page.html", section)
     stages = {stage["stage"]: stage for stage in found["stages"]}
     gain = stages["score"]["gains"]["over_raw"]["retrieval"]
@@ -75,16 +75,16 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
     page = (tmp_path / "page.html").read_text()
     assert "+0.400" in page and "<svg" in page and "http-equiv" not in page
     with pytest.raises(DataError, match="'zero-shot' was not measured"):
-        write(scores, curated / "ledger", tmp_path / "r.json", tmp_path / "p.html", Returns())
+        write(scores, curated / "ledger", tmp_path / "r.json", tmp_path / "p.html", DataAblationConfig())
 
 
 def test_the_whole_pipeline(tmp_path: Path) -> None:
     small = ["ingest.scenes.web=160", "ingest.scenes.test=30", "curate.score.model=none", "curate.clusters=null",
              "pretrain.training.max_steps=2", "pretrain.training.batch_size=16",
              "pretrain.training.processes=1", "evaluate.processes=1"]  # fmt: skip
-    done = vlmflow(tmp_path, "roi", *[part for value in small for part in ("--set", value)])
+    done = vlmflow(tmp_path, "data_ablation", *[part for value in small for part in ("--set", value)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads((tmp_path / "latest" / "roi" / "returns").read_text())
+    found = json.loads((tmp_path / "latest" / "data_ablation" / "returns").read_text())
     assert [stage["stage"] for stage in found["stages"]] == list(STAGES)
     assert all(set(stage["capabilities"]) == {"retrieval", "zero-shot"} for stage in found["stages"])
     assert "diversity" in done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.deploy.config import Deployment
+from components.deploy.config import DeployConfig
 from components.deploy.runtimes import serving_runtime
 from models.tiny import build_language_model
 from tests.deploy.fake_cluster import Node
@@ -37,7 +37,7 @@ def model(volumes: Path) -> Path:
 @pytest.fixture(scope="package")
 def node(volumes: Path) -> Iterator[Node]:
     """Where the predictors run that the tests share; they are up, so that no test waits for torch."""
-    runtime = serving_runtime(Deployment(), "img:1")
+    runtime = serving_runtime(DeployConfig(), "img:1")
     assert runtime is not None
     container = json.loads(json.dumps(runtime["spec"]["containers"][0]).replace("{{.Name}}", "vlm"))
     node = Node(volumes)

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from components.deploy.deployment import Deployment, deploy
+from components.deploy.deployment import DeployConfig, deploy
 from components.deploy.smoke_test import converse, endpoint
 from models.tiny import build_dual_encoder
 from tests.deploy.conftest import pairs, png, version
@@ -35,7 +35,7 @@ def predictors() -> list[int]:
 def test_both_protocols_answer_and_the_process_is_gone(model: Path, tmp_path: Path) -> None:
     before = predictors()
     data = pairs(tmp_path / "pairs", "test")
-    section = Deployment(storage="pvc://models/vlm/1", prompt="a red circle")
+    section = DeployConfig(storage="pvc://models/vlm/1", prompt="a red circle")
     deploy(model, version(tmp_path, model), data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
     record = json.loads((tmp_path / "transcript/transcript.json").read_text())
     _listed, predicted, chatted = record["exchanges"]
@@ -100,7 +100,7 @@ def test_without_a_test_picture_nothing_is_started(model: Path, tmp_path: Path) 
             tmp_path / "m",
             tmp_path / "t",
             "image:abc",
-            Deployment(storage="pvc://a/b"),
+            DeployConfig(storage="pvc://a/b"),
         )
     assert not (tmp_path / "t").exists()
 
@@ -136,7 +136,7 @@ def test_what_is_no_answer_is_told(content: dict[str, Any], monkeypatch: pytest.
 
 def test_the_manifest_alone(model: Path, tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs", "train")  # nobody is asked about a picture
-    section = Deployment(target="manifest", storage="pvc://models/vlm/1")
+    section = DeployConfig(target="manifest", storage="pvc://models/vlm/1")
     before = predictors()
     deploy(model, version(tmp_path, model), data, tmp_path / "manifest", tmp_path / "transcript", "image:abc", section)
     record = json.loads((tmp_path / "transcript/transcript.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from components.deploy import runtimes, storage
-from components.deploy.config import Deployment, Toleration
+from components.deploy.config import DeployConfig, Toleration
 from components.deploy.manifest import DIGEST, dns_name, inference_service, write
 from tests.conftest import SHARED
 from vlmflow.config.recipes import load
@@ -29,12 +29,12 @@ EACH = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: ",".join
 
 
 def service(**section: Any) -> dict[str, Any]:
-    given = Deployment(**section)
+    given = DeployConfig(**section)
     return inference_service(VERSION, "s3://bucket/vlm/3", given.image or IMAGE, given, "f00")
 
 
 def runtime(**section: Any) -> dict[str, Any]:
-    given = Deployment(**section)
+    given = DeployConfig(**section)
     made = runtimes.serving_runtime(given, given.image or IMAGE)
     assert made is not None
     return made
@@ -51,7 +51,7 @@ def refusals(manifest: dict[str, Any]) -> list[str]:
 @pytest.mark.skipif(not SHARED.exists(), reason="the cluster's schemas are not here")
 @EACH
 def test_the_cluster_takes_the_manifests(section: dict[str, Any], tmp_path: Path) -> None:
-    given = Deployment(**section)
+    given = DeployConfig(**section)
     folder = write(tmp_path, service(**section), runtimes.serving_runtime(given, given.image or IMAGE))
     manifests = [yaml.safe_load(file.read_text()) for file in sorted(folder.iterdir())]
     assert [manifest["kind"] for manifest in manifests] == (
@@ -73,7 +73,7 @@ def test_the_sdk_reads_them_as_it_wrote_them(section: dict[str, Any], monkeypatc
         if isinstance(cls, type) and not hasattr(own, name):
             monkeypatch.setattr(own, name, cls, raising=False)
     monkeypatch.setitem(client.ApiClient.NATIVE_TYPES_MAPPING, "V1beta1MetricQuantity", str)  # no class even in the SDK
-    api, given = client.ApiClient(), Deployment(**section)
+    api, given = client.ApiClient(), DeployConfig(**section)
     for manifest in (service(**section), runtimes.serving_runtime(given, given.image or IMAGE)):
         if manifest is not None:
             prefix = "V1beta1" if manifest["kind"] == "InferenceService" else "V1alpha1"
@@ -158,18 +158,18 @@ def test_how_it_is_scaled_and_placed() -> None:
     (metric,) = keda["spec"]["predictor"]["autoScaling"]["metrics"]
     assert metric["external"]["metric"] == {"backend": "prometheus", "query": "sum(q)", "serverAddress": "http://p"}
     recipe = {"deploy": {"node_selector": {"gpu": "h100"}, "tolerations": [{"key": "gpu", "effect": "NoSchedule"}]}}
-    section = load(Deployment, recipe, "deploy")
+    section = load(DeployConfig, recipe, "deploy")
     predictor = inference_service(VERSION, "s3://b", IMAGE, section)["spec"]["predictor"]
     assert predictor["nodeSelector"] == {"gpu": "h100"}
     assert predictor["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
 def test_what_vllm_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
-    section = Deployment(runtime="vllm", image="vllm:1")
+    section = DeployConfig(runtime="vllm", image="vllm:1")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SketchForConditionalGeneration"]}))
     with pytest.raises(ModelError, match="SketchForConditionalGeneration is no architecture that vLLM knows"):
         runtimes.check(tmp_path, section)
-    runtimes.check(tmp_path, Deployment())
+    runtimes.check(tmp_path, DeployConfig())
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}))
     runtimes.check(tmp_path, section)
 
@@ -245,4 +245,4 @@ def test_names(name: str, dns: str) -> None:
 )
 def test_impossible_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
-        Deployment(**wrong)
+        DeployConfig(**wrong)

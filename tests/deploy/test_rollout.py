@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components.deploy import rollout, smoke_test
-from components.deploy.deployment import Deployment, deploy
+from components.deploy.deployment import DeployConfig, deploy
 from components.deploy.manifest import DIGEST
 from tests.deploy.conftest import pairs, png, version
 from tests.deploy.fake_cluster import Kubernetes, Node, kubeconfig, serving
@@ -43,7 +43,7 @@ def step(tmp_path: Path, volumes: Path) -> Step:
         model, out = volumes / name, tmp_path / "out"
         given = {"target": "cluster", "namespace": "models", "storage": f"pvc://{name}", "timeout": 60.0, **section}
         registered = version(tmp_path / "version", model, number, alias)
-        deploy(model, registered, data, out / "manifest", out / "transcript", "img:1", Deployment(**given))
+        deploy(model, registered, data, out / "manifest", out / "transcript", "img:1", DeployConfig(**given))
         return json.loads((out / "transcript/transcript.json").read_text())
 
     return run

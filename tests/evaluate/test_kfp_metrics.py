@@ -21,7 +21,7 @@ def value(number: float, metric: str = "exact match", higher_is_better: bool = T
 def test_an_evaluation(tmp_path: Path) -> None:
     errors = value(0.3, "CER", higher_is_better=False)
     matrix = {"classes": ["cat", "dog"], "rows": [[3, 1], [0, 4]]}
-    scores = {"stage": "read", "capabilities": {"reading": value(0.75), "reading errors": errors}, "confusion": matrix}
+    scores = {"stage": "ocr", "capabilities": {"reading": value(0.75), "reading errors": errors}, "confusion": matrix}
     metrics, confusion = dsl.Metrics(), dsl.ClassificationMetrics()
     show(scores, metrics, confusion, tmp_path / "page")
     assert metrics.metadata == {"reading": 0.75, "reading_errors": 0.3}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlmflow.evaluation import capabilities as can
 from vlmflow.evaluation.capabilities import Question, Result
-from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.suites import Suite, _control, hallucinate, interval
 
 PICTURES = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(4)]
@@ -80,7 +80,7 @@ def test_yes_with_a_full_stop_is_yes(answering: Any) -> None:
 
 
 def test_an_interval_covers_its_truth() -> None:
-    section, rng, hits = Evaluation(resamples=300), np.random.default_rng(0), 0
+    section, rng, hits = EvaluateConfig(resamples=300), np.random.default_rng(0), 0
     for _ in range(60):
         score = (rng.random(80) < 0.3).astype(float)
         found = interval(Result("m", score, np.ones(80)), section)

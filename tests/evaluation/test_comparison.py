@@ -18,7 +18,7 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
     generator = np.random.default_rng(3)
     old = generator.random(200)
     new = old + generator.normal(-0.02, 0.2, 200)
-    (found,) = compare({"read": scores(new)}, {"read": scores(old)}, resamples=5000)
+    (found,) = compare({"ocr": scores(new)}, {"ocr": scores(old)}, resamples=5000)
     reference = bootstrap((new - old,), np.mean, n_resamples=5000, method="percentile", rng=1).confidence_interval
     assert found.difference == pytest.approx((new - old).mean())
     assert found.low == pytest.approx(reference.low, abs=0.002)
@@ -62,10 +62,10 @@ def test_the_same_seed_gives_the_same_interval_in_any_order_of_examples() -> Non
 
 
 def test_only_protected_capabilities_are_compared_and_a_lost_one_refuses() -> None:
-    old = {"read": scores(np.ones(20)), "ground": scores(np.ones(20))}
+    old = {"ocr": scores(np.ones(20)), "ground": scores(np.ones(20))}
     new = {"ground": scores(np.zeros(20)), "caption": scores(np.ones(20))}
-    assert [c.verdict for c in compare(new, old, protected=("read",))] == ["lost"]
-    assert [(c.capability, c.refused) for c in compare(new, old)] == [("ground", True), ("read", True)]
+    assert [c.verdict for c in compare(new, old, protected=("ocr",))] == ["lost"]
+    assert [(c.capability, c.refused) for c in compare(new, old)] == [("ground", True), ("ocr", True)]
     assert compare(new, old, protected=("caption",)) == []  # new: there is nothing to lose yet
     with pytest.raises(GateError, match="'raed' was not evaluated; evaluated: caption, ground, read"):
         compare(new, old, protected=("raed",))

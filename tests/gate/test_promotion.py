@@ -105,7 +105,7 @@ def test_a_champion_scored_on_other_examples_is_evaluated_on_these(tmp_path: Pat
     def evaluate(*, model: Path, out: Path) -> None:
         asked.append(Checkpoint(model).hash)
         out.mkdir()
-        columns = {"capability": ["read"] * 30, "example": [f"june{i}" for i in range(30)], "score": [0.9] * 30}
+        columns = {"capability": ["ocr"] * 30, "example": [f"june{i}" for i in range(30)], "score": [0.9] * 30}
         pq.write_table(pa.table(columns), out / "examples.parquet")
 
     verdict = decide(tmp_path / "2", new, new, "moved", evaluate)

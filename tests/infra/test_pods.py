@@ -183,12 +183,12 @@ def test_our_namespace_admits_what_the_step_deploy_writes() -> None:
 
 def endpoint() -> tuple[Manifest, Manifest]:
     """What `deploy` writes, with the account and the namespace that are here."""
-    from components.deploy.config import Deployment
+    from components.deploy.config import DeployConfig
     from components.deploy.manifest import inference_service
     from components.deploy.runtimes import serving_runtime
 
     version = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32}
-    section, image = Deployment(namespace="vlmflow", service_account="serving"), "localhost/vlmflow-serve:abc"
+    section, image = DeployConfig(namespace="vlmflow", service_account="serving"), "localhost/vlmflow-serve:abc"
     runtime = serving_runtime(section, image)
     assert runtime is not None
     return inference_service(version, "s3://vlmflow/mlflow/1/models/m-1/artifacts/model", image, section), runtime

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.ingest.ingestion import Ingestion, ingest
+from components.ingest.ingestion import IngestConfig, ingest
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, RecipeError
@@ -40,7 +40,7 @@ def folder(root: Path, rows: list[dict[str, Any]], name: str = "index.jsonl", pi
 def run(root: Path, out: Path, **section: Any) -> tuple[Dataset, list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the dataset, its rows and the entries of the quarantine."""
     values = {"source": "folder", "path": str(root), **section}
-    written = ingest(load(Ingestion, {"ingest": values}, "ingest"), out)
+    written = ingest(load(IngestConfig, {"ingest": values}, "ingest"), out)
     entries = [json.loads(line) for line in (out / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
     return written, list(written.rows()), entries
 
@@ -273,7 +273,7 @@ def test_nothing_to_use_is_an_error(tmp_path: Path) -> None:
 )
 def test_an_impossible_section_stops_before_anything_runs(values: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        load(Ingestion, {"ingest": values}, "ingest")
+        load(IngestConfig, {"ingest": values}, "ingest")
 
 
 def test_parquet_takes_bytes_structs_and_names(tmp_path: Path) -> None:
@@ -316,14 +316,14 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
 
 def test_scenes(tmp_path: Path) -> None:
     scenes = {"web": 12, "boxes": 3, "signs": 3, "test": 2}
-    written = ingest(load(Ingestion, {"seed": 1, "ingest": {"scenes": scenes}}, "ingest"), tmp_path / "a")
+    written = ingest(load(IngestConfig, {"seed": 1, "ingest": {"scenes": scenes}}, "ingest"), tmp_path / "a")
     assert written.card.notes["splits"]["train"] == 18
     assert written.card.notes["splits"]["test"] > 0
-    again = ingest(load(Ingestion, {"seed": 1, "ingest": {"scenes": scenes}}, "ingest"), tmp_path / "b")
+    again = ingest(load(IngestConfig, {"seed": 1, "ingest": {"scenes": scenes}}, "ingest"), tmp_path / "b")
     assert again.hash == written.hash
     with pytest.raises(DataError, match="no row"):
         nothing = dict.fromkeys(scenes, 0)
-        ingest(load(Ingestion, {"ingest": {"scenes": nothing}}, "ingest"), tmp_path / "c")
+        ingest(load(IngestConfig, {"ingest": {"scenes": nothing}}, "ingest"), tmp_path / "c")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")

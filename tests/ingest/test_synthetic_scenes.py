@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.ingest.synthetic_scenes import COLOURS, SHAPES, Scenes, generate
+from components.ingest.synthetic_scenes import COLOURS, SHAPES, ScenesConfig, generate
 from vlmflow.evaluation import objects
 from vlmflow.images.boxes import Box
 
-SCENES = Scenes(web=300, boxes=120, signs=30, test=30)
+SCENES = ScenesConfig(web=300, boxes=120, signs=30, test=30)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def test_the_same_seed_gives_the_same_rows(rows: list[dict]) -> None:
 
 def test_more_chunks_than_processes_change_nothing() -> None:
     """Rows come in order from several processes, and a kind's first chunk does not depend on how many follow."""
-    many = [r["uid"] for r in generate(Scenes(web=0, boxes=7001, signs=0, test=0), seed=1)]
-    few = [r["uid"] for r in generate(Scenes(web=0, boxes=1000, signs=0, test=0), seed=1)]
+    many = [r["uid"] for r in generate(ScenesConfig(web=0, boxes=7001, signs=0, test=0), seed=1)]
+    few = [r["uid"] for r in generate(ScenesConfig(web=0, boxes=1000, signs=0, test=0), seed=1)]
     assert many[:1000] == few and len(many) == 7001
 
 

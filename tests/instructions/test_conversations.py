@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.instructions.conversations import DESCRIBE, NAME, READ, Tasks, make
+from components.instructions.conversations import DESCRIBE, NAME, READ, InstructionConfig, make
 from vlmflow.artifacts import dataset
 from vlmflow.errors import DataError
 from vlmflow.evaluation import objects
@@ -31,7 +31,7 @@ def region(phrase: str, category: str) -> dict:
 
 def conversations(tmp_path: Path, *pairs: dict, **settings: int) -> list[dict]:
     dataset.write(tmp_path / "pairs", "pairs", pairs)
-    return list(make(tmp_path / "pairs", tmp_path / "out", Tasks(**settings)).rows())
+    return list(make(tmp_path / "pairs", tmp_path / "out", InstructionConfig(**settings)).rows())
 
 
 def turns(row: dict) -> list[tuple[str, str]]:
@@ -49,13 +49,13 @@ def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
         pair("b", "", "test", regions=[region("x", "cross")]),
     )
     by_task = {row["task"]: row for row in rows if row["pair"] == "a"}
-    assert set(by_task) == {"caption", "objects", "ground", "vqa", "read"}
+    assert set(by_task) == {"caption", "objects", "ground", "vqa", "ocr"}
     assert turns(by_task["caption"]) == [(DESCRIBE, "a fine picture")]
     assert turns(by_task["objects"]) == [(NAME, "two circles and a star")]
     assert ("Where is the left star?", "<box>1,2,20.5,22</box>") in turns(by_task["ground"])
     assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
-    assert turns(by_task["read"]) == [(READ, "TOTAL")]
-    crop = Image.open(io.BytesIO(by_task["read"]["images"][0]["bytes"]))
+    assert turns(by_task["ocr"]) == [(READ, "TOTAL")]
+    crop = Image.open(io.BytesIO(by_task["ocr"]["images"][0]["bytes"]))
     assert crop.size == (30, 30)  # a strip of 30×10 between bars: its letters keep their shape
     assert {row["split"] for row in rows if row["pair"] == "b"} == {"test"}
 

@@ -27,8 +27,8 @@ from vlmflow.errors import DataError, RecipeError, ServiceError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.jobs.trainjob import manifest, on_nodes
 from vlmflow.training.checkpointing import MARK
-from vlmflow.training.config import Training
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.training.config import TrainingConfig
+from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 SECTION: dict[str, Any] = {
@@ -39,7 +39,7 @@ SECTION: dict[str, Any] = {
     },
 }  # fmt: skip
 TRAINING = {"max_steps": 120, "batch_size": 8, "save_every": 10}
-TWO = Training(nodes=2)
+TWO = TrainingConfig(nodes=2)
 CALLED = "vlmflow.training.pretraining.training:train"
 
 
@@ -59,7 +59,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(pairs: Path, out: Path, **training: Any) -> dict[str, Any]:
     given = {**SECTION, "training": {**TRAINING, **training}}
-    section = recipes.load(Pretraining, {"pretrain": given}, "pretrain")
+    section = recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
     return load_file(out / "model.safetensors")
 
@@ -108,7 +108,7 @@ def test_a_mistake_of_the_user_comes_back_in_one_piece(cluster: Cluster, tmp_pat
 def test_a_node_that_fails_is_named_with_its_last_words(cluster: Cluster, tmp_path: Path) -> None:
     cluster.restarts = 0
     with pytest.raises(ServiceError, match=r"TrainJob read-\w+: failed: .*node-1.*the second node cannot divide"):
-        on_nodes("read", break_down, TWO, out=tmp_path / "out")
+        on_nodes("ocr", break_down, TWO, out=tmp_path / "out")
     assert not cluster.objects and not (tmp_path / "out").exists()
 
 
@@ -187,7 +187,7 @@ def test_several_nodes_need_a_cluster_and_a_volume(tmp_path: Path, monkeypatch: 
 def test_nodes_that_cannot_be(training: dict[str, Any], message: str) -> None:
     given = {**SECTION, "training": {**TRAINING, **training}}
     with pytest.raises(RecipeError, match=message):
-        recipes.load(Pretraining, {"pretrain": given}, "pretrain")
+        recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
 
 
 def validate(content: Any, file: str) -> None:
@@ -199,7 +199,7 @@ def validate(content: Any, file: str) -> None:
 
 def test_the_job_is_one_that_the_cluster_takes() -> None:
     job = manifest(
-        "pretrain-0a", Training(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
+        "pretrain-0a", TrainingConfig(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
     )
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from tests.jobs.fake_cluster import Cluster
 from vlmflow.artifacts import dataset
@@ -42,7 +42,7 @@ def raw(tmp_path: Path) -> Path:
 def curated(raw: Path, folder: Path, **section: Any) -> dict[str, str]:
     """What is kept, by uid, with the caption."""
     folder.mkdir()
-    curate(raw, *(folder / name for name in OUT), recipes.load(Curation, {"curate": section}, "curate"))  # type: ignore[call-arg]
+    curate(raw, *(folder / name for name in OUT), recipes.load(CurateConfig, {"curate": section}, "curate"))  # type: ignore[call-arg]
     return {row["uid"]: row["caption"] for row in dataset.Dataset(folder / "curated").rows(["uid", "caption"])}
 
 
@@ -96,4 +96,4 @@ def test_every_pod_is_bounded_unprivileged_and_found_by_its_job() -> None:
 
 def test_ray_is_an_engine_of_its_own() -> None:
     with pytest.raises(RecipeError, match="set engine to ray"):
-        recipes.load(Curation, {"curate": {"ray": "job"}}, "curate")
+        recipes.load(CurateConfig, {"curate": {"ray": "job"}}, "curate")

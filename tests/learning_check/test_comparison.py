@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.learning_check import figure
-from components.learning_check.comparison import Check, check
+from components.learning_check.comparison import LearningCheckConfig, check
 from vlmflow.artifacts.checkpoint import CARD
 
 RNG = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_it_takes_both_comparisons(
     places = {name: scores(tmp_path / name, rate, loss=1.0) for name, rate in rates.items()}
     found = check(
         model=model, pairs=tmp_path, scores=places, finding=tmp_path / "found", picture=tmp_path / "p",
-        section=Check(resamples=400),
+        section=LearningCheckConfig(resamples=400),
     )  # fmt: skip
     assert found["learned"] is learned
     assert json.loads((tmp_path / "found").read_text()) == found
@@ -58,8 +58,8 @@ def test_it_takes_both_comparisons(
 
 def test_a_section_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="confidence"):
-        Check(confidence=1)
+        LearningCheckConfig(confidence=1)
     with pytest.raises(ValueError, match="resamples"):
-        Check(resamples=5)
+        LearningCheckConfig(resamples=5)
     with pytest.raises(ValueError, match="shown"):
-        Check(shown=0)
+        LearningCheckConfig(shown=0)

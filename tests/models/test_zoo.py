@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from components.ingest.ingestion import Ingestion, ingest
-from components.ingest.synthetic_scenes import Scenes
-from components.instructions.conversations import Tasks, make
+from components.ingest.ingestion import IngestConfig, ingest
+from components.ingest.synthetic_scenes import ScenesConfig
+from components.instructions.conversations import InstructionConfig, make
 from models.zoo import ABILITIES, ZOO
-from pipelines.zoo import measure, variants
+from pipelines.zoo import control_variants, measure
 from tests.conftest import vlmflow
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes as recipes
 from vlmflow.config.sections import check
 from vlmflow.errors import RecipeError
-from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.evaluate import evaluate
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.serving.predictor import Predictor
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
 RECIPES = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))}
 LARGE = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo" / "large").glob("*.yaml"))}
@@ -44,11 +44,11 @@ def test_recipes_are_right(name: str) -> None:
         check(sections)
         assert sections["pretrain"]["family"] == name
     own, others = (
-        {**recipe["ingest"]["scenes"], "test": 0, "curate": recipe["curate"], "tasks": recipe["tasks"]}
+        {**recipe["ingest"]["scenes"], "test": 0, "curate": recipe["curate"], "instructions": recipe["instructions"]}
         for recipe in (RECIPES[name], RECIPES["clip"])
     )
     assert own == others, "all families learn from the same pairs, whatever they are asked about"
-    three = variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
+    three = control_variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
     check(three)
     assert three["untrained"]["training"]["max_steps"] == 0 and three["shuffled"]["shuffle_pairs"]
     assert three["trained"]["training"]["seconds"] == 60.0
@@ -62,15 +62,15 @@ def test_the_papers_scale_is_built_without_its_weights(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    clean = Scenes(web=48, boxes=0, signs=0, classes=96, test=12, shuffled=0, duplicates=0, junk=0, bad=0)
+    clean = ScenesConfig(web=48, boxes=0, signs=0, classes=96, test=12, shuffled=0, duplicates=0, junk=0, bad=0)
     path = tmp_path_factory.mktemp("zoo") / "pairs"
-    ingest(Ingestion(source="scenes", scenes=clean), path)
+    ingest(IngestConfig(source="scenes", scenes=clean), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def questions(pairs: Path) -> Path:
-    make(pairs, pairs.parent / "questions", Tasks())
+    make(pairs, pairs.parent / "questions", InstructionConfig())
     return pairs.parent / "questions"
 
 
@@ -94,12 +94,12 @@ def test_a_size_that_a_family_does_not_have_is_named(name: str) -> None:
 def test_a_family_is_pretrained_evaluated_and_served(name: str, pairs: Path, questions: Path, tmp_path: Path) -> None:
     values = {**RECIPES[name]["pretrain"]}
     values["training"] = {**values["training"], "max_steps": 2, "batch_size": 8, "warmup_steps": 1, "processes": 1}
-    section = recipes.load(Pretraining, {"pretrain": values}, "pretrain")
+    section = recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=questions, out=tmp_path / "model", section=section)
     pretrain(pairs=pairs, conversations=questions, out=tmp_path / "again", section=section)
     assert Checkpoint(tmp_path / "model").hash == Checkpoint(tmp_path / "again").hash, "a seed repeats the weights"
 
-    measured = Evaluation(limit=12, control_questions=6, resamples=100, held_out_loss=True, loss_batch=6)
+    measured = EvaluateConfig(limit=12, control_questions=6, resamples=100, held_out_loss=True, loss_batch=6)
     scores = evaluate(
         model=tmp_path / "model", pairs=pairs, conversations=questions, out=tmp_path / "scores", stage="pretrain",
         section=measured,

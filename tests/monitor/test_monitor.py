@@ -10,18 +10,18 @@ import pytest
 from PIL import Image
 
 from components.champion.load import take
-from components.ingest.ingestion import Ingestion, ingest
-from components.instructions.conversations import Tasks, make
+from components.ingest.ingestion import IngestConfig, ingest
+from components.instructions.conversations import InstructionConfig, make
 from components.monitor.regression import watch
 from components.register.registration import register
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import ModelError
-from vlmflow.evaluation.config import Evaluation, GateConfig
+from vlmflow.evaluation.config import EvaluateConfig, GateConfig
 from vlmflow.evaluation.evaluate import evaluate
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.tracking.registry import RegistryConfig
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
 NAMES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # an eighth of the circle apart
 SETTINGS = [
@@ -55,9 +55,9 @@ def pictures(folder: Path, seed: int, turned: float = 0.0) -> Path:
 def prepared(folder: Path, out: Path) -> tuple[Path, Path]:
     """The folder's pairs and their task sets."""
     sections = recipes.override({}, [*SETTINGS, f"ingest.path={folder}"])
-    ingest(recipes.load(Ingestion, sections, "ingest"), out / "pairs")
-    make(out / "pairs", out / "tasks", Tasks())
-    return out / "pairs", out / "tasks"
+    ingest(recipes.load(IngestConfig, sections, "ingest"), out / "pairs")
+    make(out / "pairs", out / "instructions", InstructionConfig())
+    return out / "pairs", out / "instructions"
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("MLFLOW_TRACKING_URI", "VLMFLOW_TRACKING"):
             patch.delenv(name, raising=False)
         pairs, questions = prepared(pictures(home / "then", 0), home / "data")
-        section = recipes.load(Pretraining, sections, "pretrain")
+        section = recipes.load(PretrainConfig, sections, "pretrain")
         pretrain(pairs=pairs, conversations=questions, out=home / "model", section=section)
         data = {"pairs": pairs, "conversations": questions}
-        found = evaluate(model=home / "model", **data, out=home / "scores", stage="pretrain", section=Evaluation())
+        found = evaluate(model=home / "model", **data, out=home / "scores", stage="pretrain", section=EvaluateConfig())
         assert found["capabilities"]["zero-shot"]["value"] > 0.9, "else it could not fall"
         (home / "verdict").mkdir()
         (home / "verdict" / "verdict.json").write_text('{"against": null, "promoted": true, "reasons": []}')
@@ -86,7 +86,7 @@ def test_all_is_well_on_pictures_as_it_learned_them(home: Path, tmp_path: Path) 
     pairs, questions = prepared(pictures(tmp_path / "fresh", 1), tmp_path / "data")
     take("colours", tmp_path / "model", tmp_path / "registered", tmp_path / "version")
     data = {"pairs": pairs, "conversations": questions}
-    evaluate(model=tmp_path / "model", **data, out=tmp_path / "scores", stage="champion", section=Evaluation())
+    evaluate(model=tmp_path / "model", **data, out=tmp_path / "scores", stage="champion", section=EvaluateConfig())
     places = {"now": tmp_path / "scores", "registered": tmp_path / "registered", "version": tmp_path / "version"}
     found = watch(**places, finding=tmp_path / "finding", page=tmp_path / "page", section=GateConfig())
     assert found["version"] == "models:/colours/1" and found["fallen"] == [] and found["left_out"] == {}

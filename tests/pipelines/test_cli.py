@@ -25,15 +25,15 @@ def test_the_ledger_tells_of_one_pair(tmp_path: Path) -> None:
 
 
 def test_export_writes_shards_that_are_read_back(tmp_path: Path) -> None:
-    from components.ingest.ingestion import Ingestion, ingest
-    from components.ingest.synthetic_scenes import Scenes
+    from components.ingest.ingestion import IngestConfig, ingest
+    from components.ingest.synthetic_scenes import ScenesConfig
     from vlmflow.artifacts.dataset import Dataset
 
-    pairs = ingest(Ingestion(scenes=Scenes(web=12, boxes=0, signs=0, test=2)), tmp_path / "pairs")
+    pairs = ingest(IngestConfig(scenes=ScenesConfig(web=12, boxes=0, signs=0, test=2)), tmp_path / "pairs")
     done = vlmflow(tmp_path, "export", str(tmp_path / "pairs"), str(tmp_path / "shards"), "--rows-per-shard", "5")
     assert done.returncode == 0, done.stderr
     assert len([*(tmp_path / "shards").glob("*.tar")]) == -(-len(pairs) // 5)
-    back = ingest(Ingestion(source="webdataset", path=str(tmp_path / "shards")), tmp_path / "back")
+    back = ingest(IngestConfig(source="webdataset", path=str(tmp_path / "shards")), tmp_path / "back")
     notes = Dataset(tmp_path / "back").card.notes
     left = sum(sum(kinds.values()) for kinds in notes["quarantined"].values())
     found = {row["uid"] for row in back.rows(["uid"])}

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from google.protobuf.json_format import MessageToDict
 
-from pipelines import PIPELINES, pipeline
+from pipelines.catalog import PIPELINES, load_pipeline
 from pipelines.flow import compiled
 from pipelines.placement import load
-from pipelines.pretraining import variants
+from pipelines.pretraining import control_variants
 from pipelines.step_cli import names
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
@@ -71,7 +71,7 @@ def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
     assert file is not None, "the description says which recipe"
     shipped = recipes.parse(str(ROOT / file[0]))
     given = recipes.parse(recipe["defaultValue"])
-    assert given == (variants(shipped) if name == "zoo-check" else shipped)
+    assert given == (control_variants(shipped) if name == "zoo-check" else shipped)
     check(given)
 
 
@@ -79,7 +79,7 @@ def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
 def test_every_step_is_in_its_place(name: str, written: Documents) -> None:
     ir, pods = written[name]
     for label, container in executors(ir).items():
-        learns = step_of(container) in ("pretrain", "caption", "ground", "read", "align")
+        learns = step_of(container) in ("pretrain", "caption", "ground", "ocr", "align")
         assert container["image"] == ("registry/train@sha256:2" if learns else "registry/step@sha256:1")
         resources = container["resources"]
         assert resources["resourceCpuRequest"] == resources["resourceCpuLimit"]
@@ -92,7 +92,7 @@ def test_every_step_is_in_its_place(name: str, written: Documents) -> None:
         assert "MLFLOW_TRACKING_URI" in settings
     for label, task in tasks(ir).items():
         step = label.rstrip("-0123456789")
-        never = step in OUTSIDE or (name, step) == ("watch", "ingest")
+        never = step in OUTSIDE or (name, step) == ("monitor-champion", "ingest")
         assert task["cachingOptions"].get("enableCache", False) != never, label
         assert ("retryPolicy" in task) == (step not in ("validate", "monitor")), label
 
@@ -105,7 +105,7 @@ def test_the_end_is_told(name: str, written: Documents) -> None:
     assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     status = root["finish"]["inputs"]["parameters"]["status"]
     assert status["taskFinalStatus"]["producerTask"] == "exit-handler-1"
-    here = MessageToDict(pipeline(name).pipeline_spec)
+    here = MessageToDict(load_pipeline(name).pipeline_spec)
     assert set(tasks(ir)) - {"plan", "finish"} == set(tasks(here)), "the laptop runs the same tasks"
 
 
@@ -142,7 +142,7 @@ def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(wr
 
 
 def test_the_same_code_compiles_to_the_same_text() -> None:
-    assert compiled(pipeline("life"), load()) == compiled(pipeline("life"), load())
+    assert compiled(load_pipeline("end-to-end"), load()) == compiled(load_pipeline("end-to-end"), load())
 
 
 def placed(tmp_path: Path, text: str) -> Path:
@@ -172,7 +172,7 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
             backoff: 60s
         """,
     )
-    ir, platform = yaml.safe_load_all(compiled(pipeline("life"), load(file)))
+    ir, platform = yaml.safe_load_all(compiled(load_pipeline("end-to-end"), load(file)))
     container = executors(ir)["exec-align"]
     assert container["image"] == "elsewhere/train:1"
     accelerator = container["resources"]["accelerator"]

@@ -15,11 +15,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from components.deploy.deployment import Deployment, deploy
+from components.deploy.deployment import DeployConfig, deploy
 from components.register.registration import register
-from pipelines.lineage import Lineage, lineage, pairs
+from pipelines.lineage import pairs
 from pipelines.lineage.history import History
 from pipelines.lineage.render_graph import draw, placed
+from pipelines.lineage.trace import Lineage, lineage
 from tests.conftest import vlmflow
 from vlmflow.artifacts import dataset, provenance
 from vlmflow.artifacts.checkpoint import Checkpoint
@@ -86,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         }
         for row in (rows[0], rows[2])
     ]
-    tasks = dataset.write(run["tasks/out"], "conversations", told, step="tasks", parents=[curated.hash])
+    tasks = dataset.write(run["instructions/out"], "conversations", told, step="instructions", parents=[curated.hash])
     ledger = run["curate/ledger"]
     ledger.mkdir()
     verdicts = [(run.kept, "kept", "", 0.0), (run.dropped, "dropped", "blank", 1.5), (run.tested, "kept", "", 0.0)]
@@ -106,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         chosen, scores, verdict = (run[f"gate/{part}"] for part in ("chosen", "scores", "verdict"))
         register(chosen, scores, verdict, run["register/version"], "seed: 0\n", RegistryConfig(), "c0de00112233")
         manifest, transcript = (run[f"deploy/{part}"] for part in ("manifest", "transcript"))
-        section = Deployment(target="manifest", storage="pvc://models/vlm/1")
+        section = DeployConfig(target="manifest", storage="pvc://models/vlm/1")
         version, image = run["register/version"], "registry/serve@sha256:ab"
         deploy(chosen, version, run["curate/curated"], manifest, transcript, image, section)
         yield run
@@ -119,7 +120,7 @@ def journalled(run: Run) -> dict[str, str]:
     steps: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         "ingest": ({}, {"raw": "ingest/raw"}),
         "curate": ({"raw": "ingest/raw"}, {"curated": "curate/curated", "ledger": "curate/ledger"}),
-        "tasks": ({"pairs": "curate/curated"}, {"out": "tasks/out"}),
+        "instructions": ({"pairs": "curate/curated"}, {"out": "instructions/out"}),
         "pretrain": ({"pairs": "curate/curated"}, {"model": "pretrain/model"}),
         "gate": ({}, {"chosen": "gate/chosen"}),
         "evaluate": ({"model": "pretrain/model"}, {}),
@@ -154,7 +155,7 @@ def steps(found: Lineage) -> set[str]:
     return {node.step for node in found.graph.nodes.values()}
 
 
-ALL = {"ingest", "curate", "tasks", "pretrain", "align", "register", "deploy"}
+ALL = {"ingest", "curate", "instructions", "pretrain", "align", "register", "deploy"}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ ALL = {"ingest", "curate", "tasks", "pretrain", "align", "register", "deploy"}
         ("models:/vlm@champion", "register", ALL - {"deploy"}),
         ("models:/vlm/1", "register", ALL - {"deploy"}),
         ("1/gate/chosen", "align", ALL - {"deploy", "register"}),
-        ("1/tasks/out", "tasks", {"tasks", "curate", "ingest"}),
+        ("1/instructions/out", "instructions", {"instructions", "curate", "ingest"}),
     ],
 )
 def test_everything_is_traced_to_its_raw_pairs(run: Run, reference: str, first: str, reached: set[str]) -> None:
@@ -205,7 +206,7 @@ def test_the_runs_of_mlflow_and_kfp_are_references(run: Run, journalled: dict[st
         (KFP, "deploy"),
         (journalled["pipeline"], "deploy"),
         (journalled["gate"], "align"),
-        (journalled["tasks"], "tasks"),
+        (journalled["instructions"], "instructions"),
         (journalled["evaluate"], "pretrain"),  # which made nothing: what it was about
     ):
         found = lineage(reference)
@@ -242,7 +243,7 @@ def test_a_training_pair_is_found_in_every_model_that_learned_from_it(run: Run) 
     found = lineage(run.kept)
     graph = found.graph
     assert {graph.nodes[id].step: note for id, note in graph.notes.items()} == dict.fromkeys(
-        ("ingest", "curate", "tasks"), "1 train"
+        ("ingest", "curate", "instructions"), "1 train"
     )
     assert steps(found) == ALL
     assert [row["verdict"] for row in found.content["verdicts"]] == ["kept"]
@@ -257,8 +258,8 @@ def test_a_dropped_pair_has_its_reason_and_taught_nothing(run: Run) -> None:
 
 def test_a_test_pair_taught_nothing_and_comes_from_where_its_datasets_do(run: Run) -> None:
     found = lineage(run.tested)
-    assert steps(found) == {"ingest", "curate", "tasks"}
-    assert steps(lineage(run.tested, up=True)) == {"ingest", "curate", "tasks"}
+    assert steps(found) == {"ingest", "curate", "instructions"}
+    assert steps(lineage(run.tested, up=True)) == {"ingest", "curate", "instructions"}
 
 
 def test_a_model_that_went_on_from_one_is_drawn_right_of_it(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipelines import pipeline
+from pipelines.catalog import load_pipeline
 from pipelines.flow import compiled
 from pipelines.kubeflow import Server
 from pipelines.placement import load
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This client only works:FutureWar
 @pytest.fixture(scope="module")
 def text() -> str:
     """The pipeline `life` for a cluster."""
-    return compiled(pipeline("life"), load())
+    return compiled(load_pipeline("end-to-end"), load())
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def called(tmp_path: Path, host: str, *arguments: str) -> subprocess.CompletedPr
 def given(host: str, text: str, token: str = "", **options) -> tuple[bool, str]:
     """Submit `life` in this process; whether it went well, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    wanted = order("life", None, [], None)
+    wanted = order("end-to-end", None, [], None)
     well = submit(Server.at(host, token), wanted, text, console, experiment="tests", pause=0.01, **options)
     return well, console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -115,7 +115,7 @@ def test_a_run_that_failed_says_which_task_and_why(tmp_path: Path, host: str, ku
             ],
         )
     ]
-    done = called(tmp_path, host, "life")
+    done = called(tmp_path, host, "end-to-end")
     assert done.returncode == 1
     assert "error: validate: validate: 3 captions are empty" in done.stdout
 
@@ -184,10 +184,10 @@ def test_nobody_there(host: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("lief", None, [], None), ("lief", "'life'")),
-        (("life", None, [], "HEAD"), ("--data-rev HEAD", "'life'")),
-        (("life", "recipes/zoo/mae.yaml", [], None), ("'pretraining'", "'life'")),
-        (("life", None, ["read.training.max_stps=3"], None), ("max_stps", "'max_steps'")),
+        (("end-to-edn", None, [], None), ("end-to-edn", "'end-to-end'")),
+        (("end-to-end", None, [], "HEAD"), ("--data-rev HEAD", "'end-to-end'")),
+        (("end-to-end", "recipes/zoo/mae.yaml", [], None), ("'pretraining'", "'end-to-end'")),
+        (("end-to-end", None, ["ocr.training.max_stps=3"], None), ("max_stps", "'max_steps'")),
     ],
 )
 def test_an_order_that_makes_no_sense(arguments: tuple, parts: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ def test_an_order_that_makes_no_sense(arguments: tuple, parts: tuple[str, ...]) 
 
 def test_orders() -> None:
     assert order("train", None, [], "v1").parameters == {"data_rev": "v1"}
-    changed = order("life", None, ["seed=5"], None).parameters["recipe"]
+    changed = order("end-to-end", None, ["seed=5"], None).parameters["recipe"]
     assert yaml.safe_load(changed) == {**recipes.parse(str(ROOT / "recipes" / "demo.yaml")), "seed": 5}
     check = order("zoo-check", "recipes/zoo/mae.yaml", [], None).parameters["recipe"]
     assert {"untrained", "trained", "shuffled"} <= set(yaml.safe_load(check))
@@ -209,7 +209,13 @@ def test_what_the_readme_and_the_docs_say(tmp_path: Path, host: str, kubeflow: K
     lines = [line.split("#")[0] for text in texts for line in text]
     said = [line for line in lines if line.removeprefix(".venv/bin/").startswith("vlmflow submit")]
     commands = [shlex.split(line.replace("http://localhost:8080", host))[1:] for line in said]
-    assert [command[1] for command in commands] == ["life", "watch", "life", "sweep", "watch"]
+    assert [command[1] for command in commands] == [
+        "end-to-end",
+        "monitor-champion",
+        "end-to-end",
+        "sweep",
+        "monitor-champion",
+    ]
     for command in commands:
         done = vlmflow(tmp_path, *command, KF_PIPELINES_ENDPOINT=host)
         assert done.returncode == 0, done.stderr

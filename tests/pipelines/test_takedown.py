@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from components.deploy.deployment import Deployment, deploy
+from components.deploy.deployment import DeployConfig, deploy
 from components.deploy.smoke_test import endpoint
-from components.ingest.ingestion import Ingestion, ingest
+from components.ingest.ingestion import IngestConfig, ingest
 from components.register.registration import register
 from models.tiny import build_dual_encoder
-from pipelines.lineage import lineage
 from pipelines.lineage.takedown import takedown
+from pipelines.lineage.trace import lineage
 from tests.conftest import vlmflow
 from vlmflow.artifacts import checkpoint, dataset, exclusion_list
 from vlmflow.artifacts.dataset import Dataset
@@ -62,7 +62,7 @@ class Life:
 
 def clean(raw: Path, out: Path, **section: Any) -> Dataset:
     curated, ledger, funnel, scorer = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
-    return curate(raw, curated, ledger, funnel, scorer, Curation(one_per_picture=False, **section))
+    return curate(raw, curated, ledger, funnel, scorer, CurateConfig(one_per_picture=False, **section))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
             (run / "gate" / "scores.json").write_text(json.dumps({"data": []}))
             version = run / "register" / "version"
             register(grown.path, run / "gate", run / "gate", version, "seed: 0\n", RegistryConfig())
-            section = Deployment(target="manifest", storage="pvc://models/vlm", namespace=f"team-{name}")
+            section = DeployConfig(target="manifest", storage="pvc://models/vlm", namespace=f"team-{name}")
             manifest, transcript = (run / "deploy" / part for part in ("manifest", "transcript"))
             deploy(grown.path, version, curated.path, manifest, transcript, "registry/serve:1", section)
             made |= {f"{name} ingest": raw.hash, f"{name} curate": curated.hash, f"{name} pretrain": first.hash}
@@ -181,7 +181,7 @@ def test_ingest_leaves_out_what_was_taken_down(life: Life, tmp_path: Path) -> No
         (tmp_path / "source" / f"{place}.png").write_bytes(row["image"])
     lines = [json.dumps({"image": f"{place}.png", "caption": f"words {place}"}) for place in range(TESTED + 1)]
     (tmp_path / "source" / "pairs.jsonl").write_text("\n".join(lines))
-    section = Ingestion(source="folder", path=str(tmp_path / "source"), exclude=str(tmp_path / "gone.txt"))
+    section = IngestConfig(source="folder", path=str(tmp_path / "source"), exclude=str(tmp_path / "gone.txt"))
     raw = ingest(section, tmp_path / "raw")
     assert [row["caption"] for row in raw.rows(["caption"])] == ["words 2", "words 3"]
     assert raw.card.notes["quarantined"]["rows"] == {"taken down": 2} and raw.card.notes["rows_read"] == 4

@@ -23,7 +23,7 @@ def test_a_change_is_in_the_parts_that_it_concerns(tmp_path: Path) -> None:
     parts = divided(tmp_path / "one", recipes.dump(sections))
     assert set(parts) == set(SECTIONS) - set(WHOLE)
     assert yaml.safe_load(parts["curate"]) == {"seed": sections["seed"], "curate": sections["curate"]}
-    assert yaml.safe_load(parts["roi"]) == {"seed": sections["seed"]}, "what is absent stays so"
+    assert yaml.safe_load(parts["data_ablation"]) == {"seed": sections["seed"]}, "what is absent stays so"
     changed = divided(tmp_path / "other", recipes.dump(recipes.override(sections, ["evaluate.limit=7"])))
     assert {name for name in parts if parts[name] != changed[name]} == {"evaluate", "gate"}
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.training.pretraining.augment import blurred, brightness, changed, cropped, jittered, turned
-from vlmflow.training.pretraining.augmentation import Augmentation, Views
-from vlmflow.training.pretraining.config import Pretraining
+from vlmflow.training.pretraining.augmentation import AugmentConfig, ViewConfig
+from vlmflow.training.pretraining.config import PretrainConfig
 
 
 def pictures(count: int = 4, side: int = 32) -> torch.Tensor:
@@ -22,7 +22,7 @@ def pictures(count: int = 4, side: int = 32) -> torch.Tensor:
 
 def test_the_whole_picture_is_left_as_it_is() -> None:
     x = pictures()
-    assert torch.equal(changed(x, Augmentation(area=(1, 1), aspect=1)), x)
+    assert torch.equal(changed(x, AugmentConfig(area=(1, 1), aspect=1)), x)
 
 
 def test_a_crop_is_a_rectangle_of_the_asked_area_stretched_to_the_picture() -> None:
@@ -59,7 +59,7 @@ def test_a_crop_is_what_interpolation_makes_of_the_rectangle() -> None:
 def test_flips_are_as_frequent_as_asked() -> None:
     x = pictures(1).repeat(400, 1, 1, 1)
     torch.manual_seed(0)
-    out = changed(x, Augmentation(area=(1, 1), aspect=1, flip=0.3))
+    out = changed(x, AugmentConfig(area=(1, 1), aspect=1, flip=0.3))
     flipped = (out == x.flip(-1)).flatten(1).all(1)
     assert ((out == x).flatten(1).all(1) | flipped).all()
     assert 0.22 < flipped.float().mean() < 0.38
@@ -68,11 +68,11 @@ def test_flips_are_as_frequent_as_asked() -> None:
 def test_brightness_contrast_and_saturation_are_linear_about_their_middle() -> None:
     x = pictures().float() / 4 + 96  # far from the clamp
     torch.manual_seed(0)
-    bright = jittered(x, Augmentation(brightness=0.3)) / x
+    bright = jittered(x, AugmentConfig(brightness=0.3)) / x
     torch.testing.assert_close(bright, bright[:, :1, :1, :1].expand_as(bright))
     assert (bright - 1).abs().max() <= 0.3 and bright[:, 0, 0, 0].std() > 0
     mean = brightness(x).mean((1, 2, 3), keepdim=True)
-    for how, middle in ((Augmentation(contrast=0.5), mean), (Augmentation(saturation=0.5), brightness(x))):
+    for how, middle in ((AugmentConfig(contrast=0.5), mean), (AugmentConfig(saturation=0.5), brightness(x))):
         out = jittered(x, how)
         factor = ((out - middle) * (x - middle)).sum((1, 2, 3)) / (x - middle).square().sum((1, 2, 3))
         torch.testing.assert_close(out, middle + factor[:, None, None, None] * (x - middle), atol=1e-2, rtol=1e-4)
@@ -105,16 +105,16 @@ def test_a_seed_gives_the_same_views_and_another_gives_others() -> None:
     x, found = pictures(), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(changed(x, Views()))
+        found.append(changed(x, ViewConfig()))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert found[0].dtype == torch.uint8 and found[0].shape == x.shape
 
 
 def test_what_a_recipe_says() -> None:
-    section = recipes.load(Pretraining, {"pretrain": {"augment": {"area": [0.5, 1]}, "views": {"flip": 0}}}, "pretrain")
-    assert section.augment == Augmentation(area=(0.5, 1.0)) and section.views == Views(flip=0.0)
+    section = recipes.load(PretrainConfig, {"pretrain": {"augment": {"area": [0.5, 1]}, "views": {"flip": 0}}}, "pretrain")
+    assert section.augment == AugmentConfig(area=(0.5, 1.0)) and section.views == ViewConfig(flip=0.0)
     assert section.views is not None and section.views.area == (0.08, 1.0), "the rest of a view stays SLIP's"
-    assert recipes.load(Pretraining, {}, "pretrain").augment is None
+    assert recipes.load(PretrainConfig, {}, "pretrain").augment is None
     for wrong in ({"area": [0, 1]}, {"area": [0.5]}, {"aspect": 0.5}, {"flip": 2}, {"hue": 0.6}):
         with pytest.raises(RecipeError, match="pretrain.augment: " + next(iter(wrong))):
-            recipes.load(Pretraining, {"pretrain": {"augment": wrong}}, "pretrain")
+            recipes.load(PretrainConfig, {"pretrain": {"augment": wrong}}, "pretrain")

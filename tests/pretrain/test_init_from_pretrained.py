@@ -8,24 +8,24 @@ import torch
 from transformers import CLIPModel, CLIPProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from components.ingest.ingestion import Ingestion, ingest
-from components.ingest.synthetic_scenes import Scenes
+from components.ingest.ingestion import IngestConfig, ingest
+from components.ingest.synthetic_scenes import ScenesConfig
 from models.contrastive import clip
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import ModelError
 from vlmflow.inference.loading import load
-from vlmflow.training.config import Training
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.training.config import TrainingConfig
+from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
-BUDGET = Training(max_steps=1, batch_size=4, warmup_steps=0, learning_rate=1e-6, optimizer="adamw")
+BUDGET = TrainingConfig(max_steps=1, batch_size=4, warmup_steps=0, learning_rate=1e-6, optimizer="adamw")
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    clean = Scenes(web=16, boxes=0, signs=0, test=4, shuffled=0, duplicates=0, junk=0, bad=0)
+    clean = ScenesConfig(web=16, boxes=0, signs=0, test=4, shuffled=0, duplicates=0, junk=0, bad=0)
     path = tmp_path_factory.mktemp("start") / "pairs"
-    ingest(Ingestion(source="scenes", scenes=clean), path)
+    ingest(IngestConfig(source="scenes", scenes=clean), path)
     return path
 
 
@@ -54,7 +54,7 @@ def stock_mae(folder: Path) -> torch.nn.Module:
 @pytest.mark.parametrize(("family", "write"), [("clip", stock_clip), ("mae", stock_mae)])
 def test_it_goes_on_from_there(tmp_path: Path, pairs: Path, family: str, write: Any) -> None:
     before = write(tmp_path / "public")
-    section = Pretraining(family=family, start=str(tmp_path / "public"), training=BUDGET)
+    section = PretrainConfig(family=family, start=str(tmp_path / "public"), training=BUDGET)
     pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
     assert Checkpoint(tmp_path / "model").card["parent"] == str(tmp_path / "public")
     after = load(tmp_path / "model").model
@@ -69,15 +69,15 @@ def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "empty").mkdir()
     for start in ("nobody/nothing", str(tmp_path / "empty")):
         with pytest.raises(ModelError, match="pretrain.start") as caught:
-            section = Pretraining(family="clip", start=start, training=BUDGET)
+            section = PretrainConfig(family="clip", start=start, training=BUDGET)
             pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
         assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
     with pytest.raises(ValueError, match="leave model out"):
-        Pretraining(family="clip", start="nobody/nothing", model={"image_size": 32})
+        PretrainConfig(family="clip", start="nobody/nothing", model={"image_size": 32})
 
 
 def test_a_start_of_another_family_is_refused(tmp_path: Path, pairs: Path) -> None:
     stock_mae(tmp_path / "public")
     with pytest.raises(ModelError, match="is a vit_mae, not a clip"):
-        section = Pretraining(family="clip", start=str(tmp_path / "public"), training=BUDGET)
+        section = PretrainConfig(family="clip", start=str(tmp_path / "public"), training=BUDGET)
         pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)

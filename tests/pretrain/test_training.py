@@ -18,12 +18,12 @@ from transformers import TrainerCallback
 from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import launch
-from vlmflow.training.pretraining.augmentation import Augmentation
+from vlmflow.training.pretraining.augmentation import AugmentConfig
 from vlmflow.training.pretraining.callbacks import Average
 from vlmflow.training.pretraining.collator import TrainingBatches
-from vlmflow.training.pretraining.config import Pretraining, corpus, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig, corpus, pretrain
 from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
 from vlmflow.training.pretraining.training import begin, check_options, fit
 
@@ -34,9 +34,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def section(family: str = "clip", **options: Any) -> Pretraining:
-    training = Training(**{"max_steps": 3, "batch_size": 8, "warmup_steps": 0, **options.pop("training", {})})
-    return Pretraining(family=family, model=options.pop("model", SIZES), training=training, **options)
+def section(family: str = "clip", **options: Any) -> PretrainConfig:
+    training = TrainingConfig(**{"max_steps": 3, "batch_size": 8, "warmup_steps": 0, **options.pop("training", {})})
+    return PretrainConfig(family=family, model=options.pop("model", SIZES), training=training, **options)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(pairs: Path, asked: Pretraining) -> tuple[Any, TrainingBatches, list[dict[str, Any]]]:
+def prepared(pairs: Path, asked: PretrainConfig) -> tuple[Any, TrainingBatches, list[dict[str, Any]]]:
     table = dataset.Dataset(pairs).table(["image", "caption"]).to_pylist()
     model, processor = begin(asked, corpus(pairs, None))
     batches = TrainingBatches(model, processor, asked)
@@ -71,7 +71,7 @@ def prepared(pairs: Path, asked: Pretraining) -> tuple[Any, TrainingBatches, lis
     return model, batches, rows
 
 
-def trained(pairs: Path, out: Path, asked: Pretraining) -> dict[str, torch.Tensor]:
+def trained(pairs: Path, out: Path, asked: PretrainConfig) -> dict[str, torch.Tensor]:
     pretrain(pairs=pairs, conversations=None, out=out, section=asked)
     return load_file(out / "model.safetensors")
 
@@ -120,7 +120,7 @@ def test_an_average_of_nothing_is_the_start() -> None:
 
 def test_pictures_of_a_batch_change_only_where_that_is_asked_for(pairs: Path) -> None:
     _, plain, rows = prepared(pairs, section())
-    _, varied, _ = prepared(pairs, section(augment=Augmentation(area=(0.3, 0.6))))
+    _, varied, _ = prepared(pairs, section(augment=AugmentConfig(area=(0.3, 0.6))))
     assert torch.equal(plain(rows[:8])["pixel_values"], plain(rows[:8])["pixel_values"])
     assert set(plain(rows[:8])) == {"pixel_values", "input_ids", "attention_mask"}
     one, other = varied(rows[:8]), varied(rows[:8])
@@ -201,7 +201,7 @@ def test_two_processes_share_the_batches_of_alike_captions(
 def test_a_budget_in_seconds_is_spent_and_the_schedule_ends(pairs: Path, tmp_path: Path) -> None:
     import time
 
-    asked = section(training={"max_steps": Training.max_steps, "seconds": 3.0, "warmup_steps": 2})
+    asked = section(training={"max_steps": TrainingConfig.max_steps, "seconds": 3.0, "warmup_steps": 2})
     start = time.process_time()
     trained(pairs, tmp_path, asked)
     spent = time.process_time() - start
@@ -217,11 +217,11 @@ def test_values_that_cannot_be() -> None:
         {"negatives": -1}, {"mining": 1.5}, {"max_logit_scale": 0.5}, {"ema": 1}, {"drop_patches": 1},
     ):  # fmt: skip
         with pytest.raises(RecipeError, match=next(iter(wrong))):
-            recipes.load(Pretraining, {"pretrain": wrong}, "pretrain")
+            recipes.load(PretrainConfig, {"pretrain": wrong}, "pretrain")
     with pytest.raises(ValueError, match="two budgets"):
-        Training(max_steps=7, seconds=3)
+        TrainingConfig(max_steps=7, seconds=3)
     with pytest.raises(ValueError, match="seconds"):
-        Training(seconds=0)
+        TrainingConfig(seconds=0)
 
 
 def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
     hides = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8, "decoder_width": 32}
     for asked, message in (
         (section(**sketch, negatives=1), "takes no negative captions"),
-        (section(views=recipes.load(Pretraining, {"p": {"views": {}}}, "p").views), "slip_weight"),
+        (section(views=recipes.load(PretrainConfig, {"p": {"views": {}}}, "p").views), "slip_weight"),
         (section(family="mae", model=hides, drop_patches=0.5), "no picture tower that can do without patches"),
     ):
         with pytest.raises(RecipeError, match=message):

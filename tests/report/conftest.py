@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from components.curate.score import Score
-from components.ingest.synthetic_scenes import Scenes, generate
-from components.instructions.conversations import NAME, Tasks, make
+from components.curate.score import ScoreConfig
+from components.ingest.synthetic_scenes import ScenesConfig, generate
+from components.instructions.conversations import NAME, InstructionConfig, make
 from components.report.artifacts import Places
 from models.tiny import build_dual_encoder, grow
 from vlmflow.artifacts import checkpoint, dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.evaluation.comparison import compare, examples
-from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.evaluate import evaluate
 
 SIZES = {
@@ -77,16 +77,16 @@ def changed(life: Places, tmp_path: Path) -> Callable[..., Places]:
 
 
 def _data(where: Places) -> None:
-    rows = list(generate(Scenes(web=40, boxes=12, signs=6, test=12), seed=1))
+    rows = list(generate(ScenesConfig(web=40, boxes=12, signs=6, test=12), seed=1))
     for row in (rows[0], rows[-1]):  # hostile text in a web caption and in a test caption
         row["caption"] = f"{row['caption']} {EVIL}"
         row["uid"] = dataset.uid(row["image"], row["caption"])
     notes = {"quarantined": {"rows": {"no such picture": 3}}}
     dataset.write(where.raw, "pairs", rows, step="ingest", notes=notes)
     where.funnel.parent.mkdir(parents=True, exist_ok=True)
-    section = Curation(score=Score(model="none"))
+    section = CurateConfig(score=ScoreConfig(model="none"))
     curate(where.raw, where.curated, where.ledger, where.funnel, where.raw.parent / "scorer", section)
-    make(where.curated, where.conversations, Tasks())
+    make(where.curated, where.conversations, InstructionConfig())
 
 
 def _models(where: Places) -> None:
@@ -105,17 +105,17 @@ def _models(where: Places) -> None:
                         parent=Checkpoint(parent).hash, datasets=datasets, **common)  # fmt: skip
         parent = getattr(where, name)
         next(model.parameters()).data.mul_(1.01)  # the next stage's weights are others
-    checkpoint.hand_on(where.ground, where.read, "the recipe has no section 'read'")
+    checkpoint.hand_on(where.ground, where.ocr, "the recipe has no section 'ocr'")
     preferences = _preferences(where, conversations)
     for name in ("aligned", "control"):
         next(model.parameters()).data.mul_(1.01)
         checkpoint.save(getattr(where, name), model, processor, family="sketch", step=name,
-                        parent=Checkpoint(where.read).hash, datasets=[preferences.hash], **common)  # fmt: skip
-    section = Evaluation(limit=8, questions=4, control_questions=2, resamples=100, samples=2)
+                        parent=Checkpoint(where.ocr).hash, datasets=[preferences.hash], **common)  # fmt: skip
+    section = EvaluateConfig(limit=8, questions=4, control_questions=2, resamples=100, samples=2)
     for name in ("contrastive", "caption"):
         evaluate(model=getattr(where, name), pairs=where.curated, conversations=where.conversations,
                  out=getattr(where, f"{name}_scores"), stage=name, section=section)  # fmt: skip
-    for name in ("ground", "read", "aligned", "control"):  # as if nothing had changed, to save time
+    for name in ("ground", "ocr", "aligned", "control"):  # as if nothing had changed, to save time
         shutil.copytree(where.caption_scores, getattr(where, f"{name}_scores"))
         scores = json.loads((getattr(where, f"{name}_scores") / "scores.json").read_text())
         scores |= {"stage": name, "model": Checkpoint(getattr(where, name)).hash}
@@ -137,12 +137,12 @@ def _preferences(where: Places, conversations: Dataset) -> Dataset:
         for row in conversations.rows()
         if row["task"] == "caption"
     ]
-    parents = [conversations.hash, Checkpoint(where.read).hash]
-    return dataset.write(where.preferences, "preferences", rows[:4], step="prefer", parents=parents)
+    parents = [conversations.hash, Checkpoint(where.ocr).hash]
+    return dataset.write(where.preferences, "preferences", rows[:4], step="preferences", parents=parents)
 
 
 def _release(where: Places) -> None:
-    compared = compare(examples(where.aligned_scores), examples(where.read_scores), resamples=100)
+    compared = compare(examples(where.aligned_scores), examples(where.ocr_scores), resamples=100)
     _write(where.verdict / "verdict.json", {
         "chosen": "aligned", "alignment": [asdict(c) for c in compared], "promoted": True, "against": None,
         "capabilities": [], "reasons": ["no champion of 'vlm' yet: the first version takes the place"],

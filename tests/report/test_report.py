@@ -13,7 +13,7 @@ import pytest
 from components.report import findings, samples
 from components.report.artifacts import Capability, Life, Places
 from components.report.lineage import graph
-from components.report.page import Report, render
+from components.report.page import ReportConfig, render
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import ModelError
@@ -69,7 +69,7 @@ def page(html: str) -> Page:
 
 
 def draw(places: Places, folder: Path) -> str:
-    render(places, folder / "report.html", RECIPE, Report(pairs=6, preferences=2))
+    render(places, folder / "report.html", RECIPE, ReportConfig(pairs=6, preferences=2))
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -106,8 +106,8 @@ def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page
 
 
 def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: Places):
-    assert "did not run: the recipe has no section 'read'" in page.text
-    read = Life(life, GATE).stages["read"]
+    assert "did not run: the recipe has no section 'ocr'" in page.text
+    read = Life(life, GATE).stages["ocr"]
     assert read.card["curve"] and read.curve == []
 
 
@@ -146,7 +146,7 @@ def test_boxes_are_read_by_the_model_s_own_convention():
 def test_no_preferences_and_no_alignment(life: Places, tmp_path: Path, changed):
     parents = Dataset(life.preferences).card.parents
     notes = {"skipped": "nothing to prefer"}
-    dataset.write(tmp_path / "none", "preferences", [], step="prefer", parents=parents, notes=notes)
+    dataset.write(tmp_path / "none", "preferences", [], step="preferences", parents=parents, notes=notes)
     places = changed(aligned={"skipped": "0 pairs"}, control={"skipped": "0 pairs"})
     places = replace(places, preferences=tmp_path / "none")
     page = Page(draw(places, tmp_path))
@@ -156,7 +156,7 @@ def test_no_preferences_and_no_alignment(life: Places, tmp_path: Path, changed):
 
 def test_few_capabilities_and_no_endpoint(life: Places, tmp_path: Path, changed):
     kept = {}
-    for name in ("contrastive", "caption", "ground", "read", "aligned", "control"):
+    for name in ("contrastive", "caption", "ground", "ocr", "aligned", "control"):
         scores = json.loads((getattr(life, f"{name}_scores") / "scores.json").read_text())["capabilities"]
         kept[f"{name}_scores"] = {"capabilities": {k: v for k, v in scores.items() if k in ("retrieval", "describe")}}
     places = changed(**kept, transcript={"exchanges": []}, version={"alias": "challenger"}, verdict={"promoted": False})
@@ -208,7 +208,7 @@ class TestFindings:
 
     def test_facts_of_this_life(self, life: Places):
         found = self.kinds(life)
-        assert found["Did not run"] == ["Read did not run: the recipe has no section 'read'."]
+        assert found["Did not run"] == ["Read did not run: the recipe has no section 'ocr'."]
         assert found["Data"] == ["Left out at ingest, rows: 3 no such picture."]
         assert "Measured on 4 examples only" in found["Too few examples"][0]
         assert "Training" not in found  # the losses of this life fell

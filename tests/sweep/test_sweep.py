@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.sweep.grid import Sweep, settings
+from components.sweep.grid import SweepConfig, settings
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import RecipeError
@@ -25,7 +25,7 @@ def recipe(**grid: list) -> str:
 
 
 def listed(text: str) -> list[dict]:
-    return [json.loads(one) for one in settings(recipes.load(Sweep, text, "sweep"), text)]
+    return [json.loads(one) for one in settings(recipes.load(SweepConfig, text, "sweep"), text)]
 
 
 def test_a_grid_is_every_combination() -> None:

@@ -21,7 +21,7 @@ from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.training.checkpointing import MARK, Draws, whole
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig, pretrain
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SECTION: dict[str, Any] = {
@@ -92,7 +92,7 @@ def given(**training: Any) -> dict[str, Any]:
 
 def trained(pairs: Path, out: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """The weights and the curve."""
-    section = recipes.load(Pretraining, {"pretrain": values}, "pretrain")
+    section = recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
     return load_file(out / "model.safetensors"), json.loads((out / "card.json").read_text())["curve"]
 
@@ -219,4 +219,4 @@ def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
 )
 def test_what_cannot_be_kept(training: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        recipes.load(Pretraining, {"pretrain": given(**training)}, "pretrain")
+        recipes.load(PretrainConfig, {"pretrain": given(**training)}, "pretrain")

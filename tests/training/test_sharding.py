@@ -19,7 +19,7 @@ from vlmflow.training.arguments import Progress
 from vlmflow.training.checkpointing import whole
 from vlmflow.training.launcher import launch
 from vlmflow.training.pretraining.collator import TrainingBatches
-from vlmflow.training.pretraining.config import Pretraining, corpus
+from vlmflow.training.pretraining.config import PretrainConfig, corpus
 from vlmflow.training.pretraining.training import begin, fit, train
 
 FAMILIES = sorted(path.stem for path in (ROOT / "recipes" / "zoo").glob("*.yaml") if path.stem != "energy")
@@ -45,7 +45,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def section(
     family: str, sharding: str, processes: int = 2, optimizer: str = "sgd", ema: float | None = None, **more: Any
-) -> Pretraining:
+) -> PretrainConfig:
     """The family's own small recipe. Plain descent shows a gradient as it is; Adam would show but its sign."""
     sections = yaml.safe_load((ROOT / f"recipes/zoo/{family}.yaml").read_text())
     sizes = {**sections["pretrain"].get("model", {})}
@@ -54,7 +54,7 @@ def section(
     given = {"family": family, "model": sizes, "training": {**training, **kind, "sharding": sharding, **more}}
     if ema is not None:
         given["ema"] = ema
-    return recipes.load(Pretraining, {"pretrain": given}, "pretrain")
+    return recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
 
 
 def _families(folder: str, pairs: str, sharding: str) -> None:

@@ -17,10 +17,10 @@ from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
 from vlmflow.training.arguments import Muon, orthogonal, shared_orthogonal
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import launch
 from vlmflow.training.sft import examples
-from vlmflow.training.sft_config import Tuning
+from vlmflow.training.sft_config import FineTuneConfig
 
 
 def test_orthogonal_keeps_directions_and_evens_their_lengths() -> None:
@@ -88,10 +88,10 @@ def test_the_mixture_has_the_share_of_replay_that_was_asked_for(tmp_path: Path) 
     rows = [conversation(f"g{i}", f"p{i}", "ground") for i in range(30)]
     rows += [conversation(f"o{i}", f"p{i}", "objects") for i in range(30)]
     rows += [conversation(f"c{i}", f"w{i}", "caption") for i in range(100)]
-    rows += [conversation("t", "t", "ground", "test"), conversation("r", "q", "read")]
+    rows += [conversation("t", "t", "ground", "test"), conversation("r", "q", "ocr")]
     dataset.write(tmp_path, "conversations", rows)
     data = Dataset(tmp_path)
-    tuning = Tuning(task="ground", also=("objects", "caption"), replay=0.25)
+    tuning = FineTuneConfig(task="ground", also=("objects", "caption"), replay=0.25)
     chosen = examples(data, tuning)
     main = [e for e in chosen if "ground" in e.tasks]
     assert len(main) == 30 and len(chosen) == 40
@@ -99,18 +99,18 @@ def test_the_mixture_has_the_share_of_replay_that_was_asked_for(tmp_path: Path) 
     assert all(e.turns[0][0] == DESCRIBE for e in chosen if "ground" not in e.tasks)
     assert [e.turns for e in examples(data, tuning)] == [e.turns for e in chosen]
     with pytest.raises(DataError, match="no training conversation of task 'sing'"):
-        examples(data, Tuning(task="sing"))
+        examples(data, FineTuneConfig(task="sing"))
 
 
 def test_a_budget_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="does not divide"):
-        Training(batch_size=33, processes=2)
+        TrainingConfig(batch_size=33, processes=2)
     with pytest.raises(ValueError, match="learning_rate"):
-        Training(learning_rate=0)
+        TrainingConfig(learning_rate=0)
     with pytest.raises(ValueError, match="muon_scale -1"):
-        Training(muon_scale=-1)
+        TrainingConfig(muon_scale=-1)
     with pytest.raises(ValueError, match="no meaning with optimizer adamw"):
-        Training(optimizer="adamw", muon_scale=2)
+        TrainingConfig(optimizer="adamw", muon_scale=2)
 
 
 def _shard(folder: str) -> None:

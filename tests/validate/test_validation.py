@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from components.validate.image_checks import jpeg_size
 from components.validate.row_table import measured
-from components.validate.validation import Validation, validate
+from components.validate.validation import ValidateConfig, validate
 from pipelines.local_runner import _failed, _failure, _log_step
 from pipelines.step_cli import run_step
 from tests.conftest import executor_input
@@ -63,7 +63,7 @@ def judge(folder: Path, schema: str, rows: list[dict[str, Any]], **section: Any)
     dataset.write(folder / "data", schema, rows)
     report, verdict = folder / "report.html", folder / "verdict.json"
     try:
-        validate(folder / "data", Validation(**section), report, verdict)
+        validate(folder / "data", ValidateConfig(**section), report, verdict)
     finally:
         assert "Validation of" in report.read_text(encoding="utf-8")
         written = json.loads(verdict.read_text(encoding="utf-8"))
@@ -290,11 +290,11 @@ def test_the_report_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path)
 
 def test_wrong_use_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dataset here"):
-        validate(tmp_path, Validation(), tmp_path / "r.html", tmp_path / "v.json")
+        validate(tmp_path, ValidateConfig(), tmp_path / "r.html", tmp_path / "v.json")
     with pytest.raises(RecipeError, match="min_rows"):
-        load(Validation, {"validate": {"min_rows": -1}}, "validate")
+        load(ValidateConfig, {"validate": {"min_rows": -1}}, "validate")
     with pytest.raises(RecipeError, match="decode counts pictures"):
-        load(Validation, {"validate": {"decode": -1}}, "validate")
+        load(ValidateConfig, {"validate": {"decode": -1}}, "validate")
 
 
 def test_a_section_that_is_not_there_judges_nothing_and_says_so(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ CONTROLS = ("blank", "shuffled")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluateConfig:
     """How many held-out examples a capability is measured on, and how many its controls.
 
     `held_out_loss` measures the family's own objective too, in batches of `loss_batch` pairs.

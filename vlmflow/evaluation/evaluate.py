@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.evaluation.config import Evaluation
+from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.runtime.process import start_method
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    *, model: Path, pairs: Path, conversations: Path, out: Path, stage: str, section: Evaluation
+    *, model: Path, pairs: Path, conversations: Path, out: Path, stage: str, section: EvaluateConfig
 ) -> dict[str, Any]:
     """Measure the checkpoint at `model` on the test split and write the scores artifact to `out`."""
     found = _measured(model, pairs, conversations, section)
@@ -46,7 +46,7 @@ def evaluate(
     return scores
 
 
-def _measured(model: Path, pairs: Path, conversations: Path, section: Evaluation) -> list["Measured"]:
+def _measured(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig) -> list["Measured"]:
     """Every suite in its order, measured here or by several processes."""
     from vlmflow.evaluation.suites import measure  # torch is not for reading a recipe
 

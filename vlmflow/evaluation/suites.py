@@ -18,7 +18,7 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.evaluation import capabilities as can
 from vlmflow.evaluation import masked, objects
 from vlmflow.evaluation.capabilities import Question, Result
-from vlmflow.evaluation.config import CONTROLS, Evaluation
+from vlmflow.evaluation.config import CONTROLS, EvaluateConfig
 from vlmflow.images.decoding import decode
 from vlmflow.inference.loading import Loaded, load
 from vlmflow.runtime.process import configure_logging
@@ -50,7 +50,7 @@ class Suite:
     whole: bool = False
 
 
-def measure(model: Path, pairs: Path, conversations: Path, section: Evaluation, share: int) -> dict[str, Measured]:
+def measure(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig, share: int) -> dict[str, Measured]:
     """Measure every `section.processes`-th suite, from `share` on; returns them by the suite's name."""
     configure_logging()
     loaded = load(model)
@@ -60,7 +60,7 @@ def measure(model: Path, pairs: Path, conversations: Path, section: Evaluation, 
     }
 
 
-def _with_controls(loaded: Loaded, suite: Suite, name: str, section: Evaluation) -> Measured:
+def _with_controls(loaded: Loaded, suite: Suite, name: str, section: EvaluateConfig) -> Measured:
     results = _measure(loaded, suite, name)
     few = len(suite.items) if suite.whole else min(len(suite.items), section.control_questions)
     controls = {kind: _measure(loaded, _control(suite, kind, few, section.seed), name) for kind in CONTROLS}
@@ -82,7 +82,7 @@ def _with_controls(loaded: Loaded, suite: Suite, name: str, section: Evaluation)
     return Measured(values, examples, _samples(suite, results, name, section), confusion)
 
 
-def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Evaluation) -> dict[str, Suite]:
+def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
     """The measurements that the model's abilities and the test split allow."""
     found = pair_suites(loaded, pairs, section)
     by_task: dict[str, list[tuple[dict[str, Any], int, str, str]]] = {}
@@ -97,11 +97,11 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
         "describe": ("caption", can.describe),
         "objects": ("caption", partial(can.name_objects, vocabulary=vocabulary)),
         "grounding": ("ground", can.ground),
-        "reading": ("read", can.read),
+        "reading": ("ocr", can.read),
         "yes-no": ("chat", can.yes_no),
     }
     for name, (ability, measure) in measures.items():
-        task = {"describe": "caption", "grounding": "ground", "reading": "read", "yes-no": "vqa"}.get(name, name)
+        task = {"describe": "caption", "grounding": "ground", "reading": "ocr", "yes-no": "vqa"}.get(name, name)
         if ability in loaded.abilities and len(by_task.get(task, [])) > 1:
             found[name] = _question_suite(by_task[task], measure, section)
     if "score" in loaded.abilities and "objects" in found and len(vocabulary) > 1:
@@ -118,7 +118,7 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
     return found
 
 
-def pair_suites(loaded: Loaded, pairs: Dataset, section: Evaluation) -> dict[str, Suite]:
+def pair_suites(loaded: Loaded, pairs: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
     """The measurements on captioned and on labelled pictures."""
     can_do, found = loaded.abilities, {}
     if not can_do & {"classify", "rank", "represent", "match", "fill", "reconstruct"} and not section.held_out_loss:
@@ -190,7 +190,7 @@ def hallucinate(question: Question, vocabulary: list[str], seed: int) -> str | N
     return objects.name([new if c == swapped else c for c in true.elements()])
 
 
-def interval(result: Result, section: Evaluation) -> dict[str, float]:
+def interval(result: Result, section: EvaluateConfig) -> dict[str, float]:
     """Value with its percentile bootstrap interval over examples (scipy)."""
 
     def ratio(score: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -244,7 +244,7 @@ def _pictures(rows: list[dict[str, Any]]) -> list[Image.Image]:
     return [decode(row["image"]["bytes"]) for row in rows]
 
 
-def _question_suite(turns: list[tuple[dict[str, Any], int, str, str]], measure: Any, section: Evaluation) -> Suite:
+def _question_suite(turns: list[tuple[dict[str, Any], int, str, str]], measure: Any, section: EvaluateConfig) -> Suite:
     pictures, uids, questions = [], [], []
     for row, turn, question, answer in _choose(turns, section.questions, section.seed):
         picture = decode(row["images"][0]["bytes"])
@@ -254,7 +254,7 @@ def _question_suite(turns: list[tuple[dict[str, Any], int, str, str]], measure: 
     return Suite(pictures, uids, measure, questions)
 
 
-def _samples(suite: Suite, results: dict[str, Result], name: str, section: Evaluation) -> list[dict[str, Any]]:
+def _samples(suite: Suite, results: dict[str, Result], name: str, section: EvaluateConfig) -> list[dict[str, Any]]:
     """A few answers with their pictures, drawn without regard to whether they are right."""
     result = next(iter(results.values()))
     if not result.answers:

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmflow.inference import masked
+from vlmflow.inference import loading, masked
 from vlmflow.inference.loading import Loaded
 from vlmflow.serving.request_images import picture
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ WARM, TIMED = 2, 8  # steps of a trial
 NOT_MUON = ("embed", "head", "positions", "tokens", "projection")
 
 
-def arguments(training: Training, folder: Path, **extra: Any) -> dict[str, Any]:
+def arguments(training: TrainingConfig, folder: Path, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of `TrainingArguments` (or TRL's configs) for this budget and this machine."""
     cuda = torch.cuda.is_available()
     saved = {"save_strategy": "steps", "save_steps": training.save_every, "save_total_limit": 2}
@@ -147,7 +147,7 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x if wide else x.mT).to(matrices.dtype)
 
 
-def optimizers(model: nn.Module, training: Training) -> tuple[torch.optim.Optimizer | None, None]:
+def optimizers(model: nn.Module, training: TrainingConfig) -> tuple[torch.optim.Optimizer | None, None]:
     """The `optimizers` argument of a trainer: Muon, or None for the library's AdamW."""
     if training.optimizer == "adamw":
         return None, None
@@ -204,7 +204,7 @@ def now() -> float:
     return time.process_time()
 
 
-def steps_within(training: Training, trial: Callable[[Training, Clock], Any]) -> Training:
+def steps_within(training: TrainingConfig, trial: Callable[[TrainingConfig, Clock], Any]) -> TrainingConfig:
     """The budget `training.seconds` in steps, the same in every process; what a trial takes counts as spent.
 
     Args:

@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from vlmflow.runtime.step_cache import key
 from vlmflow.tracking import mlflow_run
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ MARK = "whole.json"  # written last: the names and sizes of all other files of a
 
 
 @contextmanager
-def checkpoints(training: Training, **what: Any) -> Iterator["Checkpoints"]:
+def checkpoints(training: TrainingConfig, **what: Any) -> Iterator["Checkpoints"]:
     """The checkpoints of a training; removed when it has ended well. Without `training.save_every` there are none.
 
     Args:
@@ -59,7 +59,7 @@ class Checkpoints:
         callbacks: to come after all others, since they say when a checkpoint is whole.
     """
 
-    def __init__(self, folder: Path, training: Training | None = None):
+    def __init__(self, folder: Path, training: TrainingConfig | None = None):
         self.folder, self.training = folder, training
         self.saving = Saving(training.save_every) if training and training.save_every else None
         self.callbacks: list[TrainerCallback] = [self.saving] if self.saving else []

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingConfig:
     """A budget in optimizer steps, so that the same recipe gives the same weights on a slow machine.
 
     No steps leave the model as it starts. `seconds` is a budget of each process's own time instead: a few steps on a

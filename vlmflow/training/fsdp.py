@@ -12,10 +12,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from vlmflow.training.arguments import optimizers
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 
 
-def prepared(trainer: Trainer, training: Training) -> Trainer:
+def prepared(trainer: Trainer, training: TrainingConfig) -> Trainer:
     """`trainer` with its optimizer, and ready to shard where `training.sharding` says so.
 
     Blocks (what stands in a list of modules) are gathered one at a time, in forward and in backward; the rest is

@@ -8,10 +8,10 @@ from typing import Any
 
 from vlmflow import errors
 from vlmflow.runtime.process import configure_logging, start_method
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 
 
-def spread(step: str, function: Callable[..., None], training: Training, *arguments: Any, out: Path) -> None:
+def spread(step: str, function: Callable[..., None], training: TrainingConfig, *arguments: Any, out: Path) -> None:
     """Call `function(*arguments, out)` in every process that `training` asks for.
 
     Args:

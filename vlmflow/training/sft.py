@@ -29,7 +29,7 @@ from vlmflow.runtime.code_hash import code_hash
 from vlmflow.training.arguments import Progress, arguments
 from vlmflow.training.checkpointing import checkpoints
 from vlmflow.training.fsdp import prepared, weights
-from vlmflow.training.sft_config import Tuning
+from vlmflow.training.sft_config import FineTuneConfig
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Example:
     tasks: set[str]
 
 
-def examples(data: Dataset, section: Tuning) -> list[Example]:
+def examples(data: Dataset, section: FineTuneConfig) -> list[Example]:
     """The training pictures of the stage's tasks with all their turns, replay mixed in to its share."""
     by_picture: dict[str, Example] = {}
     wanted = {section.task, *section.also}
@@ -49,7 +49,7 @@ def examples(data: Dataset, section: Tuning) -> list[Example]:
         if row["split"] != "train" or row["task"] not in wanted:
             continue
         # Crops of a picture are pictures of their own.
-        key = row["uid"] if row["task"] == "read" else row["pair"]
+        key = row["uid"] if row["task"] == "ocr" else row["pair"]
         example = by_picture.setdefault(key, Example(row["images"][0]["bytes"], [], set()))
         contents = [message["content"] for message in row["messages"]]
         turns = list(zip(contents[::2], contents[1::2], strict=True))
@@ -67,13 +67,13 @@ def examples(data: Dataset, section: Tuning) -> list[Example]:
     return main + rng.sample(rest, count)
 
 
-def train(model_in: Path, conversations: Path, section: Tuning, step: str, out: Path) -> None:
+def train(model_in: Path, conversations: Path, section: FineTuneConfig, step: str, out: Path) -> None:
     """Fine-tune on the conversations' training split; `spread` calls it in each process."""
     data = Dataset(conversations, "conversations")
     fit(model_in, examples(data, section), out, section, step=step, data=data)
 
 
-def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, step: str, data: Dataset) -> None:
+def fit(model_in: Path, chosen: list[Example], out: Path, section: FineTuneConfig, *, step: str, data: Dataset) -> None:
     """Fine-tune on `chosen` in this process (or this member of the process group); process 0 writes `out`."""
     training = section.training
     set_seed(training.seed)
@@ -117,7 +117,7 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: Tuning, *, st
             )
 
 
-def _start(model_in: Path, section: Tuning, step: str) -> tuple[Any, Any, str]:
+def _start(model_in: Path, section: FineTuneConfig, step: str) -> tuple[Any, Any, str]:
     loaded = load(model_in)
     family = loaded.card.get("family", "")
     if section.family and section.family != family:

@@ -7,12 +7,12 @@ from typing import Any
 from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes as recipes
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning:
+class FineTuneConfig:
     """A stage of fine-tuning.
 
     `task` is what the stage teaches; `also` are earlier tasks whose turns stay. Pictures that have a turn of
@@ -23,7 +23,7 @@ class Tuning:
     task: str
     also: tuple[str, ...] = ()
     replay: float = 0.0
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     family: str = ""
     model: dict[str, Any] = field(default_factory=dict)
 
@@ -34,7 +34,7 @@ class Tuning:
             raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
 
 
-def tune(*, model_in: Path | None, conversations: Path, out: Path, section: Tuning, step: str) -> None:
+def tune(*, model_in: Path | None, conversations: Path, out: Path, section: FineTuneConfig, step: str) -> None:
     """Fine-tune the model at `model_in` and write a checkpoint to `out`.
 
     Raises:
@@ -53,7 +53,7 @@ def stage(*, model_in: Path, conversations: Path, out: Path, recipe: str, sectio
     if recipes.section(recipe, section) is None:
         checkpoint.hand_on(model_in, out, f"the recipe has no section {section!r}")
         return
-    tuning = recipes.load(Tuning, recipe, section)
+    tuning = recipes.load(FineTuneConfig, recipe, section)
     data = Dataset(conversations, "conversations")
     tasks = data.table(["task", "split"]).to_pylist()
     if {"task": tuning.task, "split": "train"} not in tasks:

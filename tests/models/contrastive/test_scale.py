@@ -202,9 +202,9 @@ def test_sketch_drops_patches_too_and_is_as_it_was_without() -> None:
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_large_recipes_build(name: str) -> None:
-    from vlmflow.training.pretraining.config import Pretraining
+    from vlmflow.training.pretraining.config import PretrainConfig
 
-    section = load(Pretraining, str(ROOT / f"recipes/zoo/large/{name}.yaml"), "pretrain")
+    section = load(PretrainConfig, str(ROOT / f"recipes/zoo/large/{name}.yaml"), "pretrain")
     with torch.device("meta"):
         model, _ = ZOO[name].build([], **section.model)
     assert 100e6 < sum(p.numel() for p in model.parameters()) < 1e9

@@ -16,13 +16,13 @@ from vlmflow.runtime.jobs.cluster import Cluster, Kind
 from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, Place
 from vlmflow.runtime.step import image
 from vlmflow.runtime.step_cache import content_hash, key
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 
 RUNTIME = "vlmflow-torch"
 PASSED = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "VLMFLOW_TRACKING")
 
 
-def on_nodes(step: str, function: Callable[..., None], training: Training, *arguments: Any, out: Path) -> None:
+def on_nodes(step: str, function: Callable[..., None], training: TrainingConfig, *arguments: Any, out: Path) -> None:
     """Call `function(*arguments, out)` in every process of `training.nodes` nodes, and wait.
 
     The job's name is a hash of what it works on: a step that was killed and is run again finds it, running or done.
@@ -57,7 +57,7 @@ def _plain(argument: Any, place: Place) -> Any:
     return dataclasses.asdict(argument) if dataclasses.is_dataclass(argument) else argument  # type: ignore[arg-type]
 
 
-def manifest(name: str, training: Training, function: str) -> dict[str, Any]:
+def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, Any]:
     """The TrainJob that calls `function`, module:name, with what lies in the job's place.
 
     The function stands here and not on the volume: who writes there gives data, and cannot choose what runs.

@@ -8,14 +8,14 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vlmflow.training.pretraining.augmentation import Augmentation
+from vlmflow.training.pretraining.augmentation import AugmentConfig
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601: how bright red, green and blue look
 YIQ = (GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # brightness, and two axes of colour
 BLUR = (0.1 / 224, 2.0 / 224)  # deviation of the blur, as a share of the picture's width
 
 
-def changed(pictures: torch.Tensor, how: Augmentation) -> torch.Tensor:
+def changed(pictures: torch.Tensor, how: AugmentConfig) -> torch.Tensor:
     """pictures: (N, 3, H, W) uint8; returns the same shape and type, every row changed in its own way."""
     x = cropped(pictures.float(), how.area, how.aspect)
     if how.flip:
@@ -45,7 +45,7 @@ def cropped(x: torch.Tensor, area: tuple[float, ...], aspect: float) -> torch.Te
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def jittered(x: torch.Tensor, how: Augmentation) -> torch.Tensor:
+def jittered(x: torch.Tensor, how: AugmentConfig) -> torch.Tensor:
     """Brightness, contrast, saturation and hue, in this order; (N, 3, H, W), float."""
 
     def factor(most: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class AugmentConfig:
     """What may become of a picture; by default the crop alone.
 
     `area` is the range of the crop's share of the picture, `aspect` the widest shape of it, and the tallest. `flip`,
@@ -40,7 +40,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views(Augmentation):
+class ViewConfig(AugmentConfig):
     """The two views of a picture that SLIP compares, as strong as comparing pictures asks for.
 
     Source: Mu et al. 2021, section 4; the values are those of SimCLR's line (Chen et al. 2020, appendix A).

@@ -7,8 +7,8 @@ import torch
 
 from vlmflow.training.collators import Batches
 from vlmflow.training.pretraining.augment import changed
-from vlmflow.training.pretraining.augmentation import Views
-from vlmflow.training.pretraining.config import Pretraining
+from vlmflow.training.pretraining.augmentation import ViewConfig
+from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.hard_negative_captions import Negatives
 
 
@@ -19,10 +19,10 @@ class TrainingBatches(Batches):
     `negative_attention_mask` (N·M, L) come for M `negatives`; rows i·M to i·M + M − 1 are those of caption i.
     """
 
-    def __init__(self, model: Any, processor: Any, section: Pretraining):
+    def __init__(self, model: Any, processor: Any, section: PretrainConfig):
         super().__init__(model, processor)
         self.augment, self.count = section.augment, section.negatives
-        self.views = (section.views or Views()) if getattr(model.config, "slip_weight", 0) else None
+        self.views = (section.views or ViewConfig()) if getattr(model.config, "slip_weight", 0) else None
         self.negatives: Negatives | None = None
 
     def learn(self, rows: list[dict[str, Any]]) -> None:

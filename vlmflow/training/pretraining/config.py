@@ -6,13 +6,13 @@ from typing import Any
 
 from models.zoo import ZOO
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import spread
-from vlmflow.training.pretraining.augmentation import Augmentation, Views
+from vlmflow.training.pretraining.augmentation import AugmentConfig, ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class PretrainConfig:
     """What to pretrain, and for how long.
 
     `model` holds sizes by the names of the family's builder. `start` goes on from weights that are there: a folder, or
@@ -29,10 +29,10 @@ class Pretraining:
     family: str = "sketch-dual"
     start: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
-    training: Training = field(default_factory=Training)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     shuffle_pairs: bool = False
-    augment: Augmentation | None = None
-    views: Views | None = None
+    augment: AugmentConfig | None = None
+    views: ViewConfig | None = None
     negatives: int = 0
     mining: float = 0.0
     max_logit_scale: float | None = None
@@ -62,7 +62,7 @@ class Pretraining:
         return asdict(self)
 
 
-def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pretraining) -> None:
+def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: PretrainConfig) -> None:
     """Train a family of the zoo and write a checkpoint to `out`.
 
     Args:
@@ -88,6 +88,6 @@ def corpus(pairs: Path, conversations: Path | None) -> list[str]:
         for row in Dataset(conversations, "conversations").rows(["messages", "task", "split"]):
             if row["split"] == "train":
                 # What is read is spelled: a line's words are no vocabulary.
-                role = "user" if row["task"] in ("read", "ground") else None
+                role = "user" if row["task"] in ("ocr", "ground") else None
                 texts += [m["content"] for m in row["messages"] if role in (None, m["role"])]
     return texts

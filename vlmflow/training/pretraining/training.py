@@ -20,16 +20,16 @@ from vlmflow.errors import DataError, ModelError, RecipeError
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.training.arguments import Progress, arguments, steps_within
 from vlmflow.training.checkpointing import Checkpoints, checkpoints
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.training.fsdp import prepared, weights
 from vlmflow.training.pretraining.callbacks import Average, Clamp
 from vlmflow.training.pretraining.collator import TrainingBatches
-from vlmflow.training.pretraining.config import Pretraining
+from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
 from vlmflow.training.pretraining.shuffled_control import deal
 
 
-def train(pairs: Path, texts: list[str], section: Pretraining, out: Path) -> None:
+def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> None:
     """Train `section.family` on the captioned training pairs; process 0 writes the checkpoint to `out`.
 
     Raises:
@@ -82,7 +82,7 @@ def train(pairs: Path, texts: list[str], section: Pretraining, out: Path) -> Non
             )
 
 
-def check_options(section: Pretraining, model: Any, batches: TrainingBatches) -> None:
+def check_options(section: PretrainConfig, model: Any, batches: TrainingBatches) -> None:
     """Raise RecipeError where `section` asks for what the family has no place for."""
     takes, tower = inspect.signature(model.forward).parameters, patch_dropout.tower(model)
     needs = {
@@ -114,12 +114,12 @@ class _Trainer(Trainer):
 
 def fit(
     model: Any,
-    training: Training,
+    training: TrainingConfig,
     callbacks: list[TrainerCallback],
     *,
     rows: list[dict[str, Any]],
     batches: TrainingBatches,
-    section: Pretraining,
+    section: PretrainConfig,
     kept: Checkpoints | None = None,
 ) -> tuple[bool, dict[str, torch.Tensor] | None]:
     """Train `model` in place; returns whether this process is the one that writes, and the weights if not `model`'s."""
@@ -153,7 +153,7 @@ def fit(
         return trainer.is_world_process_zero(), weights(trainer)
 
 
-def begin(section: Pretraining, texts: list[str]) -> tuple[Any, Any]:
+def begin(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
     """The model to train and its processor: new, or `section.start`'s weights, from a folder or the Hub.
 
     Raises:
