@@ -53,7 +53,8 @@ def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
     from components.curate.config import CurateConfig
     from components.curate.curation import curate
     from components.ingest.ingestion import IngestConfig, ingest
-    from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+    from vlmflow.training.pretraining.config import PretrainConfig
+    from vlmflow.training.pretraining.training import pretrain
 
     sections = recipes.override(sections, [f"ingest.path={out}"])
     ingest(recipes.load(IngestConfig, sections, "ingest"), out / "raw")

@@ -42,8 +42,8 @@ def run(
     ] = False,
 ) -> None:
     """Run the whole life on this machine, or the pipeline that the recipe names."""
+    from components.plan.sections import check
     from pipelines.catalog import ON_REVISION, load_pipeline
-    from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
@@ -119,8 +119,8 @@ def step(
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
     """Run one step on artifacts given by path: what `dvc repro` calls."""
+    from components.plan.sections import check
     from pipelines.step_cli import run_step
-    from vlmflow.config.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)
@@ -140,7 +140,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
 @app.command()
 def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
     """Train one small model on what each stage of curation left, and say what each stage bought and cost."""
-    from vlmflow.config.sections import check
+    from components.plan.sections import check
 
     sections = recipes.override(recipes.parse(recipe), assignments)
     check(sections)

@@ -35,7 +35,7 @@ class Toleration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StepResources:
     """What a step's pod asks for.
 
     image: `step` or `train`, images of ours (vlmflow/runtime/step.py), or an image's whole name.
@@ -80,7 +80,7 @@ class Place:
         if min(self.gpus, self.retries, self.timeout_minutes) < 0:
             raise ValueError("gpus, retries and timeout_minutes must not be negative")
 
-    def put(self, task: PipelineTask) -> None:
+    def apply(self, task: PipelineTask) -> None:
         """Ask for all of it on `task`."""
         task.set_container_image(image(self.image) if self.image in ("step", "train") else self.image)
         task.set_cpu_request(str(self.cpu)).set_cpu_limit(str(self.cpu))
@@ -117,12 +117,12 @@ class Place:
 class Placement:
     """The place of every step."""
 
-    places: dict[str, Place]
+    places: dict[str, StepResources]
 
     def put(self, tasks: Iterable[PipelineTask]) -> None:
         """Give each task the place of its step."""
         for task in tasks:
-            self.places[task.component_spec.name].put(task)
+            self.places[task.component_spec.name].apply(task)
 
 
 def load(file: str | Path = SHIPPED) -> Placement:
@@ -144,9 +144,9 @@ def load(file: str | Path = SHIPPED) -> Placement:
             near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0)[0]
             raise RecipeError(f"{file}: steps.{name}: no such step; the nearest is {near!r}, all: {', '.join(names())}")
     try:
-        recipes.load(Place, {"defaults": defaults}, "defaults")
+        recipes.load(StepResources, {"defaults": defaults}, "defaults")
         merged = {f"steps.{name}": _merge(defaults, own.get(name)) for name in names()}
-        return Placement({name: recipes.load(Place, merged, f"steps.{name}") for name in names()})
+        return Placement({name: recipes.load(StepResources, merged, f"steps.{name}") for name in names()})
     except RecipeError as error:
         raise RecipeError(f"{file}: {error}") from None
 

@@ -11,12 +11,12 @@ from typing import Any
 import kfp_server_api
 from rich.console import Console
 
+from components.plan.sections import check
 from pipelines.catalog import ON_REVISION, load_pipeline
 from pipelines.kubeflow import Server
 from pipelines.pretraining import control_variants
 from pipelines.watch_run import follow
 from vlmflow.config import recipes as recipes
-from vlmflow.config.sections import check
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.step import revision
 

@@ -51,8 +51,8 @@ def check(
     assignments: Annotated[list[str], typer.Option("--set", help="Change a value of the recipe.")] = [],  # noqa: B006
 ) -> None:
     """Train a family and a control on shuffled pairs; print as JSON what it learned, with intervals."""
+    from components.plan.sections import check as check_sections
     from pipelines.local_runner import run
-    from vlmflow.config.sections import check as check_sections
 
     sections = control_variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
     check_sections(sections)

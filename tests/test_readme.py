@@ -55,8 +55,8 @@ def test_every_command_is_one_of_ours() -> None:
 
 def test_the_run_commands_load(tmp_path: Path) -> None:
     """Both recipes with the README's own settings are read strictly; the life itself runs in test_life."""
+    from components.plan.sections import check
     from vlmflow.config import recipes
-    from vlmflow.config.sections import check
 
     for command in [c for c in COMMANDS if c.startswith("vlmflow run")]:
         _, _, path, *rest = [part for part in shlex.split(command) if part != "--containers"]  # a flag of the runner

@@ -12,14 +12,6 @@ def caption(
     section: str = "caption",
 ):
     """Grow a language model from the dual encoder and teach it to describe pictures and to name what is there."""
-    from pathlib import Path
+    from vlmflow.training.finetuning.stage import run_stage
 
-    from vlmflow.training.sft_config import stage
-
-    stage(
-        model_in=Path(start.path),
-        conversations=Path(conversations.path),
-        out=Path(model.path),
-        recipe=recipe,
-        section=section,
-    )
+    run_stage(start.path, conversations.path, model.path, recipe, section)

@@ -14,8 +14,8 @@ def champion(
     """Take the champion out of the registry, with the scores that it was registered with."""
     from pathlib import Path
 
-    from components.champion.load import take
+    from components.champion.load import load_champion
     from vlmflow.config.recipes import load
     from vlmflow.tracking.registry import RegistryConfig
 
-    take(load(RegistryConfig, recipe, section).name, Path(model.path), Path(scores.path), Path(version.path))
+    load_champion(load(RegistryConfig, recipe, section).name, Path(model.path), Path(scores.path), Path(version.path))

@@ -12,7 +12,7 @@ from vlmflow.tracking.registry import champion, download, listing
 logger = logging.getLogger(__name__)
 
 
-def take(name: str, model: Path, scores: Path, version: Path) -> str:
+def load_champion(name: str, model: Path, scores: Path, version: Path) -> str:
     """Write the checkpoint of the champion of `name`, its registered scores and `version.json`.
 
     Returns:

@@ -66,7 +66,7 @@ def bootstrap_section(values: dict[str, Any], seed: int) -> "PretrainConfig":
 
 def bootstrap(pairs: Path, out: Path, section: "PretrainConfig") -> None:
     """Train a dual encoder on the training split of `pairs` and write it to `out`."""
-    from vlmflow.training.pretraining.config import pretrain
+    from vlmflow.training.pretraining.training import pretrain
 
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
 

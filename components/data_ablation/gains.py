@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmflow.artifacts.ledger import RULES, STAGES
 from vlmflow.errors import DataError
-from vlmflow.evaluation.comparison import compare, examples
+from vlmflow.evaluation.comparison import compare, read_examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,9 @@ class DataAblationConfig:
             raise ValueError(f"confidence must be above 0 and below 1, got {self.confidence}")
 
 
-def write(scores: dict[str, Path], ledger: Path, returns: Path, page: Path, section: DataAblationConfig) -> dict[str, Any]:
+def write(
+    scores: dict[str, Path], ledger: Path, returns: Path, page: Path, section: DataAblationConfig
+) -> dict[str, Any]:
     """Write what each stage bought and cost to `returns` (JSON) and as a table and a plot to `page` (HTML).
 
     Args:
@@ -57,9 +59,9 @@ def _stage(stage: str, scores: dict[str, Path], ledger: Path, section: DataAblat
     options: dict[str, Any] = {
         "protected": section.capabilities, "confidence": section.confidence, "seed": section.seed
     }  # fmt: skip
-    here = examples(scores[stage])
+    here = read_examples(scores[stage])
     gains = {
-        name: {c.capability: asdict(c) for c in compare(here, examples(scores[other]), **options)}
+        name: {c.capability: asdict(c) for c in compare(here, read_examples(scores[other]), **options)}
         for name, other in (("over_raw", "raw"), ("over_stage_before", before))
     }
     summary = json.loads((ledger / "summary.json").read_text(encoding="utf-8"))

@@ -37,13 +37,13 @@ def deploy(
     from components.deploy.manifest import dns_name, inference_service, write
     from vlmflow.artifacts.dataset import Dataset
 
-    runtimes.check(model, section)
+    runtimes.check_architecture(model, section)
     registered = read_json(version, "version.json")
     name, image = dns_name(registered["name"]), section.image or image
-    place = section.storage or storage.checkpoint(registered)
+    place = section.storage or storage.checkpoint_uri(registered)
     if section.target == "cluster":
-        storage.check(place)
-    elif reason := storage.unreachable(place):
+        storage.check_reachable(place)
+    elif reason := storage.unreachable_reason(place):
         logger.warning("before this manifest is applied to a cluster: %s", reason)
     service = inference_service(registered, place, image, section, Dataset(pairs, "pairs").card.revision)
     runtime = runtimes.serving_runtime(section, image)
@@ -59,31 +59,31 @@ def deploy(
     if section.target == "cluster" and registered["alias"] != CHAMPION and not section.challengers:
         record["kept_back"] = f"{registered['uri']} is a {registered['alias']}: the endpoint stays as it is"
         logger.warning("%s; deploy.challengers: true brings it there all the same", record["kept_back"])
-        _write(transcript, record)
+        _write_transcript(transcript, record)
         return
     try:
         if section.target != "manifest":
-            record["picture"], picture = _picture(pairs)
-            endpoint = _in_cluster if section.target == "cluster" else _here
+            record["picture"], picture = _test_image(pairs)
+            endpoint = _roll_out if section.target == "cluster" else _test_locally
             record["exchanges"] = endpoint(model, name, picture, service, runtime, section, record)
     except ServiceError:
         if "rolled_back" in record:
-            _write(transcript, record)
+            _write_transcript(transcript, record)
         raise
-    _write(transcript, record)
+    _write_transcript(transcript, record)
 
 
-def _here(
+def _test_locally(
     model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
 
-    with smoke_test.endpoint(model, name, section.timeout) as url:
+    with smoke_test.local_predictor(model, name, section.timeout) as url:
         record["url"] = url
-        return smoke_test.converse(url, name, picture, section.prompt)
+        return smoke_test.smoke_test(url, name, picture, section.prompt)
 
 
-def _in_cluster(
+def _roll_out(
     model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
@@ -91,8 +91,8 @@ def _in_cluster(
     from components.deploy.rollout import Rollout
 
     def smoke(url: str, host: str) -> list[dict[str, Any]]:
-        return smoke_test.converse(
-            url, name, picture, section.prompt, openai=runtimes.OPENAI[section.runtime], host=host
+        return smoke_test.smoke_test(
+            url, name, picture, section.prompt, openai=runtimes.OPENAI_PATHS[section.runtime], host=host
         )
 
     cluster = Cluster(section.place())
@@ -100,12 +100,12 @@ def _in_cluster(
     return Rollout(cluster, service, runtime, section, smoke, record).run()
 
 
-def _write(transcript: Path, record: dict[str, Any]) -> None:
+def _write_transcript(transcript: Path, record: dict[str, Any]) -> None:
     transcript.mkdir(parents=True, exist_ok=True)
     (transcript / "transcript.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _picture(pairs: Path) -> tuple[str, bytes]:
+def _test_image(pairs: Path) -> tuple[str, bytes]:
     from vlmflow.artifacts.dataset import Dataset
 
     for row in Dataset(pairs, "pairs").rows(["uid", "image", "split"]):

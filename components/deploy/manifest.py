@@ -46,12 +46,12 @@ def inference_service(
     }
     annotations = _annotations(section) | {f"vlmflow.dev/{key}": value for key, value in lineage.items() if value}
     # All that KServe hands on to the pods.
-    text = json.dumps([runtimes.plain(predictor), labels, annotations], sort_keys=True)
+    text = json.dumps([runtimes.to_json(predictor), labels, annotations], sort_keys=True)
     predictor.labels = {DIGEST: hashlib.sha256(text.encode()).hexdigest()[:16]}
     if run := os.environ.get("VLMFLOW_KFP_RUN"):
         annotations["vlmflow.dev/kfp-run"] = run
     metadata = client.V1ObjectMeta(name=name, namespace=section.place(), labels=labels, annotations=annotations)
-    return runtimes.plain(
+    return runtimes.to_json(
         V1beta1InferenceService(
             api_version="serving.kserve.io/v1beta1",
             kind="InferenceService",
@@ -81,7 +81,7 @@ def _predictor(storage: str, image: str, section: DeployConfig) -> Any:
     gpus = {"nvidia.com/gpu": str(section.gpus)} if section.gpus else {}
     model = V1beta1ModelSpec(
         model_format=V1beta1ModelFormat(name=section.runtime),
-        runtime=runtimes.name(section, image),
+        runtime=runtimes.runtime_name(section, image),
         storage_uri=storage,
         resources=client.V1ResourceRequirements(requests=size, limits={**size, **gpus}),
     )

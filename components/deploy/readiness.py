@@ -13,7 +13,7 @@ from vlmflow.errors import ServiceError
 Manifest = dict[str, Any]
 
 
-def lacks(cluster: Cluster, live: Manifest, manifest: Manifest, old: str) -> str:
+def pending_conditions(cluster: Cluster, live: Manifest, manifest: Manifest, old: str) -> str:
     """What a service still waits for until it is as `manifest` says, or nothing.
 
     Args:
@@ -24,16 +24,16 @@ def lacks(cluster: Cluster, live: Manifest, manifest: Manifest, old: str) -> str
     conditions = {each["type"]: each for each in status.get("conditions") or []}
     wanted = ["Ready", *(["CanaryPredictorReady"] if spec.get("canary") else [])]
     if missing := [name for name in wanted if conditions.get(name, {}).get("status") != "True"]:
-        return _conditions(conditions, missing)
+        return _unmet_conditions(conditions, missing)
     if not address(live):
         return "it has no address"
     if manifest["metadata"]["annotations"].get("serving.kserve.io/deploymentMode") == "Knative":
-        return _revision_lacks(_predictor(live), spec["predictor"].get("canaryTrafficPercent", 100), old)
+        return _pending_revision(_predictor(live), spec["predictor"].get("canaryTrafficPercent", 100), old)
     pods = cluster.items("Pod", f"serving.kserve.io/inferenceservice={manifest['metadata']['name']}")
-    return _pods_lack(pods, {digest(part) for part in [spec, *spec.get("canary", [])]})
+    return _pending_pods(pods, {deployment_digest(part) for part in [spec, *spec.get("canary", [])]})
 
 
-def told(cluster: Cluster, live: Manifest, name: str) -> str:
+def last_failure(cluster: Cluster, live: Manifest, name: str) -> str:
     """What the model's last failure and the last warnings say; they are an extra, and may be missing."""
     failure = ((live.get("status") or {}).get("modelStatus") or {}).get("lastFailureInfo") or {}
     lines = [f"{failure.get('reason', '')}: {failure['message']}"] if failure.get("message") else []
@@ -54,27 +54,27 @@ def address(live: Manifest) -> str:
     return (status.get("address") or {}).get("url") or status.get("url") or ""
 
 
-def digest(part: Manifest) -> str:
+def deployment_digest(part: Manifest) -> str:
     """Which deployment a spec, or a canary of it, is; "" for one that is not ours."""
     return (part["predictor"].get("labels") or {}).get(DIGEST, "")
 
 
-def created(live: Manifest | None) -> str:
+def latest_revision(live: Manifest | None) -> str:
     """Knative's latest revision; in Standard mode there is none, and the deployment's digest stands for it."""
-    return _predictor(live).get("latestCreatedRevision") or (digest(live["spec"]) if live else "")
+    return _predictor(live).get("latestCreatedRevision") or (deployment_digest(live["spec"]) if live else "")
 
 
 def _predictor(live: Manifest | None) -> Manifest:
     return (((live or {}).get("status") or {}).get("components") or {}).get("predictor") or {}
 
 
-def _conditions(conditions: dict[str, Manifest], missing: list[str]) -> str:
+def _unmet_conditions(conditions: dict[str, Manifest], missing: list[str]) -> str:
     told = [c for c in conditions.values() if c.get("status") != "True" and c.get("message")]
     lines = [f"{c['type']}: {c.get('reason') or c.get('status')}: {c['message']}" for c in told]
     return "; ".join(lines) or f"{', '.join(missing)}: the controller says nothing of it"
 
 
-def _revision_lacks(part: Manifest, percent: int, old: str) -> str:
+def _pending_revision(part: Manifest, percent: int, old: str) -> str:
     created, ready = part.get("latestCreatedRevision"), part.get("latestReadyRevision")
     if not created or created == old:
         return f"no new revision after {old or 'none'}"
@@ -84,7 +84,7 @@ def _revision_lacks(part: Manifest, percent: int, old: str) -> str:
     return "" if share >= percent else f"revision {created} has {share} % of the requests, expected {percent}"
 
 
-def _pods_lack(pods: list[Manifest], digests: set[str]) -> str:
+def _pending_pods(pods: list[Manifest], digests: set[str]) -> str:
     """Every digest has a pod that is ready, and no other pod is left that would answer instead.
 
     A spec that was not applied by us has no digest, and then nothing is known of its pods.

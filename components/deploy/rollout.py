@@ -17,15 +17,15 @@ import httpx
 
 from components.deploy.cluster import Cluster, Refused
 from components.deploy.config import DeployConfig
-from components.deploy.readiness import address, created, digest, lacks, told
-from components.deploy.runtimes import OPENAI
+from components.deploy.readiness import address, deployment_digest, last_failure, latest_revision, pending_conditions
+from components.deploy.runtimes import OPENAI_PATHS
 from vlmflow.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
 RUN = "vlmflow.dev/kfp-run"
 _KUBECTL = "kubectl.kubernetes.io/last-applied-configuration"
-_POLL = 1.0  # s between two looks
+_POLL_SECONDS = 1.0  # s between two looks
 _ROUTE_SECONDS = 30.0  # that a gateway may take until it knows a revision that is ready
 
 Manifest = dict[str, Any]
@@ -57,24 +57,24 @@ class Rollout:
                 was rolled back.
         """
         live = self.cluster.find("InferenceService", self.name)
-        noted = self.cluster.find("ControllerRevision", self.note)  # by a step that was killed
+        noted = self.cluster.find("ControllerRevision", self.snapshot_name)  # by a step that was killed
         if noted is not None and live is None:
-            self.cluster.delete("ControllerRevision", self.note)
+            self.cluster.delete("ControllerRevision", self.snapshot_name)
             noted = None
-        before = noted["data"]["before"] if noted else _before(live)
+        before = noted["data"]["before"] if noted else _previous(live)
         phases = self._phases(before)
         made = self.runtime is not None and self.cluster.find("ServingRuntime", _name(self.runtime)) is None
         self.changed = noted is not None
         try:
             if self.runtime is not None:
                 self.cluster.apply(self.runtime)
-            exchanges = [self._try(manifest, before) for manifest in phases][-1]
+            exchanges = [self._apply_and_test(manifest, before) for manifest in phases][-1]
         except Exception as error:
-            back = self._back(before, made)
+            back = self._rollback(before, made)
             if isinstance(error, ServiceError):
                 raise ServiceError(f"{error}; {back}") from error
             raise
-        self.cluster.delete("ControllerRevision", self.note)
+        self.cluster.delete("ControllerRevision", self.snapshot_name)
         self.record["changed"] = self.changed
         logger.info("%s: %s", self.name, "deployed" if self.changed else "nothing to change, and it answers")
         return exchanges
@@ -85,20 +85,20 @@ class Rollout:
         return _name(self.service)
 
     @property
-    def note(self) -> str:
+    def snapshot_name(self) -> str:
         """Of the ControllerRevision that keeps what was there before."""
         return f"{self.name}-before"
 
     def _phases(self, before: Manifest | None) -> list[Manifest]:
         """What is applied in turn: the canary, where there is something beside which it can be one, and the whole."""
-        if not self.section.canary or before is None or _settled(before, self.service):
+        if not self.section.canary or before is None or _is_deployed(before, self.service):
             return [self.service]
         canary = copy.deepcopy(self.service)
         if self.section.mode == "Knative":
             canary["spec"]["predictor"]["canaryTrafficPercent"] = self.section.canary
         else:
             self._check_routes()
-            canary = _beside(before, self.service, self.section.canary)
+            canary = _as_canary(before, self.service, self.section.canary)
         return [canary, self.service] if self.section.promote else [canary]
 
     def _check_routes(self) -> None:
@@ -117,42 +117,46 @@ class Rollout:
                 "deploy.canary: 0"
             )
 
-    def _try(self, manifest: Manifest, before: Manifest | None) -> list[dict[str, Any]]:
+    def _apply_and_test(self, manifest: Manifest, before: Manifest | None) -> list[dict[str, Any]]:
         """Apply a phase, wait until it is ready, and ask it."""
         live = self.cluster.find("InferenceService", self.name)
-        if live is not None and digest(live["spec"]) == digest(manifest["spec"]):
-            manifest = _of_run(manifest, live)
-        if live is None or not self._same(manifest, live):
-            self._note(before)
+        if live is not None and deployment_digest(live["spec"]) == deployment_digest(manifest["spec"]):
+            manifest = _same_run(manifest, live)
+        if live is None or not self._is_noop(manifest, live):
+            self._save_previous(before)
             self.changed = True
         self.cluster.apply(manifest)
         logger.info("%s: %s", self.name, "applied" if self.changed else "is as it should be")
-        moved = self.changed and before is not None and digest(before["spec"]) != digest(manifest["spec"])
-        ready = self._wait(manifest, old=before["revision"] if before and moved else "")
-        url, host = self._url(manifest, ready)
-        self.record |= {"url": url, **({"host": host} if host else {}), "revision": created(ready)}
-        self._routed(url, host)
+        moved = (
+            self.changed
+            and before is not None
+            and deployment_digest(before["spec"]) != deployment_digest(manifest["spec"])
+        )
+        ready = self._wait_until_ready(manifest, old=before["revision"] if before and moved else "")
+        url, host = self._endpoint_url(manifest, ready)
+        self.record |= {"url": url, **({"host": host} if host else {}), "revision": latest_revision(ready)}
+        self._wait_for_route(url, host)
         return self.smoke(url, host)
 
-    def _same(self, manifest: Manifest, live: Manifest) -> bool:
+    def _is_noop(self, manifest: Manifest, live: Manifest) -> bool:
         """Whether the cluster would change nothing that runs; it fills in defaults, so that it is asked."""
         planned = self.cluster.apply(manifest, dry_run=True)
         return planned["metadata"]["generation"] == live["metadata"]["generation"]
 
-    def _note(self, before: Manifest | None) -> None:
+    def _save_previous(self, before: Manifest | None) -> None:
         """Keep what is there until the new version has answered."""
         if not self.changed:
-            metadata = {"name": self.note, "namespace": self.cluster.namespace}
+            metadata = {"name": self.snapshot_name, "namespace": self.cluster.namespace}
             kept = {"apiVersion": "apps/v1", "kind": "ControllerRevision", "metadata": metadata, "revision": 1}
             self.cluster.apply({**kept, "data": {"before": before}})
 
-    def _back(self, before: Manifest | None, made: bool) -> str:
+    def _rollback(self, before: Manifest | None, made: bool) -> str:
         """Bring back what was there. Returns what was done, for the message; it raises nothing of the cluster's."""
         if not self.changed:
             return "nothing was changed"
         try:
             done = self._restore(before) if before else self._remove(made)
-            self.cluster.delete("ControllerRevision", self.note)
+            self.cluster.delete("ControllerRevision", self.snapshot_name)
         except ServiceError as error:
             return f"and rolling back failed: {error}"
         return done
@@ -161,36 +165,36 @@ class Rollout:
         self.cluster.delete("InferenceService", self.name)
         if made and self.runtime is not None:
             self.cluster.delete("ServingRuntime", _name(self.runtime))
-        if not self._until(lambda: self.cluster.find("InferenceService", self.name) is None):
+        if not self._poll(lambda: self.cluster.find("InferenceService", self.name) is None):
             raise ServiceError(f"InferenceService {self.name} is still being deleted")
         self.record["rolled_back"] = "deleted"
         return f"rolled back: {self.name} was not there before and is deleted"
 
     def _restore(self, before: Manifest) -> str:
-        failed = created(self.cluster.find("InferenceService", self.name))
-        old = _with(self.service, before)
+        failed = latest_revision(self.cluster.find("InferenceService", self.name))
+        old = _restored(self.service, before)
         self.cluster.apply(old)
         self.record["rolled_back"] = uri = before["annotations"].get("vlmflow.dev/model-uri", "the spec before")
-        self._wait(old, old=failed if failed != before["revision"] else "")
+        self._wait_until_ready(old, old=failed if failed != before["revision"] else "")
         return f"rolled back to {uri}, which is ready"
 
-    def _wait(self, manifest: Manifest, old: str) -> Manifest:
+    def _wait_until_ready(self, manifest: Manifest, old: str) -> Manifest:
         """Wait until the service is ready as `manifest` says, and no longer with the revision `old`. Returns it."""
         live: Manifest = {}
 
         def ready() -> bool:
             nonlocal live
             live = self.cluster.find("InferenceService", self.name) or {}
-            return not lacks(self.cluster, live, manifest, old)
+            return not pending_conditions(self.cluster, live, manifest, old)
 
-        if self._until(ready):
+        if self._poll(ready):
             return live
         raise ServiceError(
             f"InferenceService {self.name} in {self.cluster.namespace}: not ready in {self.section.timeout:g} s "
-            f"(deploy.timeout): {lacks(self.cluster, live, manifest, old)}{told(self.cluster, live, self.name)}"
+            f"(deploy.timeout): {pending_conditions(self.cluster, live, manifest, old)}{last_failure(self.cluster, live, self.name)}"
         )
 
-    def _until(self, done: Callable[[], bool]) -> bool:
+    def _poll(self, done: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + self.section.timeout
         while True:
             try:
@@ -202,9 +206,9 @@ class Rollout:
                 logger.warning("%s", error)
             if time.monotonic() > deadline:
                 return False
-            time.sleep(min(_POLL, self.section.timeout / 10))
+            time.sleep(min(_POLL_SECONDS, self.section.timeout / 10))
 
-    def _url(self, manifest: Manifest, live: Manifest) -> tuple[str, str]:
+    def _endpoint_url(self, manifest: Manifest, live: Manifest) -> tuple[str, str]:
         """Where to ask for what `manifest` brought, and the header Host where that is an ingress."""
         target = address(live)
         if manifest["spec"].get("canary"):  # its own Service, so that not one request in five is what is tried
@@ -220,21 +224,21 @@ class Rollout:
             target = tagged[0]
         return (self.section.url, urlsplit(target).netloc) if self.section.url else (target, "")
 
-    def _routed(self, url: str, host: str) -> None:
+    def _wait_for_route(self, url: str, host: str) -> None:
         """Wait a little for gateways: they hear of a revision after it is ready. What remains, the smoke test tells."""
         deadline = time.monotonic() + min(_ROUTE_SECONDS, self.section.timeout)
         headers = {"Host": host} if host else {}
         while time.monotonic() < deadline:
             try:
-                models = f"{url}{OPENAI[self.section.runtime]}/models"
+                models = f"{url}{OPENAI_PATHS[self.section.runtime]}/models"
                 if httpx.get(models, headers=headers, timeout=5).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
-            time.sleep(_POLL / 2)
+            time.sleep(_POLL_SECONDS / 2)
 
 
-def _before(live: Manifest | None) -> Manifest | None:
+def _previous(live: Manifest | None) -> Manifest | None:
     """What to return to."""
     if live is None:
         return None
@@ -243,17 +247,17 @@ def _before(live: Manifest | None) -> Manifest | None:
         "spec": live["spec"],
         "labels": live["metadata"].get("labels") or {},
         "annotations": {key: value for key, value in annotations.items() if key != _KUBECTL},
-        "revision": created(live),
+        "revision": latest_revision(live),
     }
 
 
-def _with(service: Manifest, before: Manifest) -> Manifest:
+def _restored(service: Manifest, before: Manifest) -> Manifest:
     """The service as it was before."""
     marks = {key: before[key] for key in ("labels", "annotations")}
     return {**service, "metadata": {**service["metadata"], **marks}, "spec": before["spec"]}
 
 
-def _beside(before: Manifest, service: Manifest, percent: int) -> Manifest:
+def _as_canary(before: Manifest, service: Manifest, percent: int) -> Manifest:
     """The service as it was before, and the new predictor as its canary, which KServe does not scale."""
     predictor, metadata = copy.deepcopy(service["spec"]["predictor"]), service["metadata"]
     for key in ("maxReplicas", "scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling"):
@@ -261,11 +265,11 @@ def _beside(before: Manifest, service: Manifest, percent: int) -> Manifest:
     predictor |= {"name": f"v{metadata['labels']['vlmflow.dev/model-version']}", "minReplicas": 1}
     predictor["labels"] = {**metadata["labels"], **predictor["labels"]}
     predictor["annotations"] = metadata["annotations"]
-    canary = _with(service, before)
+    canary = _restored(service, before)
     return {**canary, "spec": {**before["spec"], "canary": [{"trafficPercent": percent, "predictor": predictor}]}}
 
 
-def _of_run(manifest: Manifest, live: Manifest) -> Manifest:
+def _same_run(manifest: Manifest, live: Manifest) -> Manifest:
     """The same, deployed by the run that deployed it: another run's id is no reason to start the pods anew."""
     annotations = {k: v for k, v in manifest["metadata"]["annotations"].items() if k != RUN}
     if run := (live["metadata"].get("annotations") or {}).get(RUN):
@@ -273,11 +277,11 @@ def _of_run(manifest: Manifest, live: Manifest) -> Manifest:
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
-def _settled(before: Manifest, service: Manifest) -> bool:
+def _is_deployed(before: Manifest, service: Manifest) -> bool:
     """Whether what is there is this deployment already, with all requests."""
     spec = before["spec"]
     alone = not spec.get("canary") and "canaryTrafficPercent" not in spec["predictor"]
-    return alone and digest(spec) == digest(service["spec"])
+    return alone and deployment_digest(spec) == deployment_digest(service["spec"])
 
 
 def _name(manifest: Manifest) -> str:

@@ -21,7 +21,7 @@ _TAIL_LINES = 15
 
 
 @contextmanager
-def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
+def local_predictor(model: Path, name: str, timeout: float) -> Iterator[str]:
     """Run the predictor on a free port; yields its URL when it is ready, and stops it whatever happens.
 
     It also stops by itself when this process dies: its stdin is a pipe from here.
@@ -36,7 +36,7 @@ def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait(process, f"{url}/v2/models/{name}/ready", timeout, log)
+            _wait_until_ready(process, f"{url}/v2/models/{name}/ready", timeout, log)
             yield url
         except httpx.HTTPError as error:
             raise ServiceError(f"predictor of {model}: {error!r}; its log ends:\n{_tail(log)}") from error
@@ -44,7 +44,7 @@ def endpoint(model: Path, name: str, timeout: float) -> Iterator[str]:
             _stop(process)
 
 
-def converse(
+def smoke_test(
     url: str, name: str, picture: bytes, prompt: str, *, openai: str = "/openai/v1", host: str = ""
 ) -> list[dict[str, Any]]:
     """Put one question through V1 predict and through OpenAI chat; what cannot chat is asked for what it can.
@@ -64,21 +64,21 @@ def converse(
     headers = {"Host": host} if host else {}
     try:
         with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, headers=headers) as client:
-            return _converse(client, name, encoded, prompt, openai)
+            return _run_exchanges(client, name, encoded, prompt, openai)
     except httpx.HTTPError as error:
         raise ServiceError(f"{name} at {host or url}: {type(error).__name__}: {error}") from error
     except (LookupError, TypeError, ValueError) as error:
         raise ServiceError(f"{name} at {host or url} answers something else than its protocol: {error!r}") from error
 
 
-def _converse(client: httpx.Client, name: str, encoded: str, prompt: str, openai: str) -> list[dict[str, Any]]:
-    listed = _exchange(client, "OpenAI models", f"{openai}/models", None, encoded)
+def _run_exchanges(client: httpx.Client, name: str, encoded: str, prompt: str, openai: str) -> list[dict[str, Any]]:
+    listed = _send(client, "OpenAI models", f"{openai}/models", None, encoded)
     served = listed["response"]["data"][0]
     abilities = served.get("abilities", ["chat"])
     exchanges, answers = [listed], {}
     if "abilities" in served:
-        body = {"instances": [_question(served, encoded, prompt)]}
-        exchanges.append(_exchange(client, "V1 predict", f"/v1/models/{name}:predict", body, encoded))
+        body = {"instances": [_sample_request(served, encoded, prompt)]}
+        exchanges.append(_send(client, "V1 predict", f"/v1/models/{name}:predict", body, encoded))
         answers["V1"] = exchanges[-1]["response"]["predictions"][0].get("answer")
     if "chat" in abilities:
         content = [
@@ -86,7 +86,7 @@ def _converse(client: httpx.Client, name: str, encoded: str, prompt: str, openai
             {"type": "text", "text": prompt},
         ]
         body = {"model": name, "messages": [{"role": "user", "content": content}]}
-        exchanges.append(_exchange(client, "OpenAI chat", f"{openai}/chat/completions", body, encoded))
+        exchanges.append(_send(client, "OpenAI chat", f"{openai}/chat/completions", body, encoded))
         answers["OpenAI chat"] = exchanges[-1]["response"]["choices"][0]["message"]["content"]
         if len(set(answers.values())) > 1:
             told = " and ".join(f"{answer!r} through {protocol}" for protocol, answer in answers.items())
@@ -94,7 +94,7 @@ def _converse(client: httpx.Client, name: str, encoded: str, prompt: str, openai
     return exchanges
 
 
-def _question(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:
+def _sample_request(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:
     """An instance that the model can answer."""
     abilities, image = set(served["abilities"]), {"image": {"b64": encoded}}
     if "chat" in abilities:
@@ -106,7 +106,7 @@ def _question(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, An
     return {"text": f"a {served['mask_token']}"}
 
 
-def _exchange(client: httpx.Client, protocol: str, path: str, body: Any, encoded: str) -> dict[str, Any]:
+def _send(client: httpx.Client, protocol: str, path: str, body: Any, encoded: str) -> dict[str, Any]:
     start = time.perf_counter()
     answer = client.get(path) if body is None else client.post(path, json=body)
     latency = (time.perf_counter() - start) * 1000
@@ -115,23 +115,23 @@ def _exchange(client: httpx.Client, protocol: str, path: str, body: Any, encoded
     return {
         "protocol": protocol,
         "path": path,
-        "request": _without(body, encoded),
+        "request": _redact_image(body, encoded),
         "status": answer.status_code,
         "response": answer.json(),
         "latency_ms": round(latency, 2),
     }
 
 
-def _without(value: Any, encoded: str) -> Any:
+def _redact_image(value: Any, encoded: str) -> Any:
     """`value` with an ellipsis for the picture: the transcript names it by its uid."""
     if isinstance(value, dict):
-        return {key: _without(item, encoded) for key, item in value.items()}
+        return {key: _redact_image(item, encoded) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without(item, encoded) for item in value]
+        return [_redact_image(item, encoded) for item in value]
     return value.replace(encoded, "…") if isinstance(value, str) else value
 
 
-def _wait(process: subprocess.Popen[bytes], address: str, timeout: float, log: IO[str]) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, timeout: float, log: IO[str]) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:

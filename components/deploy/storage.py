@@ -10,7 +10,7 @@ _PROXIED = "mlflow-artifacts:/"
 DESTINATION = "MLFLOW_ARTIFACTS_DESTINATION"
 
 
-def checkpoint(registered: dict[str, Any]) -> str:
+def checkpoint_uri(registered: dict[str, Any]) -> str:
     """The URI of the version's checkpoint, where the registry keeps it.
 
     Raises:
@@ -26,7 +26,7 @@ def checkpoint(registered: dict[str, Any]) -> str:
     return f"{uri.rstrip('/')}/artifacts/model"  # where `register` puts it in the version's folder
 
 
-def unreachable(uri: str) -> str:
+def unreachable_reason(uri: str) -> str:
     """Why KServe cannot fetch `uri`, and what to do; nothing where it can."""
     if uri.startswith(_FETCHED):
         return ""
@@ -34,7 +34,7 @@ def unreachable(uri: str) -> str:
     return f"KServe cannot fetch {uri}: set deploy.storage, such as pvc://models/vlm/3{setting}"
 
 
-def check(uri: str) -> None:
+def check_reachable(uri: str) -> None:
     """Raises ServiceError if KServe cannot fetch `uri`."""
-    if reason := unreachable(uri):
+    if reason := unreachable_reason(uri):
         raise ServiceError(reason)

@@ -19,7 +19,7 @@ def evaluate(
     """Measure every capability on held-out data, with intervals and with blank and shuffled pictures."""
     from pathlib import Path
 
-    from components.evaluate.kfp_metrics import show
+    from components.evaluate.kfp_metrics import log_metrics
     from vlmflow.config.recipes import load
     from vlmflow.evaluation.config import EvaluateConfig
     from vlmflow.evaluation.evaluate import evaluate as run
@@ -32,4 +32,4 @@ def evaluate(
         stage=stage,
         section=load(EvaluateConfig, recipe, section),
     )
-    show(found, metrics, confusion, Path(page.path))
+    log_metrics(found, metrics, confusion, Path(page.path))

@@ -6,7 +6,7 @@ from typing import Any
 from kfp import dsl
 
 
-def show(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.ClassificationMetrics, page: Path) -> None:
+def log_metrics(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.ClassificationMetrics, page: Path) -> None:
     """Log every capability's value and the confusion matrix, and write the table as Markdown."""
     for name, value in scores["capabilities"].items():
         metrics.log_metric(name.replace(" ", "_"), value["value"])

@@ -12,14 +12,6 @@ def ground(
     section: str = "ground",
 ):
     """Fine-tune to answer where a phrase is with a box, and replay what was learned before."""
-    from pathlib import Path
+    from vlmflow.training.finetuning.stage import run_stage
 
-    from vlmflow.training.sft_config import stage
-
-    stage(
-        model_in=Path(start.path),
-        conversations=Path(conversations.path),
-        out=Path(model.path),
-        recipe=recipe,
-        section=section,
-    )
+    run_stage(start.path, conversations.path, model.path, recipe, section)

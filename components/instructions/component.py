@@ -4,7 +4,9 @@ from vlmflow.runtime.step import step
 
 
 @step
-def instructions(pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "instructions"):
+def instructions(
+    pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "instructions"
+):
     """Turn pairs into questions and answers: captions, objects, boxes, yes or no, lines of text."""
     from pathlib import Path
 

@@ -111,7 +111,7 @@ def conversations(pair: dict[str, Any], categories: list[str], section: Instruct
     if pair["caption"].strip():
         yield row("caption", [(DESCRIBE_IMAGE, pair["caption"])], pair["image"])
     if regions:
-        yield row("objects", [(NAME_OBJECTS, objects.name(present))], pair["image"])
+        yield row("objects", [(NAME_OBJECTS, objects.list_objects(present))], pair["image"])
         size = pair["width"], pair["height"]
         chosen = rng.sample(regions, min(section.regions, len(regions)))
         boxes = [(r["phrase"], canonical(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]

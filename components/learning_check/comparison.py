@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.artifacts.checkpoint import Checkpoint
-from vlmflow.evaluation.comparison import compare, examples
+from vlmflow.evaluation.comparison import compare, read_examples
 
 LOSS = "held-out loss"
 
@@ -29,7 +29,7 @@ class LearningCheckConfig:
             raise ValueError(f"shown must be at least 1, got {self.shown}")
 
 
-def check(
+def check_learning(
     *, model: Path, pairs: Path, scores: dict[str, Path], finding: Path, picture: Path, section: LearningCheckConfig
 ) -> dict[str, Any]:
     """Compare the trained model with its untrained self and with the control, on the same examples, and draw it.
@@ -47,7 +47,7 @@ def check(
     values = {
         name: json.loads((place / "scores.json").read_text("utf-8"))["capabilities"] for name, place in scores.items()
     }
-    given = {name: examples(place) for name, place in scores.items()}
+    given = {name: read_examples(place) for name, place in scores.items()}
     options = {"confidence": section.confidence, "resamples": section.resamples, "seed": section.seed}
     gains = {
         name: {c.capability: asdict(c) for c in compare(given["trained"], given[name], min_examples=2, **options)}
@@ -87,7 +87,7 @@ def check(
     }
     finding.parent.mkdir(parents=True, exist_ok=True)
     finding.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    from components.learning_check.figure import draw
+    from components.learning_check.figure import draw_figure
 
-    draw(model, pairs, picture, section.shown)
+    draw_figure(model, pairs, picture, section.shown)
     return found

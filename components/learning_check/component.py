@@ -18,10 +18,10 @@ def learning_check(
     """Say whether a family learned: against its untrained self, and against a control whose pairs were shuffled."""
     from pathlib import Path
 
-    from components.learning_check.comparison import LearningCheckConfig, check
+    from components.learning_check.comparison import LearningCheckConfig, check_learning
     from vlmflow.config.recipes import load
 
-    check(
+    check_learning(
         model=Path(model.path),
         pairs=Path(pairs.path),
         scores={"untrained": Path(untrained.path), "trained": Path(trained.path), "shuffled": Path(shuffled.path)},

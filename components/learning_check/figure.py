@@ -15,16 +15,16 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.evaluation.suites import hidden_word, telling_words
+from vlmflow.evaluation.suites import choose_hidden_word, content_words
 from vlmflow.images.decoding import decode
 from vlmflow.inference.loading import Loaded, load, similarity
 from vlmflow.inference.masked import batch, fill, hide, look, picture, reconstruct, represent
 
 CANDIDATES = 200
-LOOKS = 5  # words or phrases of a picture
+ATTENTION_MAPS = 5  # words or phrases of a picture
 
 
-def draw(model: Path, pairs: Path, out: Path, count: int) -> None:
+def draw_figure(model: Path, pairs: Path, out: Path, count: int) -> None:
     """Write a PNG of `count` held-out examples, the first ones, whether they are right or not.
 
     Below what the family does stands what its texts look at, if its model has `attention_maps`.
@@ -38,7 +38,7 @@ def draw(model: Path, pairs: Path, out: Path, count: int) -> None:
     }  # fmt: skip
     panels = [next(function for ability, function in drawn.items() if ability in loaded.abilities)]
     if hasattr(loaded.model, "attention_maps"):
-        panels.append(looked)
+        panels.append(attention_rows)
     _stacked([panel(loaded, captioned, count) for panel in panels]).save(out, format="png")
 
 
@@ -56,7 +56,7 @@ def filled(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     """Each caption with a word hidden, and the word that is put there; the right one is green."""
     mask, images, texts = loaded.tokenizer.mask_token, [], []
     for row in rows:
-        if (word := hidden_word(row, 0)) is None or len(images) == count:
+        if (word := choose_hidden_word(row, 0)) is None or len(images) == count:
             continue
         words = row["caption"].split()
         hidden = " ".join([*words[:word], mask, *words[word + 1 :]])
@@ -106,10 +106,10 @@ def alike(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     return figure
 
 
-def looked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def attention_rows(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     """Each picture, and what its words or phrases look at: the rest is dark. Frames are around what they name."""
-    rows = [row for row in rows if telling_words(row["caption"])][:count]
-    figure, axes = plt.subplots(len(rows), 1 + LOOKS, figsize=(6.5, 1.25 * len(rows)), squeeze=False)
+    rows = [row for row in rows if content_words(row["caption"])][:count]
+    figure, axes = plt.subplots(len(rows), 1 + ATTENTION_MAPS, figsize=(6.5, 1.25 * len(rows)), squeeze=False)
     for row, (left, *others) in zip(rows, axes, strict=True):
         image = _image(row)
         left.imshow(image)
@@ -124,11 +124,11 @@ def looked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
 
 def _looks(loaded: Loaded, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Texts, and where each looks: words that are hidden one by one, or phrases where a model fills in nothing."""
-    caption, places = row["caption"], telling_words(row["caption"])[:LOOKS]
+    caption, places = row["caption"], content_words(row["caption"])[:ATTENTION_MAPS]
     words = [caption.split()[place].strip(",.") for place in places]
     if "fill" in loaded.abilities:
         return list(zip(words, look(loaded, [image] * len(words), [caption] * len(words), places), strict=True))
-    phrases = [region["phrase"] for region in row["regions"] or []][:LOOKS] or words
+    phrases = [region["phrase"] for region in row["regions"] or []][:ATTENTION_MAPS] or words
     return list(zip(phrases, look(loaded, [image] * len(phrases), phrases), strict=True))
 
 

@@ -16,11 +16,11 @@ def monitor(
     """Say whether the champion does today what it did when it was registered; a capability that fell stops the run."""
     from pathlib import Path
 
-    from components.monitor.regression import watch
+    from components.monitor.regression import compare_with_registration
     from vlmflow.config.recipes import load
     from vlmflow.evaluation.config import GateConfig
 
-    watch(
+    compare_with_registration(
         now=Path(scores.path),
         registered=Path(registered.path),
         version=Path(version.path),

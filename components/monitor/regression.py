@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from vlmflow.errors import GateError
-from vlmflow.evaluation.comparison import Comparison, compare, examples
+from vlmflow.evaluation.comparison import Comparison, compare, read_examples
 from vlmflow.evaluation.config import GateConfig
 from vlmflow.tracking.registry import read_json
 
@@ -22,24 +22,24 @@ NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
-class Scored:
+class Scores:
     """What a model scored: the name of each capability's metric, and a score for each example, more is better."""
 
     metrics: dict[str, str]
     examples: dict[str, dict[str, float]]
 
     @classmethod
-    def read(cls, scores: Path) -> "Scored":
+    def read(cls, scores: Path) -> "Scores":
         """Read a scores artifact.
 
         Raises:
             DataError, ModelError: a file of it is missing or damaged.
         """
         values = read_json(scores, "scores.json")["capabilities"]
-        return cls({name: value["metric"] for name, value in values.items()}, examples(scores))
+        return cls({name: value["metric"] for name, value in values.items()}, read_examples(scores))
 
 
-def watch(
+def compare_with_registration(
     *, now: Path, registered: Path, version: Path, finding: Path, page: Path, section: GateConfig
 ) -> dict[str, Any]:
     """Compare the scores of today with those of the registration; write the finding as JSON and as Markdown.
@@ -48,8 +48,8 @@ def watch(
         GateError: a protected capability fell, or one named as protected could not be compared.
     """
     uri = read_json(version, "version.json")["uri"]
-    compared, left_out = drift(Scored.read(now), Scored.read(registered), section)
-    fallen = [comparison for comparison in compared if comparison.refused]
+    compared, left_out = compare_scores(Scores.read(now), Scores.read(registered), section)
+    fallen = [comparison for comparison in compared if comparison.is_regression]
     found = {
         "version": uri,
         "capabilities": [asdict(comparison) for comparison in compared],
@@ -73,7 +73,7 @@ def watch(
     return found
 
 
-def drift(now: Scored, then: Scored, section: GateConfig) -> tuple[list[Comparison], dict[str, str]]:
+def compare_scores(now: Scores, then: Scores, section: GateConfig) -> tuple[list[Comparison], dict[str, str]]:
     """Compare capability by capability: paired where the examples are the same, else as two samples.
 
     Returns:
@@ -153,7 +153,7 @@ def _told(comparison: Comparison) -> str:
 
 def markdown(uri: str, compared: list[Comparison], left_out: dict[str, str]) -> str:
     """The finding for the UI: a headline, a row for each capability, and what was left out."""
-    fallen = [comparison.capability for comparison in compared if comparison.refused]
+    fallen = [comparison.capability for comparison in compared if comparison.is_regression]
     verdict = f"fell: {', '.join(fallen)}" if fallen else "does what it did when it was registered"
     lines = [f"**{uri} {verdict}**", "", "| capability | today | registered | difference | verdict |"]
     lines += ["|---|---|---|---|---|"]

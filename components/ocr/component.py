@@ -12,14 +12,6 @@ def ocr(
     section: str = "ocr",
 ):
     """Fine-tune to read a line of text, and replay what was learned before."""
-    from pathlib import Path
+    from vlmflow.training.finetuning.stage import run_stage
 
-    from vlmflow.training.sft_config import stage
-
-    stage(
-        model_in=Path(start.path),
-        conversations=Path(conversations.path),
-        out=Path(model.path),
-        recipe=recipe,
-        section=section,
-    )
+    run_stage(start.path, conversations.path, model.path, recipe, section)

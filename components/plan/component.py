@@ -1,6 +1,7 @@
 from typing import NamedTuple
 
-from vlmflow.config.sections import SECTIONS, WHOLE
+from components.plan.sections import SECTIONS
+from vlmflow.config.sections import WHOLE
 from vlmflow.runtime.step import step
 
 Parts = NamedTuple("Parts", [(name, str) for name in SECTIONS if name not in WHOLE])  # type: ignore[misc]
@@ -10,8 +11,9 @@ Parts = NamedTuple("Parts", [(name, str) for name in SECTIONS if name not in WHO
 def plan(recipe: str) -> Parts:  # type: ignore[valid-type]
     """Check a recipe whole, and hand each step its own part of it: what a change does not concern is not run again."""
     from components.plan.component import Parts
+    from components.plan.sections import check
     from vlmflow.config import recipes as recipes
-    from vlmflow.config.sections import check, part
+    from vlmflow.config.sections import part
 
     sections = recipes.parse(recipe)
     check(sections)

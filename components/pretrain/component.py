@@ -18,7 +18,7 @@ def pretrain(
 
     from vlmflow.config.recipes import changed, load, parse
     from vlmflow.training.pretraining.config import PretrainConfig
-    from vlmflow.training.pretraining.config import pretrain as run
+    from vlmflow.training.pretraining.training import pretrain as run
 
     run(
         pairs=Path(pairs.path),

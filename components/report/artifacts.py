@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.evaluation.comparison import Comparison, Examples, compare, examples
+from vlmflow.evaluation.comparison import Comparison, Examples, compare, read_examples
 from vlmflow.evaluation.config import GateConfig
 from vlmflow.tracking.registry import read_json
 
@@ -23,7 +23,7 @@ BEFORE = {  # each stage, and the one whose model it starts from
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class ArtifactPaths:
     """Where each artifact lies: datasets, checkpoints and scores are folders, the funnel is a file."""
 
     raw: Path
@@ -69,7 +69,7 @@ class Capability:
         return inside if self.higher_is_better else 1 - inside
 
     @property
-    def unbeaten(self) -> list[str]:
+    def tied_controls(self) -> list[str]:
         """The controls that this is not shown to be better than."""
         return [kind for kind, control in self.controls.items() if not self.beats(control)]
 
@@ -133,10 +133,10 @@ class Stage:
     @cached_property
     def examples(self) -> Examples:
         """The score of every example."""
-        return examples(self.scores)
+        return read_examples(self.scores)
 
 
-class Life:
+class RunArtifacts:
     """Everything that the page tells of.
 
     Args:
@@ -147,8 +147,8 @@ class Life:
         DataError, ModelError: an artifact is missing or damaged.
     """
 
-    def __init__(self, places: Places, gate: GateConfig):
-        self.places, self.gate = places, gate
+    def __init__(self, places: ArtifactPaths, gate: GateConfig):
+        self.paths, self.gate = places, gate
         self.raw, self.curated = Dataset(places.raw, "pairs"), Dataset(places.curated, "pairs")
         self.conversations = Dataset(places.conversations, "conversations")
         self.preferences = Dataset(places.preferences, "preferences")
@@ -172,11 +172,11 @@ class Life:
     def final(self) -> Stage:
         """The stage whose model goes on: the gate's choice, or the last before it that trained anything."""
         stage = self.stages["ocr" if self.verdict.get("chosen") == "fallback" else "aligned"]
-        while stage.skipped and (before := self.before(stage)):
+        while stage.skipped and (before := self.previous(stage)):
             stage = before
         return stage
 
-    def before(self, stage: Stage) -> Stage | None:
+    def previous(self, stage: Stage) -> Stage | None:
         """The stage that this one started from."""
         name = BEFORE[stage.name]
         return self.stages[name] if name else None
@@ -191,7 +191,7 @@ class Life:
         """Each trained stage against the one it started from, paired on the same examples."""
         found = {}
         for stage in self.trained:
-            before = self.before(stage)
+            before = self.previous(stage)
             found[stage.name] = self.against(stage, before) if before else {}
         return found
 

@@ -22,7 +22,7 @@ def report(
     """Write one HTML page that shows the whole life: data, stages, answers, lineage and what fell short."""
     from pathlib import Path
 
-    from components.report.artifacts import Places
+    from components.report.artifacts import ArtifactPaths
     from components.report.page import ReportConfig, render
     from vlmflow.config.recipes import load
 
@@ -34,5 +34,5 @@ def report(
         "ocr": ocr, "ocr_scores": ocr_scores, "aligned": aligned, "aligned_scores": aligned_scores,
         "control": control, "control_scores": control_scores,
     }
-    places = Places(**{name: Path(artifact.path) for name, artifact in inputs.items()})
+    places = ArtifactPaths(**{name: Path(artifact.path) for name, artifact in inputs.items()})
     render(places, Path(report.path), recipe, load(ReportConfig, recipe, section))

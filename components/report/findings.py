@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.report.artifacts import Capability, Life, Stage
+from components.report.artifacts import Capability, RunArtifacts, Stage
 from components.report.formatting import label, listing, percent, points
 
 FEW = 50  # examples; below, an interval is too wide to tell models apart
@@ -20,12 +20,12 @@ class Finding:
     text: str
 
 
-def shortcomings(life: Life) -> list[Finding]:
+def shortcomings(life: RunArtifacts) -> list[Finding]:
     """Everything that the figures show to be missing, unproven or worse than before."""
     return [Finding(kind, text) for kind, texts in _KINDS.items() for text in texts(life)]
 
 
-def _skipped(life: Life) -> Iterator[str]:
+def _skipped(life: RunArtifacts) -> Iterator[str]:
     for stage in life.stages.values():
         if stage.skipped:
             yield f"{label(stage.name)} did not run: {stage.skipped}."
@@ -33,7 +33,7 @@ def _skipped(life: Life) -> Iterator[str]:
         yield f"The endpoint was not tried{': ' + why if (why := life.transcript.get('kept_back')) else ''}."
 
 
-def _refused(life: Life) -> Iterator[str]:
+def _refused(life: RunArtifacts) -> Iterator[str]:
     champion = f"the champion, version {life.verdict.get('against')}"
     for rival, key in (("the model before alignment", "alignment"), (champion, "capabilities")):
         for one in life.verdict.get(key) or []:
@@ -46,9 +46,9 @@ def _refused(life: Life) -> Iterator[str]:
                 )
 
 
-def _worse(life: Life) -> Iterator[str]:
+def _worse(life: RunArtifacts) -> Iterator[str]:
     for name, changes in life.changes.items():
-        before = life.before(life.stages[name])
+        before = life.previous(life.stages[name])
         for capability, change in changes.items():
             if change.verdict == "lost":
                 yield f"{label(capability)} was measured before {label(name)}, and not after it."
@@ -60,18 +60,18 @@ def _worse(life: Life) -> Iterator[str]:
                 )
 
 
-def _blind(life: Life) -> Iterator[str]:
+def _blind(life: RunArtifacts) -> Iterator[str]:
     for name, capability in life.final.capabilities.items():
-        if capability.unbeaten:
+        if capability.tied_controls:
             controls = capability.controls
-            values = listing([f"{percent(controls[k]['value'])} with {k} pictures" for k in capability.unbeaten])
+            values = listing([f"{percent(controls[k]['value'])} with {k} pictures" for k in capability.tied_controls])
             yield (
                 f"{label(name)} is not shown to come from the picture: {percent(capability.value)} "
                 f"[{percent(capability.low)}, {percent(capability.high)}] against {values}."
             )
 
 
-def _answers(life: Life) -> Iterator[str]:
+def _answers(life: RunArtifacts) -> Iterator[str]:
     for name, capability in life.final.capabilities.items():
         for extra, value in capability.extras.items():
             if "failures" in extra and value > 0:
@@ -82,14 +82,14 @@ def _answers(life: Life) -> Iterator[str]:
                 yield f"{label(name)}: the model says yes to {percent(value)}% of the questions; about half are true."
 
 
-def _few(life: Life) -> Iterator[str]:
+def _few(life: RunArtifacts) -> Iterator[str]:
     few = {name: c.n for name, c in life.final.capabilities.items() if c.n < FEW}
     for count in sorted(set(few.values())):
         names = listing([label(name) for name, n in few.items() if n == count])
         yield f"Measured on {count} examples only: {names}. Read the interval, not the value."
 
 
-def _training(life: Life) -> Iterator[str]:
+def _training(life: RunArtifacts) -> Iterator[str]:
     for stage in life.trained:
         losses = [point["loss"] for point in stage.curve]
         third = max(1, len(losses) // 3)  # single points are noise
@@ -98,7 +98,7 @@ def _training(life: Life) -> Iterator[str]:
             yield f"{label(stage.name)}: the loss did not fall ({first:.3f} at first, {last:.3f} at last)."
 
 
-def _data(life: Life) -> Iterator[str]:
+def _data(life: RunArtifacts) -> Iterator[str]:
     for what, kinds in (life.raw.card.notes.get("quarantined") or {}).items():
         reasons = listing([f"{count} {reason}" for reason, count in kinds.items()])
         yield f"Left out at ingest, {what}: {reasons}."
@@ -116,7 +116,7 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def alignment(life: Life) -> list[str]:
+def alignment(life: RunArtifacts) -> list[str]:
     """Which won, DPO or its SFT control, in plain sentences; on what counts, hallucination, and on the rest."""
     aligned, control, before = (life.stages[name] for name in ("aligned", "control", "ocr"))
     if aligned.skipped:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from components.report.artifacts import Life
+from components.report.artifacts import RunArtifacts
 from components.report.formatting import label
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 162, 54, 44, 26  # px
@@ -44,7 +44,7 @@ class Graph:
     node_height: int = HEIGHT
 
 
-def graph(life: Life) -> Graph:
+def graph(life: RunArtifacts) -> Graph:
     """Draw every artifact under its parents; what was handed on unchanged is one artifact."""
     nodes: dict[str, Node] = {}
     for name, data in life.datasets.items():

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from components.report import figures, findings, formatting, samples
-from components.report.artifacts import Life, Places
+from components.report.artifacts import ArtifactPaths, RunArtifacts
 from components.report.lineage import graph
 from vlmflow.artifacts.ledger import MEANING
 from vlmflow.config.recipes import load
@@ -37,7 +37,7 @@ class ReportConfig:
             raise ValueError("pairs and preferences count pictures and cannot be negative")
 
 
-def render(places: Places, out: Path, recipe: str, section: ReportConfig) -> None:
+def render(places: ArtifactPaths, out: Path, recipe: str, section: ReportConfig) -> None:
     """Write the page to the file `out`; it needs no network and no script.
 
     Args:
@@ -47,7 +47,7 @@ def render(places: Places, out: Path, recipe: str, section: ReportConfig) -> Non
     Raises:
         DataError, ModelError: an artifact is missing or damaged.
     """
-    life = Life(places, load(GateConfig, recipe, "gate"))
+    life = RunArtifacts(places, load(GateConfig, recipe, "gate"))
     kept, dropped = samples.pairs(life, section.pairs, section.seed)
     content = {
         "life": life,
@@ -89,7 +89,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _intervals(life: Life, name: str) -> dict[str, Any]:
+def _intervals(life: RunArtifacts, name: str) -> dict[str, Any]:
     """The plot of the capability `name` after each stage that trained something and was measured on it."""
     measured = {stage.name: stage.capabilities[name] for stage in life.trained if name in stage.capabilities}
     last = list(measured.values())[-1]
@@ -108,7 +108,7 @@ def _funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return bars
 
 
-def _questions(life: Life) -> dict[str, dict[str, int]]:
+def _questions(life: RunArtifacts) -> dict[str, dict[str, int]]:
     """Conversations by task and split, as the card counts them."""
     found: dict[str, dict[str, int]] = {}
     for key, count in (life.conversations.card.notes.get("rows") or {}).items():
@@ -117,7 +117,7 @@ def _questions(life: Life) -> dict[str, dict[str, int]]:
     return found
 
 
-def _rivals(life: Life) -> list[dict[str, Any]]:
+def _rivals(life: RunArtifacts) -> list[dict[str, Any]]:
     """A row for each capability: before, DPO, SFT control, and the paired differences; none without alignment."""
     before, aligned, control = (life.stages[name] for name in ("ocr", "aligned", "control"))
     if aligned.skipped:
@@ -135,7 +135,7 @@ def _rivals(life: Life) -> list[dict[str, Any]]:
     ]
 
 
-def _asked(life: Life) -> dict[str, Any]:
+def _asked(life: RunArtifacts) -> dict[str, Any]:
     """The endpoint's smoke test: the picture, what was asked and answered, and every exchange's latency."""
     exchanges = life.transcript.get("exchanges") or []
     found = {"exchanges": exchanges, "picture": "", "prompt": "", "answer": ""}
@@ -149,6 +149,6 @@ def _asked(life: Life) -> dict[str, Any]:
     return found
 
 
-def _grouped(life: Life) -> dict[str, list[str]]:
+def _grouped(life: RunArtifacts) -> dict[str, list[str]]:
     ordered = itertools.groupby(findings.shortcomings(life), lambda finding: finding.kind)
     return {kind: [finding.text for finding in group] for kind, group in ordered}

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.report.artifacts import Life, Stage
+from components.report.artifacts import RunArtifacts, Stage
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.ledger import RULES, TAKEDOWN
 from vlmflow.images import image_statistics
@@ -52,7 +52,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preferred:
+class PreferencePair:
     """A preference pair."""
 
     picture: str
@@ -62,9 +62,9 @@ class Preferred:
     source: str
 
 
-def pairs(life: Life, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+def pairs(life: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Some kept pairs, and some dropped ones of every rule in turn, drawn by `seed`."""
-    ledger = pq.read_table(life.places.ledger / "ledger.parquet").to_pandas()
+    ledger = pq.read_table(life.paths.ledger / "ledger.parquet").to_pandas()
     rng = random.Random(seed)
     kept = ledger.index[ledger["verdict"] == "kept"].tolist()
     chosen = sorted(rng.sample(kept, min(count, len(kept))))
@@ -94,7 +94,7 @@ def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
     )
 
 
-def picture_of(life: Life, uid: str) -> str:
+def picture_of(life: RunArtifacts, uid: str) -> str:
     """The picture of the curated pair `uid` as a data URI, or "" where there is no such pair."""
     uids = life.curated.table(["uid"])["uid"].to_pylist()
     if uid not in uids:
@@ -103,12 +103,12 @@ def picture_of(life: Life, uid: str) -> str:
     return thumbnail(rows_at(life.curated, [row], ["image"])[row]["image"]["bytes"])
 
 
-def preferences(life: Life, count: int, seed: int) -> list[Preferred]:
+def preferences(life: RunArtifacts, count: int, seed: int) -> list[PreferencePair]:
     """Some preference pairs, drawn by `seed`."""
     data = life.preferences
     numbers = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     return [
-        Preferred(
+        PreferencePair(
             picture=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
             **{key: row[key] for key in ("prompt", "chosen", "rejected", "source")},
         )

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
+from components.plan.sections import check
 from vlmflow.config import recipes
-from vlmflow.config.sections import check
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 

@@ -32,7 +32,7 @@ import json, os, signal, sys
 from pathlib import Path
 from components.curate import engine
 from components.curate.curation import curate
-from components.curate.config import Curation
+from components.curate.config import CurateConfig
 from vlmflow.runtime.process import configure_logging, one_thread
 from vlmflow.config.recipes import load
 count, last = 0, int(sys.argv[3])
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     engine._finish = counted
     root = Path(sys.argv[1])
     curate(*(root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")),
-           load(Curation, {"curate": json.loads(sys.argv[2])}, "curate"))
+           load(CurateConfig, {"curate": json.loads(sys.argv[2])}, "curate"))
     print(count)
 """
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from components.deploy.deployment import DeployConfig, deploy
-from components.deploy.smoke_test import converse, endpoint
+from components.deploy.smoke_test import local_predictor, smoke_test
 from models.tiny import build_dual_encoder
 from tests.deploy.conftest import pairs, png, version
 from vlmflow.artifacts import dataset
@@ -55,13 +55,16 @@ def test_both_protocols_answer_and_the_process_is_gone(model: Path, tmp_path: Pa
 
 def test_a_predictor_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
     ended = r"(?s)ended with code 2; its log ends:.*no checkpoint here"
-    with pytest.raises(ServiceError, match=ended), endpoint(tmp_path, "vlm", timeout=90):
+    with pytest.raises(ServiceError, match=ended), local_predictor(tmp_path, "vlm", timeout=90):
         pass
 
 
 def test_a_predictor_that_is_not_ready_in_time_is_stopped(model: Path) -> None:
     before = predictors()
-    with pytest.raises(ServiceError, match=r"not ready in 0\.2 s \(deploy\.timeout\)"), endpoint(model, "vlm", 0.2):
+    with (
+        pytest.raises(ServiceError, match=r"not ready in 0\.2 s \(deploy\.timeout\)"),
+        local_predictor(model, "vlm", 0.2),
+    ):
         pass
     assert predictors() == before
 
@@ -79,7 +82,7 @@ with endpoint(Path({str(embedder)!r}), "eye", 90) as url:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as step:
         assert step.stdout is not None
         url = step.stdout.readline().decode().strip()
-        exchanges = converse(url, "eye", png(), "what is it")
+        exchanges = smoke_test(url, "eye", png(), "what is it")
         (started,) = set(predictors()) - before
         process = psutil.Process(started)
         os.kill(step.pid, signal.SIGKILL)
@@ -118,7 +121,7 @@ def answering(answers: dict[str, Any]) -> httpx.MockTransport:
 def asked(answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[dict[str, Any]]:
     client = httpx.Client
     monkeypatch.setattr(httpx, "Client", lambda **given: client(transport=answering(answers), **given))
-    return converse("http://endpoint", "vlm", png(), "what is it", **options)
+    return smoke_test("http://endpoint", "vlm", png(), "what is it", **options)
 
 
 def test_a_server_that_is_not_ours_is_asked_to_chat(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,16 +168,16 @@ def test_what_vllm_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
     section = DeployConfig(runtime="vllm", image="vllm:1")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SketchForConditionalGeneration"]}))
     with pytest.raises(ModelError, match="SketchForConditionalGeneration is no architecture that vLLM knows"):
-        runtimes.check(tmp_path, section)
-    runtimes.check(tmp_path, DeployConfig())
+        runtimes.check_architecture(tmp_path, section)
+    runtimes.check_architecture(tmp_path, DeployConfig())
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}))
-    runtimes.check(tmp_path, section)
+    runtimes.check_architecture(tmp_path, section)
 
 
 def test_vllm_is_told_of_transformers_classes() -> None:
     import transformers
 
-    assert [name for name in runtimes.VLLM_KNOWS if not hasattr(transformers, name)] == []
+    assert [name for name in runtimes.VLLM_ARCHITECTURES if not hasattr(transformers, name)] == []
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_where_the_registry_keeps_it(kept: str, setting: str, fetched: str, monk
 
     monkeypatch.setattr("vlmflow.tracking.mlflow_run.client", Client)
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", setting)
-    assert storage.checkpoint(VERSION) == fetched
-    storage.check(fetched)
+    assert storage.checkpoint_uri(VERSION) == fetched
+    storage.check_reachable(fetched)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_where_the_registry_keeps_it(kept: str, setting: str, fetched: str, monk
 )
 def test_what_a_cluster_does_not_reach(kept: str, remedy: str) -> None:
     with pytest.raises(ServiceError, match=f"KServe cannot fetch {kept}: .*{remedy}"):
-        storage.check(kept)
+        storage.check_reachable(kept)
 
 
 @pytest.mark.parametrize(

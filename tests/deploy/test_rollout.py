@@ -56,7 +56,7 @@ def serves(cluster: Kubernetes, mode: str) -> set[str]:
         pod = cluster.route(NAMES[mode])
         assert pod is not None
         found.add(pod["storage"].removeprefix("pvc://"))
-    assert smoke_test.converse(f"http://{NAMES[mode]}", "vlm", png(), "a red circle")[-1]["status"] == 200
+    assert smoke_test.smoke_test(f"http://{NAMES[mode]}", "vlm", png(), "a red circle")[-1]["status"] == 200
     return found
 
 
@@ -186,7 +186,7 @@ def test_a_canary_of_knative(cluster: Kubernetes, step: Step, monkeypatch: pytes
         seen.append((url, shares(cluster), serves(cluster, "Knative")))
         return converse(url, *given, **options)
 
-    converse = smoke_test.converse
+    converse = smoke_test.smoke_test
     monkeypatch.setattr("components.deploy.smoke_test.converse", asked)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -224,7 +224,7 @@ def test_a_canary_in_standard_mode(cluster: Kubernetes, step: Step, monkeypatch:
     assert cluster.objects[KEY]["metadata"]["generation"] == 1
 
     cluster.objects["httproutes", "models", "vlm-predictor"] = {"metadata": {"name": "vlm-predictor"}}
-    stable, seen, converse = pods(cluster), [], smoke_test.converse
+    stable, seen, converse = pods(cluster), [], smoke_test.smoke_test
 
     def asked(url: str, *given: Any, **options: Any) -> Any:
         seen.append((url, pods(cluster), cluster.objects[KEY]["spec"].get("canary")))

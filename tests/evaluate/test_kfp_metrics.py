@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from kfp import dsl
 
-from components.evaluate.kfp_metrics import show
+from components.evaluate.kfp_metrics import log_metrics
 from components.gate.markdown import markdown
 from vlmflow.evaluation import capabilities as can
 
@@ -23,7 +23,7 @@ def test_an_evaluation(tmp_path: Path) -> None:
     matrix = {"classes": ["cat", "dog"], "rows": [[3, 1], [0, 4]]}
     scores = {"stage": "ocr", "capabilities": {"reading": value(0.75), "reading errors": errors}, "confusion": matrix}
     metrics, confusion = dsl.Metrics(), dsl.ClassificationMetrics()
-    show(scores, metrics, confusion, tmp_path / "page")
+    log_metrics(scores, metrics, confusion, tmp_path / "page")
     assert metrics.metadata == {"reading": 0.75, "reading_errors": 0.3}
     logged = confusion.metadata["confusionMatrix"]
     assert [spec["displayName"] for spec in logged["annotationSpecs"]] == ["cat", "dog"]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from vlmflow.errors import DataError, GateError
-from vlmflow.evaluation.comparison import compare, examples, same_examples
+from vlmflow.evaluation.comparison import compare, read_examples, same_examples
 
 
 def scores(values: np.ndarray) -> dict[str, float]:
@@ -65,7 +65,7 @@ def test_only_protected_capabilities_are_compared_and_a_lost_one_refuses() -> No
     old = {"ocr": scores(np.ones(20)), "ground": scores(np.ones(20))}
     new = {"ground": scores(np.zeros(20)), "caption": scores(np.ones(20))}
     assert [c.verdict for c in compare(new, old, protected=("ocr",))] == ["lost"]
-    assert [(c.capability, c.refused) for c in compare(new, old)] == [("ground", True), ("ocr", True)]
+    assert [(c.capability, c.is_regression) for c in compare(new, old)] == [("ground", True), ("ocr", True)]
     assert compare(new, old, protected=("caption",)) == []  # new: there is nothing to lose yet
     with pytest.raises(GateError, match="'raed' was not evaluated; evaluated: caption, ground, read"):
         compare(new, old, protected=("raed",))
@@ -86,6 +86,6 @@ def test_an_example_scored_twice_is_refused(tmp_path: Path) -> None:
     table = pa.table({"capability": ["a", "a"], "example": ["x", "x"], "score": [1.0, 0.0]})
     pq.write_table(table, tmp_path / "examples.parquet")
     with pytest.raises(DataError, match="a scores the example x twice"):
-        examples(tmp_path)
+        read_examples(tmp_path)
     with pytest.raises(DataError, match="no per-example scores"):
-        examples(tmp_path / "none")
+        read_examples(tmp_path / "none")

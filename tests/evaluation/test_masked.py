@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from models import tokenizer as tokenizers
 from vlmflow.evaluation import masked
-from vlmflow.evaluation.suites import _others, hidden_word
+from vlmflow.evaluation.suites import _different_captions, choose_hidden_word
 from vlmflow.inference import masked as fill_mask
 from vlmflow.inference.loading import Loaded
 
@@ -59,8 +59,8 @@ SHIFTED = PICTURES[1:] + PICTURES[:1]
 
 def test_a_word_that_the_picture_tells_is_found_by_the_picture() -> None:
     items = [(caption, 1) for caption in CAPTIONS]
-    assert masked.filling(LOADED, PICTURES, items).score.tolist() == [1] * 12
-    assert masked.filling(LOADED, SHIFTED, items).score.sum() == 0
+    assert masked.fill_mask(LOADED, PICTURES, items).score.tolist() == [1] * 12
+    assert masked.fill_mask(LOADED, SHIFTED, items).score.sum() == 0
     assert fill_mask.fill(LOADED, PICTURES[:2], ["a <mask> square", "<mask>"]) == [["red"], ["green"]]
     with pytest.raises(ValueError, match="holds no <mask>"):
         fill_mask.fill(LOADED, PICTURES[:1], ["a red square"])
@@ -70,15 +70,15 @@ def test_a_word_that_the_picture_tells_is_found_by_the_picture() -> None:
 
 def test_a_word_of_several_tokens_counts_only_whole() -> None:
     """`reddish` is spelled: a model that puts one colour in every place does not find it."""
-    assert masked.filling(LOADED, PICTURES[:1], [("a reddish square", 1)]).score.tolist() == [0]
+    assert masked.fill_mask(LOADED, PICTURES[:1], [("a reddish square", 1)]).score.tolist() == [0]
 
 
 def test_own_caption_must_win_strictly() -> None:
-    items = list(zip(CAPTIONS, _others(CAPTIONS), strict=True))
-    assert masked.matching(LOADED, PICTURES, items).score.mean() == 1
-    assert masked.matching(LOADED, SHIFTED, items).score.mean() == 0
+    items = list(zip(CAPTIONS, _different_captions(CAPTIONS), strict=True))
+    assert masked.image_text_matching(LOADED, PICTURES, items).score.mean() == 1
+    assert masked.image_text_matching(LOADED, SHIFTED, items).score.mean() == 0
     same = [("a square", "the square")] * 12
-    assert masked.matching(LOADED, PICTURES, same).score.sum() == 0, "a tie is a miss"
+    assert masked.image_text_matching(LOADED, PICTURES, same).score.sum() == 0, "a tie is a miss"
 
 
 def test_reconstruction_is_measured_against_the_mean_of_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +118,9 @@ def test_a_probe_reads_what_the_vectors_hold() -> None:
 
 
 def test_a_hidden_word_says_something() -> None:
-    words = {hidden_word({"uid": str(i), "caption": "there is a red circle"}, 0) for i in range(20)}
+    words = {choose_hidden_word({"uid": str(i), "caption": "there is a red circle"}, 0) for i in range(20)}
     assert words == {3, 4}
-    assert hidden_word({"uid": "0", "caption": "there is a"}, 0) is None
+    assert choose_hidden_word({"uid": "0", "caption": "there is a"}, 0) is None
 
 
 def test_a_mask_stands_for_a_word_and_its_space() -> None:

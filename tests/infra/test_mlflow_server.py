@@ -91,7 +91,7 @@ def test_what_is_kept_lies_in_the_bucket(
     # What the registry calls mlflow-artifacts:/PATH is s3://vlmflow/mlflow/PATH to KServe, as `deploy` says it.
     told = find(build("overlays/local"), "ConfigMap", "vlmflow")["data"]
     monkeypatch.setenv(storage.DESTINATION, told[storage.DESTINATION])
-    key = storage.checkpoint(written).removeprefix("s3://vlmflow/")
+    key = storage.checkpoint_uri(written).removeprefix("s3://vlmflow/")
     assert f"{key}/config.json" in cluster.store.keys(key)
 
 

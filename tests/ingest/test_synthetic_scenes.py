@@ -80,7 +80,7 @@ def test_lists_of_objects_come_back() -> None:
     vocabulary = [*SHAPES, "digit", "word"]
     for seed in range(50):
         drawn = np.random.default_rng(seed).choice(vocabulary, size=seed % 5 + 1).tolist()
-        assert objects.parse(objects.name(drawn), vocabulary) == Counter(drawn)
-    assert objects.name(["cross", "cross", "orange"]) == "two crosses and an orange"
+        assert objects.parse(objects.list_objects(drawn), vocabulary) == Counter(drawn)
+    assert objects.list_objects(["cross", "cross", "orange"]) == "two crosses and an orange"
     assert objects.parse("nothing of the kind", vocabulary) == Counter()
     assert objects.parse("Three circles.", ["circle"]) == Counter(circle=3)

@@ -28,7 +28,8 @@ from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.jobs.trainjob import manifest, on_nodes
 from vlmflow.training.checkpointing import MARK
 from vlmflow.training.config import TrainingConfig
-from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 SECTION: dict[str, Any] = {
@@ -127,11 +128,11 @@ def test_nodes_that_never_come_are_told_with_the_reason(
 STEP = """
 import sys
 from pathlib import Path
-from vlmflow.training.config import Training
+from vlmflow.training.config import TrainingConfig
 from vlmflow.runtime.jobs.trainjob import on_nodes
 from tests.jobs.torchrun_targets import wait_for
 
-on_nodes("align", wait_for, Training(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
+on_nodes("align", wait_for, TrainingConfig(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
 """
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.learning_check import figure
-from components.learning_check.comparison import LearningCheckConfig, check
+from components.learning_check.comparison import LearningCheckConfig, check_learning
 from vlmflow.artifacts.checkpoint import CARD
 
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_it_takes_both_comparisons(
     rates = {"trained": trained, "untrained": untrained, "shuffled": shuffled}
     # A loss that fell for the control too must not count.
     places = {name: scores(tmp_path / name, rate, loss=1.0) for name, rate in rates.items()}
-    found = check(
+    found = check_learning(
         model=model, pairs=tmp_path, scores=places, finding=tmp_path / "found", picture=tmp_path / "p",
         section=LearningCheckConfig(resamples=400),
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components.learning_check.figure import LOOKS, draw, looked
+from components.learning_check.figure import ATTENTION_MAPS, attention_rows, draw_figure
 from models.contrastive import llip
 from models.masked import vilbert
 from vlmflow.artifacts import checkpoint, dataset
@@ -59,9 +59,9 @@ def test_both_are_drawn_below_each_other(family: str, tmp_path: Path, monkeypatc
     dataset.write(tmp_path / "pairs", "pairs", [row(i) for i in range(4)])
     model, processor = BUILD[family]([CAPTION] * 9, **SIZES[family])
     checkpoint.save(tmp_path / "model", model, processor, family=family, step="pretrain")
-    draw(tmp_path / "model", tmp_path / "pairs", tmp_path / "both", 2)
+    draw_figure(tmp_path / "model", tmp_path / "pairs", tmp_path / "both", 2)
     monkeypatch.delattr(type(model), "attention_maps")
-    draw(tmp_path / "model", tmp_path / "pairs", tmp_path / "one", 2)
+    draw_figure(tmp_path / "model", tmp_path / "pairs", tmp_path / "one", 2)
     both, one = (Image.open(tmp_path / name) for name in ("both", "one"))
     assert both.format == "PNG" and both.height > one.height + 100
     assert np.array_equal(np.asarray(both)[: one.height, : one.width], np.asarray(one))
@@ -106,8 +106,8 @@ def test_words_or_phrases_are_shown_with_what_they_name(abilities: set[str], tex
     processor = loaded("vilbert", set()).processor
     pointing = Loaded(Pointing(), processor, {}, frozenset(abilities))
     given = {**row(0), "image": {"bytes": row(0)["image"]}}
-    figure = looked(pointing, [given, {**given, "caption": "there is a"}], 2)
-    assert len(figure.axes) == 1 + LOOKS, "a caption that says nothing has no row"
+    figure = attention_rows(pointing, [given, {**given, "caption": "there is a"}], 2)
+    assert len(figure.axes) == 1 + ATTENTION_MAPS, "a caption that says nothing has no row"
     shown = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in shown] == texts
     for axis, text in zip(shown, texts, strict=True):

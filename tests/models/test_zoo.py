@@ -13,19 +13,20 @@ from PIL import Image
 from components.ingest.ingestion import IngestConfig, ingest
 from components.ingest.synthetic_scenes import ScenesConfig
 from components.instructions.conversations import InstructionConfig, make
+from components.plan.sections import check
 from models.zoo import ABILITIES, ZOO
 from pipelines.zoo import control_variants, measure
 from tests.conftest import vlmflow
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes as recipes
-from vlmflow.config.sections import check
 from vlmflow.errors import RecipeError
 from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.evaluate import evaluate
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.serving.predictor import Predictor
-from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 
 RECIPES = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))}
 LARGE = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo" / "large").glob("*.yaml"))}

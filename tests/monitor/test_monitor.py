@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.champion.load import take
+from components.champion.load import load_champion
 from components.ingest.ingestion import IngestConfig, ingest
 from components.instructions.conversations import InstructionConfig, make
-from components.monitor.regression import watch
+from components.monitor.regression import compare_with_registration
 from components.register.registration import register
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
@@ -21,7 +21,8 @@ from vlmflow.evaluation.config import EvaluateConfig, GateConfig
 from vlmflow.evaluation.evaluate import evaluate
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.tracking.registry import RegistryConfig
-from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 
 NAMES = ("red", "orange", "lime", "green", "cyan", "blue", "violet", "pink")  # an eighth of the circle apart
 SETTINGS = [
@@ -84,11 +85,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_all_is_well_on_pictures_as_it_learned_them(home: Path, tmp_path: Path) -> None:
     pairs, questions = prepared(pictures(tmp_path / "fresh", 1), tmp_path / "data")
-    take("colours", tmp_path / "model", tmp_path / "registered", tmp_path / "version")
+    load_champion("colours", tmp_path / "model", tmp_path / "registered", tmp_path / "version")
     data = {"pairs": pairs, "conversations": questions}
     evaluate(model=tmp_path / "model", **data, out=tmp_path / "scores", stage="champion", section=EvaluateConfig())
     places = {"now": tmp_path / "scores", "registered": tmp_path / "registered", "version": tmp_path / "version"}
-    found = watch(**places, finding=tmp_path / "finding", page=tmp_path / "page", section=GateConfig())
+    found = compare_with_registration(
+        **places, finding=tmp_path / "finding", page=tmp_path / "page", section=GateConfig()
+    )
     assert found["version"] == "models:/colours/1" and found["fallen"] == [] and found["left_out"] == {}
     assert {comparison["capability"] for comparison in found["capabilities"]} == {"retrieval", "zero-shot"}
 
@@ -106,4 +109,4 @@ def test_it_is_seen_to_fall_and_what_fell_is_named(home: Path) -> None:
 
 def test_a_registry_without_a_champion(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"models:/nobody@champion: .*models:/colours/1 \(champion\)"):
-        take("nobody", *[tmp_path / name for name in ("model", "scores", "version")])
+        load_champion("nobody", *[tmp_path / name for name in ("model", "scores", "version")])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from google.protobuf.json_format import MessageToDict
 
+from components.plan.sections import check
 from pipelines.catalog import PIPELINES, load_pipeline
 from pipelines.flow import compiled
 from pipelines.placement import load
@@ -15,7 +16,7 @@ from pipelines.pretraining import control_variants
 from pipelines.step_cli import names
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
-from vlmflow.config.sections import WHOLE, check
+from vlmflow.config.sections import WHOLE
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.step import image

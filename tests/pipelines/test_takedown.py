@@ -15,7 +15,7 @@ from PIL import Image
 from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from components.deploy.deployment import DeployConfig, deploy
-from components.deploy.smoke_test import endpoint
+from components.deploy.smoke_test import local_predictor
 from components.ingest.ingestion import IngestConfig, ingest
 from components.register.registration import register
 from models.tiny import build_dual_encoder
@@ -166,7 +166,7 @@ def test_what_is_out_of_reach_is_said(life: Life, tmp_path: Path) -> None:
 
 
 def test_a_running_endpoint_is_traced_to_its_own_version_and_not_to_its_sibling(life: Life) -> None:
-    with endpoint(life.home / "2" / "align" / "model", "vlm", timeout=150) as url:
+    with local_predictor(life.home / "2" / "align" / "model", "vlm", timeout=150) as url:
         found = lineage(f"{url}/v2/models/vlm/infer")
     assert found.graph.nodes[found.graph.start[0]].kind == "endpoint"
     assert found.graph.nodes.keys() - {found.graph.start[0]} == {

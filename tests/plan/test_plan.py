@@ -5,10 +5,11 @@ from pathlib import Path
 
 import yaml
 
+from components.plan.sections import SECTIONS
 from tests.conftest import executor_input
 from tests.runtime.test_step_in_pod import pod
 from vlmflow.config import recipes as recipes
-from vlmflow.config.sections import SECTIONS, WHOLE
+from vlmflow.config.sections import WHOLE
 from vlmflow.runtime.code_hash import ROOT
 
 

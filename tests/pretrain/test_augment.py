@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.training.pretraining.augment import blurred, brightness, changed, cropped, jittered, turned
-from vlmflow.training.pretraining.augmentation import AugmentConfig, ViewConfig
-from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.config import AugmentConfig, PretrainConfig, ViewConfig
 
 
 def pictures(count: int = 4, side: int = 32) -> torch.Tensor:
@@ -111,7 +110,9 @@ def test_a_seed_gives_the_same_views_and_another_gives_others() -> None:
 
 
 def test_what_a_recipe_says() -> None:
-    section = recipes.load(PretrainConfig, {"pretrain": {"augment": {"area": [0.5, 1]}, "views": {"flip": 0}}}, "pretrain")
+    section = recipes.load(
+        PretrainConfig, {"pretrain": {"augment": {"area": [0.5, 1]}, "views": {"flip": 0}}}, "pretrain"
+    )
     assert section.augment == AugmentConfig(area=(0.5, 1.0)) and section.views == ViewConfig(flip=0.0)
     assert section.views is not None and section.views.area == (0.08, 1.0), "the rest of a view stays SLIP's"
     assert recipes.load(PretrainConfig, {}, "pretrain").augment is None

@@ -16,7 +16,8 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import ModelError
 from vlmflow.inference.loading import load
 from vlmflow.training.config import TrainingConfig
-from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 
 BUDGET = TrainingConfig(max_steps=1, batch_size=4, warmup_steps=0, learning_rate=1e-6, optimizer="adamw")
 

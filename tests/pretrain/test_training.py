@@ -20,12 +20,11 @@ from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import launch
-from vlmflow.training.pretraining.augmentation import AugmentConfig
 from vlmflow.training.pretraining.callbacks import Average
 from vlmflow.training.pretraining.collator import TrainingBatches
-from vlmflow.training.pretraining.config import PretrainConfig, corpus, pretrain
+from vlmflow.training.pretraining.config import AugmentConfig, PretrainConfig
 from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
-from vlmflow.training.pretraining.training import begin, check_options, fit
+from vlmflow.training.pretraining.training import begin, check_options, corpus, fit, pretrain
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SIZES = {

@@ -14,12 +14,12 @@ from components.curate.curation import curate
 from components.curate.score import ScoreConfig
 from components.ingest.synthetic_scenes import ScenesConfig, generate
 from components.instructions.conversations import NAME, InstructionConfig, make
-from components.report.artifacts import Places
+from components.report.artifacts import ArtifactPaths
 from models.tiny import build_dual_encoder, grow
 from vlmflow.artifacts import checkpoint, dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.evaluation.comparison import compare, examples
+from vlmflow.evaluation.comparison import compare, read_examples
 from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.evaluate import evaluate
 
@@ -34,13 +34,13 @@ SIZES = {
 EVIL = '<script>alert("caption")</script>'
 
 
-def places(root: Path) -> Places:
+def places(root: Path) -> ArtifactPaths:
     """Where the fixture puts each artifact."""
-    return Places(**{name: root / name for name in Places.__dataclass_fields__})
+    return ArtifactPaths(**{name: root / name for name in ArtifactPaths.__dataclass_fields__})
 
 
 @pytest.fixture(scope="session")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Places:
+def life(tmp_path_factory: pytest.TempPathFactory) -> ArtifactPaths:
     """Every artifact of a life that ran to the end; read it, never write to it."""
     where = places(tmp_path_factory.mktemp("life"))
     _data(where)
@@ -56,11 +56,11 @@ def hostile() -> str:
 
 
 @pytest.fixture
-def changed(life: Places, tmp_path: Path) -> Callable[..., Places]:
+def changed(life: ArtifactPaths, tmp_path: Path) -> Callable[..., ArtifactPaths]:
     """The life with JSON files of some artifacts changed: `changed(verdict={"promoted": False})`."""
     files = {"verdict": "verdict.json", "version": "version.json", "transcript": "transcript.json"}
 
-    def change(**updates: dict[str, Any]) -> Places:
+    def change(**updates: dict[str, Any]) -> ArtifactPaths:
         moved = {}
         for name, update in updates.items():
             file = files.get(name, "scores.json" if name.endswith("_scores") else "card.json")
@@ -76,7 +76,7 @@ def changed(life: Places, tmp_path: Path) -> Callable[..., Places]:
     return change
 
 
-def _data(where: Places) -> None:
+def _data(where: ArtifactPaths) -> None:
     rows = list(generate(ScenesConfig(web=40, boxes=12, signs=6, test=12), seed=1))
     for row in (rows[0], rows[-1]):  # hostile text in a web caption and in a test caption
         row["caption"] = f"{row['caption']} {EVIL}"
@@ -89,7 +89,7 @@ def _data(where: Places) -> None:
     make(where.curated, where.conversations, InstructionConfig())
 
 
-def _models(where: Places) -> None:
+def _models(where: ArtifactPaths) -> None:
     curated, conversations = Dataset(where.curated), Dataset(where.conversations)
     texts = [m["content"] for row in conversations.rows(["messages"]) for m in row["messages"]]
     curve = [{"step": 10, "loss": 4.0}, {"step": 20, "loss": 3.0}]
@@ -122,7 +122,7 @@ def _models(where: Places) -> None:
         (getattr(where, f"{name}_scores") / "scores.json").write_text(json.dumps(scores))
 
 
-def _preferences(where: Places, conversations: Dataset) -> Dataset:
+def _preferences(where: ArtifactPaths, conversations: Dataset) -> Dataset:
     rows = [
         {
             "uid": row["uid"],
@@ -141,8 +141,8 @@ def _preferences(where: Places, conversations: Dataset) -> Dataset:
     return dataset.write(where.preferences, "preferences", rows[:4], step="preferences", parents=parents)
 
 
-def _release(where: Places) -> None:
-    compared = compare(examples(where.aligned_scores), examples(where.ocr_scores), resamples=100)
+def _release(where: ArtifactPaths) -> None:
+    compared = compare(read_examples(where.aligned_scores), read_examples(where.ocr_scores), resamples=100)
     _write(where.verdict / "verdict.json", {
         "chosen": "aligned", "alignment": [asdict(c) for c in compared], "promoted": True, "against": None,
         "capabilities": [], "reasons": ["no champion of 'vlm' yet: the first version takes the place"],

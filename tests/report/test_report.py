@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.report import findings, samples
-from components.report.artifacts import Capability, Life, Places
+from components.report.artifacts import ArtifactPaths, Capability, RunArtifacts
 from components.report.lineage import graph
 from components.report.page import ReportConfig, render
 from vlmflow.artifacts import dataset
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def html(life: Places, tmp_path_factory: pytest.TempPathFactory) -> str:
+def html(life: ArtifactPaths, tmp_path_factory: pytest.TempPathFactory) -> str:
     return draw(life, tmp_path_factory.mktemp("page"))
 
 
@@ -68,7 +68,7 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def draw(places: Places, folder: Path) -> str:
+def draw(places: ArtifactPaths, folder: Path) -> str:
     render(places, folder / "report.html", RECIPE, ReportConfig(pairs=6, preferences=2))
     return (folder / "report.html").read_text(encoding="utf-8")
 
@@ -96,7 +96,7 @@ def test_text_from_the_data_is_escaped_everywhere(html: str, page: Page, hostile
     assert hostile not in (frame["srcdoc"] or "") and frame["sandbox"] in ("", None)
 
 
-def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page: Page, life: Places):
+def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page: Page, life: ArtifactPaths):
     scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
     assert len(scores) > 8
     for capability in scores.values():
@@ -105,25 +105,25 @@ def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page
     assert "vlm version 1" in page.text and "champion" in page.text and "31 ms" in page.text
 
 
-def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: Places):
+def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: ArtifactPaths):
     assert "did not run: the recipe has no section 'ocr'" in page.text
-    read = Life(life, GATE).stages["ocr"]
+    read = RunArtifacts(life, GATE).stages["ocr"]
     assert read.card["curve"] and read.curve == []
 
 
-def test_dropped_pairs_stand_under_their_rule(life: Places):
-    kept, dropped = samples.pairs(Life(life, GATE), 8, seed=0)
+def test_dropped_pairs_stand_under_their_rule(life: ArtifactPaths):
+    kept, dropped = samples.pairs(RunArtifacts(life, GATE), 8, seed=0)
     assert len(kept) == len(dropped) == 8
     assert {pair.rule for pair in kept} == {""} and len({pair.rule for pair in dropped}) > 2
     assert "junk_text" in {pair.rule for pair in dropped}
 
 
-def test_same_artifacts_give_the_same_page(life: Places, html: str, tmp_path: Path):
+def test_same_artifacts_give_the_same_page(life: ArtifactPaths, html: str, tmp_path: Path):
     assert draw(life, tmp_path) == html
 
 
-def test_lineage_leads_from_raw_pairs_to_the_version(life: Places):
-    drawn = graph(Life(life, GATE))
+def test_lineage_leads_from_raw_pairs_to_the_version(life: ArtifactPaths):
+    drawn = graph(RunArtifacts(life, GATE))
     nodes = {node.title: node for node in drawn.nodes}
     assert "Read" not in nodes  # handed on unchanged: the same artifact as Ground
     way = ["Raw", "Curated", "Contrastive", "Caption", "Ground", "Preferences", "DPO", "vlm version 1"]
@@ -143,7 +143,7 @@ def test_boxes_are_read_by_the_model_s_own_convention():
     assert wrong.true_box == truth and wrong.answered_box is None
 
 
-def test_no_preferences_and_no_alignment(life: Places, tmp_path: Path, changed):
+def test_no_preferences_and_no_alignment(life: ArtifactPaths, tmp_path: Path, changed):
     parents = Dataset(life.preferences).card.parents
     notes = {"skipped": "nothing to prefer"}
     dataset.write(tmp_path / "none", "preferences", [], step="preferences", parents=parents, notes=notes)
@@ -154,7 +154,7 @@ def test_no_preferences_and_no_alignment(life: Places, tmp_path: Path, changed):
     assert "DPO − control" not in page.text
 
 
-def test_few_capabilities_and_no_endpoint(life: Places, tmp_path: Path, changed):
+def test_few_capabilities_and_no_endpoint(life: ArtifactPaths, tmp_path: Path, changed):
     kept = {}
     for name in ("contrastive", "caption", "ground", "ocr", "aligned", "control"):
         scores = json.loads((getattr(life, f"{name}_scores") / "scores.json").read_text())["capabilities"]
@@ -162,11 +162,11 @@ def test_few_capabilities_and_no_endpoint(life: Places, tmp_path: Path, changed)
     places = changed(**kept, transcript={"exchanges": []}, version={"alias": "challenger"}, verdict={"promoted": False})
     page = Page(draw(places, tmp_path))
     assert "The endpoint was not tried." in page.text and "not promoted" in page.text
-    assert Life(places, GATE).capabilities == ["retrieval", "describe"]
+    assert RunArtifacts(places, GATE).capabilities == ["retrieval", "describe"]
     assert "Acc@0.5" not in page.text
 
 
-def test_files_with_nothing_in_them_are_shown_as_far_as_they_go(life: Places, tmp_path: Path):
+def test_files_with_nothing_in_them_are_shown_as_far_as_they_go(life: ArtifactPaths, tmp_path: Path):
     for name in ("verdict", "version", "transcript"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.json").write_text("{}")
@@ -174,7 +174,7 @@ def test_files_with_nothing_in_them_are_shown_as_far_as_they_go(life: Places, tm
     assert "The endpoint was not tried." in Page(draw(replace(life, **empty), tmp_path)).text
 
 
-def test_a_missing_artifact_is_one_clear_error(life: Places, tmp_path: Path):
+def test_a_missing_artifact_is_one_clear_error(life: ArtifactPaths, tmp_path: Path):
     with pytest.raises(ModelError, match=r"scores\.json: missing"):
         draw(replace(life, ground_scores=tmp_path), tmp_path)
 
@@ -196,17 +196,17 @@ def test_a_control_is_beaten_only_where_the_intervals_are_apart(higher, value, c
         value=value, low=low, high=high, n=100, metric="m", higher_is_better=higher, controls={"blank": blank}
     )
     assert capability.beats(blank) is beaten
-    assert capability.unbeaten == ([] if beaten else ["blank"])
+    assert capability.tied_controls == ([] if beaten else ["blank"])
 
 
 class TestFindings:
-    def kinds(self, places: Places) -> dict[str, list[str]]:
+    def kinds(self, places: ArtifactPaths) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for finding in findings.shortcomings(Life(places, GATE)):
+        for finding in findings.shortcomings(RunArtifacts(places, GATE)):
             found.setdefault(finding.kind, []).append(finding.text)
         return found
 
-    def test_facts_of_this_life(self, life: Places):
+    def test_facts_of_this_life(self, life: ArtifactPaths):
         found = self.kinds(life)
         assert found["Did not run"] == ["Read did not run: the recipe has no section 'ocr'."]
         assert found["Data"] == ["Left out at ingest, rows: 3 no such picture."]
@@ -223,16 +223,16 @@ class TestFindings:
         places = changed(verdict={"chosen": "fallback", "alignment": [refused]})
         text = "The gate refused: Grounding is worse than that of the model before alignment, by"
         assert self.kinds(places)["Refused by the gate"] == [f"{text} −12.0 points [−20.0, −4.0]."]
-        assert Life(places, GATE).final.name == "ground"  # read handed on what ground had made
+        assert RunArtifacts(places, GATE).final.name == "ground"  # read handed on what ground had made
 
-    def test_a_capability_that_got_worse_is_found_by_its_examples(self, life: Places, changed):
+    def test_a_capability_that_got_worse_is_found_by_its_examples(self, life: ArtifactPaths, changed):
         places = changed(ground_scores={}, caption_scores={})
         for name, score in (("caption_scores", 1.0), ("ground_scores", 0.0)):
             write_examples(getattr(places, name), "yes-no", [score if i % 7 else 0.5 for i in range(60)])
         worse = self.kinds(places)["Got worse on the way"]
         assert any(text.startswith("Ground made Yes or no worse") for text in worse)
 
-    def test_answers_that_cannot_be_parsed_and_a_model_that_always_says_yes(self, life: Places, changed):
+    def test_answers_that_cannot_be_parsed_and_a_model_that_always_says_yes(self, life: ArtifactPaths, changed):
         scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
         scores["grounding"]["extras"] = {"parse failures": 0.25}
         scores["yes-no"]["extras"] = {"yes ratio": 0.97}
@@ -243,10 +243,10 @@ class TestFindings:
         assert any(text.startswith("Hallucination:") and "says nothing" in text for text in answers)
 
 
-def test_alignment_names_the_winner_by_hallucination(life: Places, changed):
+def test_alignment_names_the_winner_by_hallucination(life: ArtifactPaths, changed):
     places = changed(aligned_scores={}, control_scores={})
     for name, score in (("aligned_scores", 0.0), ("control_scores", -1.0)):  # more is better: turned scores
         write_examples(getattr(places, name), "hallucination", [score * (i % 3 > 0) for i in range(60)])
-    sentences = findings.alignment(Life(places, GATE))
+    sentences = findings.alignment(RunArtifacts(places, GATE))
     assert sentences[0].endswith("DPO wins.")
     assert "better on Hallucination" in sentences[1]

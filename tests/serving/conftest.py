@@ -9,7 +9,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from components.deploy.smoke_test import endpoint
+from components.deploy.smoke_test import local_predictor
 from models.tiny import build_dual_encoder, build_language_model
 from vlmflow.artifacts.checkpoint import save
 
@@ -35,7 +35,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def client(speaker: Path) -> Iterator[httpx.Client]:
     """A client of the running predictor, called `vlm`."""
-    with endpoint(speaker, "vlm", timeout=90) as url, httpx.Client(base_url=url, timeout=30) as connected:
+    with local_predictor(speaker, "vlm", timeout=90) as url, httpx.Client(base_url=url, timeout=30) as connected:
         yield connected
 
 

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from components.align.alignment import AlignConfig, _dpo
+from components.align.config import AlignConfig
+from components.align.dpo import train_dpo
 from models.backbone.idefics3 import build
 from models.tiny import build_language_model
 from vlmflow.artifacts import checkpoint, dataset
 from vlmflow.training.arguments import Progress
 from vlmflow.training.config import TrainingConfig
+from vlmflow.training.finetuning.config import FineTuneConfig
+from vlmflow.training.finetuning.sft import train
 from vlmflow.training.launcher import launch
-from vlmflow.training.sft import train
-from vlmflow.training.sft_config import FineTuneConfig
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 QUESTION = "Which colour?"
@@ -58,7 +59,7 @@ def stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
     """One of the trainings, in this process or as one of a group."""
     budget = TrainingConfig(**{"max_steps": 8, "batch_size": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
     if name == "dpo":
-        _dpo(inputs / "sketch", inputs / "preferences", AlignConfig(training=budget), out)
+        train_dpo(inputs / "sketch", inputs / "preferences", AlignConfig(training=budget), out)
     else:
         train(inputs / name, inputs / "conversations", FineTuneConfig(task="caption", training=budget), "caption", out)
 

@@ -21,7 +21,8 @@ from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.training.checkpointing import MARK, Draws, whole
-from vlmflow.training.pretraining.config import PretrainConfig, pretrain
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SECTION: dict[str, Any] = {
@@ -38,8 +39,10 @@ TRAINING = {"max_steps": 11, "batch_size": 8, "warmup_steps": 0, "save_every": 4
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from components import recipe, resume, training
-from vlmflow.training.pretraining.config import Pretraining, pretrain
+from vlmflow.config import recipes
+from vlmflow.training import arguments, checkpointing
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import pretrain
 from vlmflow.runtime.process import configure_logging
 
 pairs, out, given, at = sys.argv[1:]
@@ -53,11 +56,11 @@ def dying(method):
     return die
 
 if moment == "after":
-    training.Progress.on_step_end = dying(training.Progress.on_step_end)
+    arguments.Progress.on_step_end = dying(arguments.Progress.on_step_end)
 else:
-    resume.Saving.on_save = dying(resume.Saving.on_save)
+    checkpointing.Saving.on_save = dying(checkpointing.Saving.on_save)
 configure_logging()
-section = recipes.load(Pretraining, {"pretrain": json.loads(given)}, "pretrain")
+section = recipes.load(PretrainConfig, {"pretrain": json.loads(given)}, "pretrain")
 pretrain(pairs=Path(pairs), conversations=None, out=Path(out), section=section)
 """
 

@@ -19,8 +19,8 @@ from vlmflow.training.arguments import Progress
 from vlmflow.training.checkpointing import whole
 from vlmflow.training.launcher import launch
 from vlmflow.training.pretraining.collator import TrainingBatches
-from vlmflow.training.pretraining.config import PretrainConfig, corpus
-from vlmflow.training.pretraining.training import begin, fit, train
+from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.training import begin, corpus, fit, train
 
 FAMILIES = sorted(path.stem for path in (ROOT / "recipes" / "zoo").glob("*.yaml") if path.stem != "energy")
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}

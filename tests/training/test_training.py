@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from components.instructions.conversations import DESCRIBE
 from models.contrastive.losses import clip_loss
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
+from vlmflow.inference.prompts import DESCRIBE_IMAGE
 from vlmflow.training.arguments import Muon, orthogonal, shared_orthogonal
 from vlmflow.training.config import TrainingConfig
+from vlmflow.training.finetuning.config import FineTuneConfig
+from vlmflow.training.finetuning.sft import examples
 from vlmflow.training.launcher import launch
-from vlmflow.training.sft import examples
-from vlmflow.training.sft_config import FineTuneConfig
 
 
 def test_orthogonal_keeps_directions_and_evens_their_lengths() -> None:
@@ -79,7 +79,7 @@ def test_muon_takes_the_matrices_inside_and_nothing_else() -> None:
 
 
 def conversation(uid: str, pair: str, task: str, split: str = "train") -> dict:
-    question = DESCRIBE if task == "caption" else f"{task}?"
+    question = DESCRIBE_IMAGE if task == "caption" else f"{task}?"
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{task} of {pair}"}]
     return {"uid": uid, "pair": pair, "images": [b"x"], "messages": messages, "task": task, "split": split}
 
@@ -96,7 +96,7 @@ def test_the_mixture_has_the_share_of_replay_that_was_asked_for(tmp_path: Path) 
     main = [e for e in chosen if "ground" in e.tasks]
     assert len(main) == 30 and len(chosen) == 40
     assert all(len(e.turns) == 2 for e in main), "turns about one picture stand together"
-    assert all(e.turns[0][0] == DESCRIBE for e in chosen if "ground" not in e.tasks)
+    assert all(e.turns[0][0] == DESCRIBE_IMAGE for e in chosen if "ground" not in e.tasks)
     assert [e.turns for e in examples(data, tuning)] == [e.turns for e in chosen]
     with pytest.raises(DataError, match="no training conversation of task 'sing'"):
         examples(data, FineTuneConfig(task="sing"))

@@ -18,7 +18,7 @@ from vlmflow.evaluation import objects
 from vlmflow.images.boxes import CANONICAL, CODECS, Box, corners
 from vlmflow.inference.loading import Loaded, chat, classify, score, similarity
 
-Pictures = Sequence[Image.Image]
+Images = Sequence[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def mean(metric: str, score: Any, **more: Any) -> Result:
     return Result(metric, score, np.ones_like(score), **more)
 
 
-def retrieval(loaded: Loaded, pictures: Pictures, captions: Sequence[str]) -> Result:
+def retrieval(loaded: Loaded, pictures: Images, captions: Sequence[str]) -> Result:
     """Recall@1 from picture to caption; a tie is a miss, and an equal caption elsewhere is a hit."""
     found = similarity(loaded, pictures, captions)
     same = np.array(captions)[:, None] == np.array(captions)[None, :]
@@ -74,7 +74,7 @@ def _ranks(similarity: np.ndarray, same: np.ndarray) -> np.ndarray:
     return ((similarity >= right - 1e-7) & ~same).sum(1)
 
 
-def zero_shot(loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> Result:
+def zero_shot(loaded: Loaded, pictures: Images, labels: Sequence[str]) -> Result:
     """Top-1 accuracy among the labels that the set holds."""
     classes = sorted(set(labels))
     guesses = classify(loaded, pictures, classes).argmax(1)
@@ -90,7 +90,7 @@ def _confusion(classes: list[str], labels: Sequence[str], guesses: np.ndarray) -
     return {"classes": classes, "rows": rows.tolist()}
 
 
-def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+def captioning(loaded: Loaded, pictures: Images, questions: Sequence[Question]) -> Result:
     """chrF++ of a caption against the reference (Popović 2017, sacrebleu), 0 to 1."""
     answers = _ask(loaded, pictures, questions)
     chrf = CHRF(word_order=2)
@@ -98,8 +98,8 @@ def describe(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) 
     return mean("chrF++", each, answers=answers)
 
 
-def name_objects(
-    loaded: Loaded, pictures: Pictures, questions: Sequence[Question], vocabulary: Sequence[str]
+def object_listing(
+    loaded: Loaded, pictures: Images, questions: Sequence[Question], vocabulary: Sequence[str]
 ) -> dict[str, Result]:
     """Exact match of the list of objects, and CHAIR: captions that name an object that is not there.
 
@@ -120,7 +120,7 @@ def name_objects(
     }
 
 
-def ground(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+def grounding(loaded: Loaded, pictures: Images, questions: Sequence[Question]) -> Result:
     """Acc@0.5 of the box for a referring expression; an answer that is no box is a miss and counted apart."""
     codec = CODECS[loaded.box_convention]
     answers = _ask(loaded, pictures, questions)
@@ -140,7 +140,7 @@ def true_box(question: Question) -> Box:
     return corners(match, *question.size)
 
 
-def read(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> dict[str, Result]:
+def text_recognition(loaded: Loaded, pictures: Images, questions: Sequence[Question]) -> dict[str, Result]:
     """Exact match of a line, and its character error rate (jiwer; micro: errors over characters, text as it is)."""
     answers = _ask(loaded, pictures, questions)
     counts = [jiwer.process_characters(q.answer, a) for a, q in zip(answers, questions, strict=True)]
@@ -153,7 +153,7 @@ def read(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> d
     }
 
 
-def yes_no(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) -> Result:
+def pope(loaded: Loaded, pictures: Images, questions: Sequence[Question]) -> Result:
     """Accuracy of yes-or-no polling; the yes-ratio is of predictions (POPE, Li et al. 2023)."""
     answers = [a.lower().strip(" .") for a in _ask(loaded, pictures, questions, max_new_tokens=4)]
     extras = {"yes ratio": float(np.mean([a == "yes" for a in answers]))}
@@ -161,7 +161,7 @@ def yes_no(loaded: Loaded, pictures: Pictures, questions: Sequence[Question]) ->
     return mean("accuracy", hits, extras=extras, answers=answers)
 
 
-def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Question, str]]) -> Result:
+def preference(loaded: Loaded, pictures: Images, pairs: Sequence[tuple[Question, str]]) -> Result:
     """Share of pairs where the truth is likelier than the hallucinated answer, strictly."""
     prompts = [question.prompt for question, _ in pairs]
     chosen = score(loaded, pictures, prompts, [question.answer for question, _ in pairs])
@@ -169,5 +169,5 @@ def preference(loaded: Loaded, pictures: Pictures, pairs: Sequence[tuple[Questio
     return mean("truth preferred", chosen > rejected)
 
 
-def _ask(loaded: Loaded, pictures: Pictures, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
+def _ask(loaded: Loaded, pictures: Images, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
     return chat(loaded, pictures, [q.prompt for q in questions], max_new_tokens=max_new_tokens, batch_size=128)

@@ -29,7 +29,7 @@ class Comparison:
     verdict: Literal["better", "same", "worse", "lost", "unsure"]
 
     @property
-    def refused(self) -> bool:
+    def is_regression(self) -> bool:
         """Whether this capability alone keeps the challenger back."""
         return self.verdict in ("worse", "lost")
 
@@ -42,7 +42,7 @@ class Comparison:
         )
 
 
-def examples(scores: str | Path) -> dict[str, dict[str, float]]:
+def read_examples(scores: str | Path) -> dict[str, dict[str, float]]:
     """Read the per-example scores of a scores artifact.
 
     Raises:

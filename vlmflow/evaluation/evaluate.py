@@ -21,7 +21,7 @@ from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.runtime.process import start_method
 
 if TYPE_CHECKING:
-    from vlmflow.evaluation.suites import Measured
+    from vlmflow.evaluation.suites import SuiteResult
 
 
 def evaluate(
@@ -46,7 +46,7 @@ def evaluate(
     return scores
 
 
-def _measured(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig) -> list["Measured"]:
+def _measured(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig) -> list["SuiteResult"]:
     """Every suite in its order, measured here or by several processes."""
     from vlmflow.evaluation.suites import measure  # torch is not for reading a recipe
 

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vlmflow.evaluation.capabilities import Pictures, Result, mean
+from vlmflow.evaluation.capabilities import Images, Result, mean
 from vlmflow.inference.loading import Loaded
 from vlmflow.inference.masked import batch, hide, match, reconstruct, recovered, represent
 from vlmflow.training.collators import Batches
@@ -17,20 +17,20 @@ from vlmflow.training.collators import Batches
 NEIGHBOURS = 20
 
 
-def matching(loaded: Loaded, pictures: Pictures, items: Sequence[tuple[str, str]]) -> Result:
+def image_text_matching(loaded: Loaded, pictures: Images, items: Sequence[tuple[str, str]]) -> Result:
     """Share of pictures that fit their own caption better than another's, strictly; half of them by chance."""
     own = match(loaded, pictures, [caption for caption, _ in items])
     other = match(loaded, pictures, [wrong for _, wrong in items])
     return mean("own caption preferred", own > other)
 
 
-def filling(loaded: Loaded, pictures: Pictures, items: Sequence[tuple[str, int]]) -> Result:
+def fill_mask(loaded: Loaded, pictures: Images, items: Sequence[tuple[str, int]]) -> Result:
     """Share of hidden words that are found again, all their tokens."""
     right = recovered(loaded, pictures, [caption for caption, _ in items], [word for _, word in items])
     return mean("hidden word found", right)
 
 
-def reconstruction(loaded: Loaded, pictures: Pictures, items: Sequence[tuple[Image.Image, str]], seed: int) -> Result:
+def reconstruction(loaded: Loaded, pictures: Images, items: Sequence[tuple[Image.Image, str]], seed: int) -> Result:
     """Share of the hidden patches' variance that is painted, against the mean colour of the patches that are seen.
 
     1 − Σ error² / Σ (error of the mean)²: 0 for a model that paints that colour, and below 0 for a worse one. The
@@ -56,13 +56,13 @@ class Probe:
         pictures, labels: what the probe learns from.
     """
 
-    def __init__(self, loaded: Loaded, pictures: Pictures, labels: Sequence[str]):
+    def __init__(self, loaded: Loaded, pictures: Images, labels: Sequence[str]):
         vectors = represent(loaded, pictures)
         self.linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(vectors, labels)
         neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine")
         self.nearest = neighbours.fit(vectors, labels)
 
-    def __call__(self, loaded: Loaded, pictures: Pictures, labels: Sequence[str]) -> dict[str, Result]:
+    def __call__(self, loaded: Loaded, pictures: Images, labels: Sequence[str]) -> dict[str, Result]:
         """Top-1 accuracy of both."""
         vectors, true = represent(loaded, pictures), np.array(labels)
         count = len(self.linear.classes_)
@@ -72,7 +72,7 @@ class Probe:
         }
 
 
-def held_out_loss(loaded: Loaded, pictures: Pictures, captions: Sequence[str], batch_size: int, seed: int) -> Result:
+def held_out_loss(loaded: Loaded, pictures: Images, captions: Sequence[str], batch_size: int, seed: int) -> Result:
     """The family's own objective, an example a batch; a last short batch is left out: it would be another task."""
     import torch
 

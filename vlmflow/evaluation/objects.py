@@ -8,7 +8,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 _VALUES = {word: value for value, word in enumerate(NUMBERS)} | {"a": 1, "an": 1}
 
 
-def name(categories: Iterable[str]) -> str:
+def list_objects(categories: Iterable[str]) -> str:
     """Say what is there, in alphabetical order: `a circle, two squares and a star`."""
     parts = [_counted(category, count) for category, count in sorted(Counter(categories).items())]
     if len(parts) < 2:

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Measured:
+class SuiteResult:
     """What one suite came to: a value for each capability, a score for each example, a few answers to look at."""
 
     values: dict[str, dict[str, Any]]
@@ -43,48 +43,48 @@ class Suite:
     `whole`: an example's score hangs on the others, as recall does on all captions, so a control must have as many.
     """
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     uids: list[str]
     measure: Any  # (loaded, pictures, items) -> Result or {capability: Result}
     items: list[Any]
     whole: bool = False
 
 
-def measure(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig, share: int) -> dict[str, Measured]:
+def measure(
+    model: Path, pairs: Path, conversations: Path, section: EvaluateConfig, rank: int
+) -> dict[str, SuiteResult]:
     """Measure every `section.processes`-th suite, from `share` on; returns them by the suite's name."""
     configure_logging()
     loaded = load(model)
-    found = suites(loaded, Dataset(pairs, "pairs"), Dataset(conversations, "conversations"), section)
-    return {
-        name: _with_controls(loaded, found[name], name, section) for name in list(found)[share :: section.processes]
-    }
+    found = build_suites(loaded, Dataset(pairs, "pairs"), Dataset(conversations, "conversations"), section)
+    return {name: _with_controls(loaded, found[name], name, section) for name in list(found)[rank :: section.processes]}
 
 
-def _with_controls(loaded: Loaded, suite: Suite, name: str, section: EvaluateConfig) -> Measured:
+def _with_controls(loaded: Loaded, suite: Suite, name: str, section: EvaluateConfig) -> SuiteResult:
     results = _measure(loaded, suite, name)
     few = len(suite.items) if suite.whole else min(len(suite.items), section.control_questions)
-    controls = {kind: _measure(loaded, _control(suite, kind, few, section.seed), name) for kind in CONTROLS}
+    controls = {kind: _measure(loaded, _build_control(suite, kind, few, section.seed), name) for kind in CONTROLS}
     values, examples = {}, []
     for capability, result in results.items():
         values[capability] = {
-            **interval(result, section),
+            **value_with_interval(result, section),
             "n": len(result.score),
             "metric": result.metric,
             "higher_is_better": result.higher_is_better,
             "extras": result.extras,
-            "controls": {kind: interval(found[capability], section) for kind, found in controls.items()},
+            "controls": {kind: value_with_interval(found[capability], section) for kind, found in controls.items()},
         }
         value = values[capability]
         logger.info("%s %.3f [%.3f, %.3f]", capability, value["value"], value["low"], value["high"])
         gains = zip(suite.uids, result.gain.tolist(), strict=True)
         examples += [{"capability": capability, "example": uid, "score": gain} for uid, gain in gains]
     confusion = next((result.confusion for result in results.values() if result.confusion), None)
-    return Measured(values, examples, _samples(suite, results, name, section), confusion)
+    return SuiteResult(values, examples, _samples(suite, results, name, section), confusion)
 
 
-def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
+def build_suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
     """The measurements that the model's abilities and the test split allow."""
-    found = pair_suites(loaded, pairs, section)
+    found = build_pair_suites(loaded, pairs, section)
     by_task: dict[str, list[tuple[dict[str, Any], int, str, str]]] = {}
     for row in conversations.rows():
         if row["split"] != "test":
@@ -94,11 +94,11 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
             by_task.setdefault(row["task"], []).append((row, turn, question, answer))
     vocabulary = conversations.card.notes.get("categories", [])
     measures = {
-        "describe": ("caption", can.describe),
-        "objects": ("caption", partial(can.name_objects, vocabulary=vocabulary)),
-        "grounding": ("ground", can.ground),
-        "reading": ("ocr", can.read),
-        "yes-no": ("chat", can.yes_no),
+        "describe": ("caption", can.captioning),
+        "objects": ("caption", partial(can.object_listing, vocabulary=vocabulary)),
+        "grounding": ("ground", can.grounding),
+        "reading": ("ocr", can.text_recognition),
+        "yes-no": ("chat", can.pope),
     }
     for name, (ability, measure) in measures.items():
         task = {"describe": "caption", "grounding": "ground", "reading": "ocr", "yes-no": "vqa"}.get(name, name)
@@ -106,11 +106,11 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
             found[name] = _question_suite(by_task[task], measure, section)
     if "score" in loaded.abilities and "objects" in found and len(vocabulary) > 1:
         known = found["objects"]
-        wrong = [(q, hallucinate(q, vocabulary, section.seed)) for q in known.items]
+        wrong = [(q, swap_one_object(q, vocabulary, section.seed)) for q in known.items]
         keep = [i for i, (_, answer) in enumerate(wrong) if answer is not None]
         if len(keep) > 1:
             found["preference"] = Suite(
-                [known.pictures[i] for i in keep],
+                [known.images[i] for i in keep],
                 [known.uids[i] for i in keep],
                 can.preference,
                 [wrong[i] for i in keep],
@@ -118,7 +118,7 @@ def suites(loaded: Loaded, pairs: Dataset, conversations: Dataset, section: Eval
     return found
 
 
-def pair_suites(loaded: Loaded, pairs: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
+def build_pair_suites(loaded: Loaded, pairs: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
     """The measurements on captioned and on labelled pictures."""
     can_do, found = loaded.abilities, {}
     if not can_do & {"classify", "rank", "represent", "match", "fill", "reconstruct"} and not section.held_out_loss:
@@ -133,16 +133,16 @@ def pair_suites(loaded: Loaded, pairs: Dataset, section: EvaluateConfig) -> dict
             found["retrieval"] = _pair_suite(captioned, can.retrieval, captions, whole=True)
         if "match" in can_do:
             found["matching"] = _pair_suite(
-                captioned, masked.matching, list(zip(captions, _others(captions), strict=True))
+                captioned, masked.image_text_matching, list(zip(captions, _different_captions(captions), strict=True))
             )
         if "fill" in can_do and (
-            told := [(r, w) for r in captioned if (w := hidden_word(r, section.seed)) is not None]
+            told := [(r, w) for r in captioned if (w := choose_hidden_word(r, section.seed)) is not None]
         ):
             items = [(row["caption"], word) for row, word in told]
-            found["filling"] = _pair_suite([row for row, _ in told], masked.filling, items)
+            found["filling"] = _pair_suite([row for row, _ in told], masked.fill_mask, items)
         if "reconstruct" in can_do:
             suite = _pair_suite(captioned, partial(masked.reconstruction, seed=section.seed), captions, whole=True)
-            found["reconstruction"] = replace(suite, items=list(zip(suite.pictures, captions, strict=True)))
+            found["reconstruction"] = replace(suite, items=list(zip(suite.images, captions, strict=True)))
     if len(classes := {row["label"] for row in labelled}) > 1:
         labels = [row["label"] for row in labelled]
         if "classify" in can_do:
@@ -160,25 +160,25 @@ def pair_suites(loaded: Loaded, pairs: Dataset, section: EvaluateConfig) -> dict
     return found
 
 
-def _others(captions: list[str]) -> list[str]:
+def _different_captions(captions: list[str]) -> list[str]:
     """For each caption the next one that differs."""
     count = len(captions)
     return [next((c for c in captions[i + 1 :] + captions[:i] if c != captions[i]), "") for i in range(count)]
 
 
-def hidden_word(row: dict[str, Any], seed: int) -> int | None:
+def choose_hidden_word(row: dict[str, Any], seed: int) -> int | None:
     """Which word of the caption to hide, by its place: one that says something; None where there is none."""
-    telling = telling_words(row["caption"])
+    telling = content_words(row["caption"])
     return random.Random(f"{seed}/{row['uid']}").choice(telling) if telling else None
 
 
-def telling_words(caption: str) -> list[int]:
+def content_words(caption: str) -> list[int]:
     """The places of the words that say something."""
     words = caption.split()
     return [i for i, word in enumerate(words) if word.lower().strip(".,;:!?") not in ENGLISH_STOP_WORDS]
 
 
-def hallucinate(question: Question, vocabulary: list[str], seed: int) -> str | None:
+def swap_one_object(question: Question, vocabulary: list[str], seed: int) -> str | None:
     """The true list with one object turned into a kind that is not there; None where every kind is."""
     rng = random.Random(f"{seed}/{question.uid}")
     true = objects.parse(question.answer, vocabulary)
@@ -187,10 +187,10 @@ def hallucinate(question: Question, vocabulary: list[str], seed: int) -> str | N
         return None
     swapped = rng.choice(sorted(true))
     new = rng.choice(absent)
-    return objects.name([new if c == swapped else c for c in true.elements()])
+    return objects.list_objects([new if c == swapped else c for c in true.elements()])
 
 
-def interval(result: Result, section: EvaluateConfig) -> dict[str, float]:
+def value_with_interval(result: Result, section: EvaluateConfig) -> dict[str, float]:
     """Value with its percentile bootstrap interval over examples (scipy)."""
 
     def ratio(score: np.ndarray, weight: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -213,19 +213,19 @@ def interval(result: Result, section: EvaluateConfig) -> dict[str, float]:
 
 
 def _measure(loaded: Loaded, suite: Suite, name: str) -> dict[str, Result]:
-    result = suite.measure(loaded, suite.pictures, suite.items)
+    result = suite.measure(loaded, suite.images, suite.items)
     return result if isinstance(result, dict) else {name: result}
 
 
-def _control(suite: Suite, kind: str, count: int, seed: int) -> Suite:
+def _build_control(suite: Suite, kind: str, count: int, seed: int) -> Suite:
     """The first `count` items with blank pictures, or each with the next one's picture in a shuffled ring."""
     if kind == "blank":
-        pictures = [Image.new("RGB", picture.size, (96, 96, 96)) for picture in suite.pictures[:count]]
+        pictures = [Image.new("RGB", picture.size, (96, 96, 96)) for picture in suite.images[:count]]
     else:
         ring = list(range(count))
         random.Random(seed).shuffle(ring)
         after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-        pictures = [suite.pictures[after[i]] for i in range(count)]
+        pictures = [suite.images[after[i]] for i in range(count)]
     return replace(suite, pictures=pictures, uids=suite.uids[:count], items=suite.items[:count])
 
 
@@ -267,7 +267,7 @@ def _samples(suite: Suite, results: dict[str, Result], name: str, section: Evalu
             {
                 "capability": name,
                 "uid": question.uid,
-                "image": base64.b64encode(_png(suite.pictures[i])).decode(),
+                "image": base64.b64encode(_png(suite.images[i])).decode(),
                 "size": list(question.size),
                 "prompt": question.prompt,
                 "answer": result.answers[i],

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from vlmflow.serving.request_images import picture
+from vlmflow.serving.request_images import parse_image
 
 if TYPE_CHECKING:
     from vlmflow.serving.predictor import Predictor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/openai/v1")
 
 # They would change the answer, and do not here: refused rather than ignored.
-_REFUSED = ("tools", "functions", "response_format", "logprobs", "stop", "audio", "top_p")
+_UNSUPPORTED = ("tools", "functions", "response_format", "logprobs", "stop", "audio", "top_p")
 
 
 @router.get("/models")
@@ -43,16 +43,16 @@ async def chat_completions(request: Request) -> Response:
     try:
         body = json.loads(await request.body())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return _refuse(f"the body is not JSON: {error}")
+        return _error(f"the body is not JSON: {error}")
     if not isinstance(body, dict):
-        return _refuse("the body must be a JSON object")
+        return _error("the body must be a JSON object")
     if body.get("model") != predictor.name:
-        return _refuse(f"the model {body.get('model')!r} does not exist; this endpoint serves {predictor.name!r}", 404)
+        return _error(f"the model {body.get('model')!r} does not exist; this endpoint serves {predictor.name!r}", 404)
     try:
-        image, prompt = question(body)
-        (answer,) = await predictor.answer([image], [prompt], **options(body))
+        image, prompt = parse_request(body)
+        (answer,) = await predictor.answer([image], [prompt], **decoding_options(body))
     except ValueError as error:
-        return _refuse(str(error))
+        return _error(str(error))
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": predictor.name}
     if body.get("stream"):
         return StreamingResponse(_stream(head, answer), media_type="text/event-stream")
@@ -60,7 +60,7 @@ async def chat_completions(request: Request) -> Response:
     return JSONResponse({**head, "object": "chat.completion", "choices": [choice]})
 
 
-def question(body: dict[str, Any]) -> tuple[Image.Image, str]:
+def parse_request(body: dict[str, Any]) -> tuple[Image.Image, str]:
     """The picture and the text of a chat request.
 
     Raises:
@@ -68,7 +68,7 @@ def question(body: dict[str, Any]) -> tuple[Image.Image, str]:
     """
     if body.get("n", 1) != 1:
         raise ValueError(f"n: only 1 answer is given, got {body['n']!r}")
-    if asked := [key for key in _REFUSED if body.get(key) and (key, body[key]) != ("top_p", 1)]:
+    if asked := [key for key in _UNSUPPORTED if body.get(key) and (key, body[key]) != ("top_p", 1)]:
         raise ValueError(f"{asked[0]}: not supported by this model")
     messages = body.get("messages")
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict):
@@ -88,10 +88,10 @@ def question(body: dict[str, Any]) -> tuple[Image.Image, str]:
     if not prompt:
         raise ValueError("content: no text; ask something about the picture")
     place = images[0]
-    return picture(place.get("url") if isinstance(place, dict) else place), prompt
+    return parse_image(place.get("url") if isinstance(place, dict) else place), prompt
 
 
-def options(body: dict[str, Any]) -> dict[str, Any]:
+def decoding_options(body: dict[str, Any]) -> dict[str, Any]:
     """How to decode: max_new_tokens, temperature and seed.
 
     Raises:
@@ -117,6 +117,6 @@ def _stream(head: dict[str, Any], answer: str) -> Iterator[str]:
     yield "data: [DONE]\n\n"
 
 
-def _refuse(message: str, status: int = 400) -> JSONResponse:
+def _error(message: str, status: int = 400) -> JSONResponse:
     kind = "not_found_error" if status == 404 else "invalid_request_error"
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status_code=status)

@@ -25,7 +25,7 @@ from PIL import Image
 from vlmflow.errors import EXIT_CODE, VlmflowError
 from vlmflow.serving import chat
 from vlmflow.serving.body_limit import BodyLimit
-from vlmflow.serving.request_images import picture
+from vlmflow.serving.request_images import parse_image
 
 MAX_NEW_TOKENS = 64
 MAX_INSTANCES = 64
@@ -75,9 +75,9 @@ class Predictor(Model):
             ValueError: the model does not chat, or a prompt holds one of its control tokens, or is too long for it.
         """
         from vlmflow.inference import loading
-        from vlmflow.serving.v1_instances import need
+        from vlmflow.serving.v1_instances import require_ability
 
-        need(self.loaded, "chat")
+        require_ability(self.loaded, "chat")
         for prompt in prompts:
             self._check_prompt(prompt, options["max_new_tokens"])
         return await self._run(loading.chat, self.loaded, images, prompts, **options)
@@ -114,7 +114,7 @@ class Predictor(Model):
         columns = {tensor.name: _strings(tensor) for tensor in request.inputs}
         if "image" not in columns or len({len(values) for values in columns.values()}) != 1:
             raise ValueError("expected the BYTES inputs `image` (base64) and `prompt`, of one length")
-        images = [picture(value) for value in columns["image"]]
+        images = [parse_image(value) for value in columns["image"]]
         prompts = columns.get("prompt")
         if prompts is None:
             raise ValueError("expected the BYTES input `prompt`")
@@ -132,9 +132,9 @@ class Predictor(Model):
             if unknown := instance.keys() - set(kinds.KEYS):
                 raise ValueError(f"instance {place}: {sorted(unknown)[0]!r} is unknown; known: {', '.join(kinds.KEYS)}")
             if "prompt" in instance:
-                image = picture(instance.get("image"))
-                kinds.need(self.loaded, "chat")
-                asked.append((place, image, kinds.text(instance["prompt"], "prompt")))
+                image = parse_image(instance.get("image"))
+                kinds.require_ability(self.loaded, "chat")
+                asked.append((place, image, kinds.require_text(instance["prompt"], "prompt")))
             else:
                 results[place] = await self._run(kinds.answer, self.loaded, instance)
         if asked:

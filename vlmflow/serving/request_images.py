@@ -12,7 +12,7 @@ from vlmflow.images import decoding
 MAX_PIXELS = 40_000_000
 
 
-def picture(value: Any) -> Image.Image:
+def parse_image(value: Any) -> Image.Image:
     """Decode what a request holds for a picture: `{"b64": …}`, base64 text, or `data:image/…;base64,…`.
 
     Returns:
@@ -37,10 +37,10 @@ def picture(value: Any) -> Image.Image:
         content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("image: not valid base64") from None
-    return decode(content)
+    return decode_image(content)
 
 
-def decode(content: bytes) -> Image.Image:
+def decode_image(content: bytes) -> Image.Image:
     """Decode an encoded picture to RGB.
 
     Raises:

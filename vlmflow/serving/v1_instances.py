@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlmflow.inference import loading, masked
 from vlmflow.inference.loading import Loaded
-from vlmflow.serving.request_images import picture
+from vlmflow.serving.request_images import parse_image
 
 KEYS = ("image", "prompt", "labels", "text", "reconstruct")
 
@@ -30,40 +30,40 @@ def answer(loaded: Loaded, instance: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the model cannot do it, or the instance is no picture, text, list of names or seed.
     """
-    image = picture(instance["image"]) if "image" in instance else None
+    image = parse_image(instance["image"]) if "image" in instance else None
     if "text" in instance:
-        return _of_text(loaded, image, text(instance["text"], "text"))
-    image = image or picture(None)  # which says what is missing
+        return _answer_text(loaded, image, require_text(instance["text"], "text"))
+    image = image or parse_image(None)  # which says what is missing
     if "labels" in instance:
         return _classify(loaded, image, instance["labels"])
     if "reconstruct" in instance:
         return _reconstruct(loaded, image, instance["reconstruct"])
-    need(loaded, "embed", "represent")
+    require_ability(loaded, "embed", "represent")
     function = loading.embed_images if "embed" in loaded.abilities else masked.represent
     return {"embedding": function(loaded, [image])[0].tolist()}
 
 
-def _of_text(loaded: Loaded, image: Image.Image | None, given: str) -> dict[str, Any]:
+def _answer_text(loaded: Loaded, image: Image.Image | None, given: str) -> dict[str, Any]:
     mask = getattr(loaded.tokenizer, "mask_token", None)
     if mask and mask in given:
-        need(loaded, "fill")
+        require_ability(loaded, "fill")
         if image is None and loaded.image_processor is not None:
             raise ValueError("image: this model fills in words by a picture; send it too")
         return {"words": masked.fill(loaded, None if image is None else [image], [given])[0]}
     if image is None:
-        need(loaded, "embed")
+        require_ability(loaded, "embed")
         return {"embedding": loading.embed_texts(loaded, [given])[0].tolist()}
-    need(loaded, "match", "rank")
+    require_ability(loaded, "match", "rank")
     if "match" in loaded.abilities:
         return {"score": float(masked.match(loaded, [image], [given])[0])}
     return {"score": float(loading.similarity(loaded, [image], [given])[0, 0])}
 
 
 def _classify(loaded: Loaded, image: Image.Image, labels: Any) -> dict[str, Any]:
-    need(loaded, "classify")
+    require_ability(loaded, "classify")
     if not isinstance(labels, list) or len(labels) < 2:
         raise ValueError("labels: expected a list of at least two names")
-    names = [text(label, "labels") for label in labels]
+    names = [require_text(label, "labels") for label in labels]
     (row,) = loading.classify(loaded, [image], names)
     probabilities = [float(p) for p in row]
     best = max(range(len(names)), key=probabilities.__getitem__)
@@ -71,7 +71,7 @@ def _classify(loaded: Loaded, image: Image.Image, labels: Any) -> dict[str, Any]
 
 
 def _reconstruct(loaded: Loaded, image: Image.Image, seed: Any) -> dict[str, Any]:
-    need(loaded, "reconstruct")
+    require_ability(loaded, "reconstruct")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ValueError(f"reconstruct: expected a seed, a number from 0, got {seed!r:.80}")
     hidden = masked.hide(loaded, 1, seed)
@@ -82,14 +82,14 @@ def _reconstruct(loaded: Loaded, image: Image.Image, seed: Any) -> dict[str, Any
     return {"image": {"b64": encoded}, "hidden": hidden[0].nonzero()[:, 0].tolist()}
 
 
-def need(loaded: Loaded, *abilities: str) -> None:
+def require_ability(loaded: Loaded, *abilities: str) -> None:
     """Raises ValueError if the model has none of `abilities`, with what it can do."""
     if not loaded.abilities & set(abilities):
         can = ", ".join(sorted(loaded.abilities))
         raise ValueError(f"this model cannot {' or '.join(abilities)}; it can {can}")
 
 
-def text(value: Any, name: str) -> str:
+def require_text(value: Any, name: str) -> str:
     """The text of a request, or a ValueError that names it."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name}: expected text, got {value!r:.80}")
