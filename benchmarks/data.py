@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmflow.runtime.process import one_thread
+from vlmflow.runtime.process import limit_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "data.json"
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--min-side", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    one_thread()
+    limit_threads()
     if given.contestant:
         options = {} if given.min_side is None else {"min_side": given.min_side}
         print(json.dumps(compete(given.contestant, given.data, given.model, given.processes, **options)))  # noqa: T201

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vlmflow.config import recipes as recipes
-from vlmflow.runtime.process import configure_logging, one_thread
+from vlmflow.runtime.process import configure_logging, limit_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "recipes" / "emoji.yaml"
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--hold-out", default="woman", help="first word of the held-out names")
     parser.add_argument("--set", action="append", default=[], help="change a value of the recipe: section.key=value")
     given = parser.parse_args()
-    one_thread()
+    limit_threads()
     configure_logging()
     from rich.console import Console
 

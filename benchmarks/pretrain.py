@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import hardware
-from vlmflow.runtime.process import one_thread
+from vlmflow.runtime.process import limit_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "pretrain.json"
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3, help="steps of each before the clock starts")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    one_thread()
+    limit_threads()
     import torch
     import transformers
     from rich.console import Console

@@ -13,8 +13,6 @@ def align(
     section: str = "align",
 ):
     """Align by DPO on preference pairs, beside a control that is fine-tuned on the preferred answers alone."""
-    from pathlib import Path
-
     from components.align.alignment import align as run
 
-    run(Path(start.path), Path(preferences.path), Path(model.path), Path(control.path), recipe, section)
+    run(start.path, preferences.path, model.path, control.path, recipe, section)

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlmflow.runtime.step_cache import key
+from vlmflow.runtime.step_cache import cache_key
 from vlmflow.tracking import mlflow_run
 from vlmflow.training.config import TrainingConfig
 
@@ -45,7 +45,7 @@ def checkpoints(training: TrainingConfig, **what: Any) -> Iterator["Checkpoints"
             yield Checkpoints(Path(folder))
         return
     root = Path(os.environ.get("VLMFLOW_CHECKPOINTS") or mlflow_run.home() / ".checkpoints")
-    kept = Checkpoints(root / key(**what), training)
+    kept = Checkpoints(root / cache_key(**what), training)
     yield kept
     if os.environ.get("RANK", "0") == "0":
         shutil.rmtree(kept.folder, ignore_errors=True)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vlmflow.training.pretraining.augmentation import AugmentConfig
+from vlmflow.training.pretraining.config import AugmentConfig
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601: how bright red, green and blue look
 YIQ = (GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # brightness, and two axes of colour

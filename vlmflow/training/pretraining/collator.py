@@ -7,8 +7,7 @@ import torch
 
 from vlmflow.training.collators import Batches
 from vlmflow.training.pretraining.augment import changed
-from vlmflow.training.pretraining.augmentation import ViewConfig
-from vlmflow.training.pretraining.config import PretrainConfig
+from vlmflow.training.pretraining.config import PretrainConfig, ViewConfig
 from vlmflow.training.pretraining.hard_negative_captions import Negatives
 
 

@@ -1,14 +1,64 @@
-"""What a recipe says of pretraining, and the way in."""
+"""The configuration of pretraining: family, budget, augmentation and optional loss terms."""
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from models.zoo import ZOO
-from vlmflow.artifacts.dataset import Dataset
 from vlmflow.training.config import TrainingConfig
-from vlmflow.training.launcher import spread
-from vlmflow.training.pretraining.augmentation import AugmentConfig, ViewConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What may become of a picture; by default the crop alone.
+
+    `area` is the range of the crop's share of the picture, `aspect` the widest shape of it, and the tallest. `flip`,
+    `grey` and `blur` are probabilities. `brightness`, `contrast` and `saturation` are the most by which each is
+    multiplied, up or down from 1; `hue` is the most by which colours turn, where 1 is the whole circle; `jitter` is
+    the probability of these four. Captions say left and right, and name colours: a flip or a turn of the colours
+    makes them false.
+
+    Source: the crop is open_clip's for training.
+    """
+
+    area: tuple[float, ...] = (0.9, 1.0)
+    aspect: float = 4 / 3
+    flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter: float = 1.0
+    grey: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"area is a range [least, most] of shares above 0 and at most 1, got {list(self.area)}")
+        if self.aspect < 1:
+            raise ValueError(f"aspect is the longer side over the shorter, at least 1, got {self.aspect}")
+        for name in ("flip", "brightness", "contrast", "saturation", "jitter", "grey", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue must be from 0 to 0.5, which is the opposite colour, got {self.hue}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(AugmentConfig):
+    """The two views of a picture that SLIP compares, as strong as comparing pictures asks for.
+
+    Source: Mu et al. 2021, section 4; the values are those of SimCLR's line (Chen et al. 2020, appendix A).
+    """
+
+    area: tuple[float, ...] = (0.08, 1.0)
+    flip: float = 0.5
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,34 +110,3 @@ class PretrainConfig:
     def plain(self) -> dict[str, Any]:
         """The section as JSON holds it."""
         return asdict(self)
-
-
-def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: PretrainConfig) -> None:
-    """Train a family of the zoo and write a checkpoint to `out`.
-
-    Args:
-        pairs: the dataset of schema `pairs`; its training split is learned from.
-        conversations: the task sets, whose words the vocabulary must hold for the stages to come.
-
-    Raises:
-        DataError: fewer captioned pairs than one batch.
-    """
-    from vlmflow.training.pretraining.training import train  # not for reading a recipe
-
-    spread("pretrain", train, section.training, pairs, corpus(pairs, conversations), section, out=out)
-
-
-def corpus(pairs: Path, conversations: Path | None) -> list[str]:
-    """The training split's texts, for a vocabulary: captions, phrases, questions and answers."""
-    texts: list[str] = []
-    for row in Dataset(pairs, "pairs").rows(["caption", "regions", "split"]):
-        if row["split"] == "train":
-            texts.append(row["caption"])
-            texts += [region["phrase"] for region in row["regions"] or []]
-    if conversations is not None:
-        for row in Dataset(conversations, "conversations").rows(["messages", "task", "split"]):
-            if row["split"] == "train":
-                # What is read is spelled: a line's words are no vocabulary.
-                role = "user" if row["task"] in ("ocr", "ground") else None
-                texts += [m["content"] for m in row["messages"] if role in (None, m["role"])]
-    return texts

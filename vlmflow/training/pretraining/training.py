@@ -22,11 +22,41 @@ from vlmflow.training.arguments import Progress, arguments, steps_within
 from vlmflow.training.checkpointing import Checkpoints, checkpoints
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.fsdp import prepared, weights
+from vlmflow.training.launcher import spread
 from vlmflow.training.pretraining.callbacks import Average, Clamp
 from vlmflow.training.pretraining.collator import TrainingBatches
 from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
 from vlmflow.training.pretraining.shuffled_control import deal
+
+
+def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: PretrainConfig) -> None:
+    """Train a family of the zoo and write a checkpoint to `out`.
+
+    Args:
+        pairs: the dataset of schema `pairs`; its training split is learned from.
+        conversations: the task sets, whose words the vocabulary must hold for the stages to come.
+
+    Raises:
+        DataError: fewer captioned pairs than one batch.
+    """
+    spread("pretrain", train, section.training, pairs, corpus(pairs, conversations), section, out=out)
+
+
+def corpus(pairs: Path, conversations: Path | None) -> list[str]:
+    """The training split's texts, for a vocabulary: captions, phrases, questions and answers."""
+    texts: list[str] = []
+    for row in Dataset(pairs, "pairs").rows(["caption", "regions", "split"]):
+        if row["split"] == "train":
+            texts.append(row["caption"])
+            texts += [region["phrase"] for region in row["regions"] or []]
+    if conversations is not None:
+        for row in Dataset(conversations, "conversations").rows(["messages", "task", "split"]):
+            if row["split"] == "train":
+                # What is read is spelled: a line's words are no vocabulary.
+                role = "user" if row["task"] in ("ocr", "ground") else None
+                texts += [m["content"] for m in row["messages"] if role in (None, m["role"])]
+    return texts
 
 
 def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> None:

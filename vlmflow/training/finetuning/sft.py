@@ -28,8 +28,8 @@ from vlmflow.inference.loading import chat_prompt, load
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.training.arguments import Progress, arguments
 from vlmflow.training.checkpointing import checkpoints
+from vlmflow.training.finetuning.config import FineTuneConfig
 from vlmflow.training.fsdp import prepared, weights
-from vlmflow.training.sft_config import FineTuneConfig
 
 
 @dataclass

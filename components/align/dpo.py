@@ -1,0 +1,82 @@
+"""The two trainings of the alignment step: DPO on preference pairs, and its control on the preferred answers alone.
+
+Source: Rafailov et al. 2023, eq. 7 (TRL's DPOTrainer); the `sft` term beside it as in Pang et al. 2024.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import set_seed
+from trl import DPOConfig, DPOTrainer
+
+from components.align.config import AlignConfig
+from vlmflow.artifacts import checkpoint
+from vlmflow.artifacts.dataset import Dataset
+from vlmflow.inference.loading import load
+from vlmflow.runtime.code_hash import code_hash
+from vlmflow.training.arguments import Progress, arguments
+from vlmflow.training.checkpointing import checkpoints
+from vlmflow.training.finetuning.config import FineTuneConfig
+from vlmflow.training.finetuning.sft import Example, fit
+from vlmflow.training.fsdp import prepared, weights
+
+MESSAGES = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
+FEATURES = datasets.Features(
+    {"images": datasets.List(datasets.Image()), "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
+)
+
+
+def train_control(start: Path, preferences: Path, config: AlignConfig, out: Path) -> None:
+    """Fine-tune the model at `start` on the preferred answers alone; process 0 writes the checkpoint to `out`."""
+    data = Dataset(preferences, "preferences")
+    examples = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
+    fit(start, examples, out, FineTuneConfig(task="objects", training=config.training), step="control", data=data)
+
+
+def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) -> None:
+    """Align the model at `start` by DPO, with itself as the reference; process 0 writes the checkpoint to `out`."""
+    data, loaded, training = Dataset(preferences, "preferences"), load(start), config.training
+    set_seed(training.seed)
+    model = loaded.model.train()
+    progress = Progress()
+    parent = checkpoint.Checkpoint(start).hash
+    identity = {"parent": parent, "data": data.hash, "section": asdict(config), "code": code_hash(__name__)}
+    with checkpoints(training, step="align", **identity) as kept:
+        options: Any = arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
+        losses = {"beta": config.beta, "loss_type": list(config.losses), "loss_weights": list(config.weights)}
+        trainer = DPOTrainer(
+            model=model,
+            ref_model=load(start).model,
+            args=DPOConfig(**options, **losses),
+            train_dataset=datasets.Dataset.from_list([_to_trl(row) for row in data.rows()], features=FEATURES),
+            processing_class=loaded.processor,
+            callbacks=[progress, *kept.callbacks],
+        )
+        kept.train(prepared(trainer, training))
+        state_dict = weights(trainer)
+        if trainer.is_world_process_zero():
+            checkpoint.save(
+                out,
+                trainer.accelerator.unwrap_model(trainer.model),
+                loaded.processor,
+                weights=state_dict,
+                family=loaded.card.get("family", ""),
+                step="align",
+                recipe=asdict(config),
+                parent=parent,
+                datasets=[data.hash],
+                curve=progress.curve,
+                notes={"pairs": len(data)},
+            )
+
+
+def _to_trl(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of schema `preferences` in TRL's conversational format."""
+    return {
+        "images": row["images"],
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "chosen": [{"role": "assistant", "content": row["chosen"]}],
+        "rejected": [{"role": "assistant", "content": row["rejected"]}],
+    }
