@@ -8,25 +8,25 @@ from vlmflow.serving.resolve import resolve
 from vlmflow.serving.server import serve
 
 
-def test_a_folder_a_run_and_a_registered_version_are_found(tmp_path: Path) -> None:
-    for place in ("plain", "run/gate/chosen", "version/artifacts/model"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "config.json").write_text("{}")
+def test_a_checkpoint_a_run_and_a_registered_version_are_resolved(tmp_path: Path) -> None:
+    for folder in ("plain", "run/gate/chosen", "version/artifacts/model"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
     assert resolve(tmp_path / "plain").samefile(tmp_path / "plain")
     assert resolve(tmp_path / "run").samefile(tmp_path / "run/gate/chosen")
     assert resolve(tmp_path / "version").samefile(tmp_path / "version/artifacts/model")
 
 
-def test_a_wrong_reference_lists_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_lists_those_below(tmp_path: Path) -> None:
     (tmp_path / "pretrain/model").mkdir(parents=True)
     (tmp_path / "pretrain/model/config.json").write_text("{}")
-    with pytest.raises(ModelError, match="below it: pretrain/model"):
+    with pytest.raises(ModelError, match="checkpoints below it: pretrain/model"):
         resolve(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         resolve(tmp_path / "none")
 
 
-def test_a_taken_port_is_said_before_the_model_is_looked_for(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

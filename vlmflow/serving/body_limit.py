@@ -1,9 +1,9 @@
-"""A limit to the size of a request: KServe has none of its own."""
+"""Middleware that limits the size of a request body. KServe has no such limit."""
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 32 * 2**20
+MAX_BODY = 32 * 2**20  # bytes
 
 
 class _TooLarge(Exception):
@@ -11,38 +11,38 @@ class _TooLarge(Exception):
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, whether it is announced or not."""
+    """Answer 413 to a body of more than `limit` bytes, with or without a Content-Length header."""
 
     def __init__(self, app: ASGIApp, limit: int = MAX_BODY):
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting."""
+        """Pass the request on and count the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        taken, started = 0, False
+        content_length = dict(scope["headers"]).get(b"content-length", b"0")
+        received, response_started = 0, False
 
-        async def counted() -> Message:
-            nonlocal taken
+        async def counting_receive() -> Message:
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.limit:
+            received += len(message.get("body", b""))
+            if received > self.limit:
                 raise _TooLarge
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
+        async def tracking_send(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
-            if announced.isdigit() and int(announced) > self.limit:
+            if content_length.isdigit() and int(content_length) > self.limit:
                 raise _TooLarge
-            await self.app(scope, counted, noted)
+            await self.app(scope, counting_receive, tracking_send)
         except _TooLarge:
-            if started:
+            if response_started:
                 raise
             text = f"the request is larger than {self.limit // 2**20} MiB"
             await JSONResponse({"error": text}, status_code=413)(scope, receive, send)

@@ -1,44 +1,42 @@
 """OpenAI's chat protocol: `/openai/v1/chat/completions` and `/openai/v1/models`.
 
-One user message with one picture and its text, as `image_url` with a data URI. Decoding is greedy unless
-`temperature` is given, and then sampled from `seed`. A stream brings the whole answer in one piece.
+A request is one user message with one image, as an `image_url` with a data URI, and its text. Decoding is greedy unless
+`temperature` is set; then the answer is sampled with `seed`. A stream sends the whole answer in one chunk.
 """
 
 import json
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
+from vlmflow.serving.predictor import Predictor
 from vlmflow.serving.request_images import parse_image
-
-if TYPE_CHECKING:
-    from vlmflow.serving.predictor import Predictor
 
 router = APIRouter(prefix="/openai/v1")
 
-# They would change the answer, and do not here: refused rather than ignored.
+# Options that would change the answer and are not implemented: rejected, not ignored.
 _UNSUPPORTED = ("tools", "functions", "response_format", "logprobs", "stop", "audio", "top_p")
 
 
 @router.get("/models")
 async def models(request: Request) -> Response:
-    """List the model that is served, with what it can do and the hash that lineage knows it by."""
+    """List the served model with its abilities, its mask token if it fills masks, and the hash that lineage uses."""
     predictor: Predictor = request.app.state.predictor
     entry = {"id": predictor.name, "object": "model", "created": 0, "owned_by": "vlmflow"}
     mask = getattr(predictor.loaded.tokenizer, "mask_token", None) if "fill" in predictor.abilities else None
-    said = {"abilities": sorted(predictor.abilities), **({"mask_token": mask} if mask else {})}
-    said["model_hash"] = predictor.model_hash
-    return JSONResponse({"object": "list", "data": [{**entry, **said}]})
+    extras = {"abilities": sorted(predictor.abilities), **({"mask_token": mask} if mask else {})}
+    extras["model_hash"] = predictor.model_hash
+    return JSONResponse({"object": "list", "data": [{**entry, **extras}]})
 
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """Answer one question about one picture."""
+    """Answer one question about one image."""
     predictor: Predictor = request.app.state.predictor
     try:
         body = json.loads(await request.body())
@@ -61,18 +59,18 @@ async def chat_completions(request: Request) -> Response:
 
 
 def parse_request(body: dict[str, Any]) -> tuple[Image.Image, str]:
-    """The picture and the text of a chat request.
+    """Return the image and the text of a chat request.
 
     Raises:
-        ValueError: it is not one user message with one picture and text, or asks for what the model does not do.
+        ValueError: the request is not one user message with one image and text, or uses an unsupported option.
     """
     if body.get("n", 1) != 1:
-        raise ValueError(f"n: only 1 answer is given, got {body['n']!r}")
-    if asked := [key for key in _UNSUPPORTED if body.get(key) and (key, body[key]) != ("top_p", 1)]:
-        raise ValueError(f"{asked[0]}: not supported by this model")
+        raise ValueError(f"n: only 1 answer is supported, got {body['n']!r}")
+    if unsupported := [key for key in _UNSUPPORTED if body.get(key) and (key, body[key]) != ("top_p", 1)]:
+        raise ValueError(f"{unsupported[0]}: not supported by this model")
     messages = body.get("messages")
     if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict):
-        raise ValueError("messages: this model answers one user message; send exactly one, with the picture in it")
+        raise ValueError("messages: expected exactly one user message, with the image in it")
     if messages[0].get("role") != "user":
         raise ValueError(f"messages: expected the role user, got {messages[0].get('role')!r}")
     parts = messages[0].get("content")
@@ -81,31 +79,31 @@ def parse_request(body: dict[str, Any]) -> tuple[Image.Image, str]:
     images = [part.get("image_url") for part in parts if part.get("type") == "image_url"]
     texts = [part.get("text") for part in parts if part.get("type") == "text"]
     if len(images) + len(texts) != len(parts):
-        raise ValueError("content: only the parts image_url and text are known")
+        raise ValueError("content: only image_url and text parts are supported")
     if len(images) != 1:
-        raise ValueError(f"content: expected exactly one picture, got {len(images)}")
+        raise ValueError(f"content: expected exactly one image, got {len(images)}")
     prompt = "\n".join(text for text in texts if isinstance(text, str)).strip()
     if not prompt:
-        raise ValueError("content: no text; ask something about the picture")
-    place = images[0]
-    return parse_image(place.get("url") if isinstance(place, dict) else place), prompt
+        raise ValueError("content: the text is missing; add a text part with a question about the image")
+    image_url = images[0]
+    return parse_image(image_url.get("url") if isinstance(image_url, dict) else image_url), prompt
 
 
 def decoding_options(body: dict[str, Any]) -> dict[str, Any]:
-    """How to decode: max_new_tokens, temperature and seed.
+    """Return max_new_tokens, temperature and seed of a chat request.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
-    limit = body.get("max_completion_tokens") or body.get("max_tokens") or 64
+    max_tokens = body.get("max_completion_tokens") or body.get("max_tokens") or 64
     temperature, seed = body.get("temperature") or 0, body.get("seed") or 0
-    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= 1024:
-        raise ValueError(f"max_tokens: expected 1 to 1024, got {limit!r}")
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 1 <= max_tokens <= 1024:
+        raise ValueError(f"max_tokens: expected 1 to 1024, got {max_tokens!r}")
     if not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
         raise ValueError(f"temperature: expected 0 to 2, got {temperature!r}")
     if not isinstance(seed, int):
         raise ValueError(f"seed: expected a whole number, got {seed!r}")
-    return {"max_new_tokens": limit, "temperature": float(temperature), "seed": seed}
+    return {"max_new_tokens": max_tokens, "temperature": float(temperature), "seed": seed}
 
 
 def _stream(head: dict[str, Any], answer: str) -> Iterator[str]:

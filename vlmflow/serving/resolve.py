@@ -1,25 +1,26 @@
-"""From what a person types for a model to the checkpoint's folder."""
+"""Find the checkpoint folder that a model reference means."""
 
 from pathlib import Path
 
 from vlmflow.errors import ModelError
 
-_PLACES = (
-    "artifacts/model",  # a registered version, as MLflow and KServe's storage initializer bring it
+# Where a checkpoint may lie below the folder that is given.
+_SUBFOLDERS = (
+    "artifacts/model",  # a registered version, as MLflow and KServe's storage initializer download it
     "model",
     "gate/chosen",  # a run
 )
 
 
 def resolve(reference: str | Path) -> Path:
-    """The checkpoint that `reference` means.
+    """Return the checkpoint folder that `reference` means.
 
     Args:
-        reference: a checkpoint's folder, a run's folder, a registered version's folder, or `models:/vlm@champion`,
+        reference: the folder of a checkpoint, a run or a registered version, or a registry URI: `models:/vlm@champion`,
             `models:/vlm/3`.
 
     Raises:
-        ModelError: there is none; the message lists those that are.
+        ModelError: there is no checkpoint; the message lists those below the folder.
     """
     text = str(reference)
     if text.startswith("models:/"):
@@ -29,11 +30,12 @@ def resolve(reference: str | Path) -> Path:
     folder = Path(text)
     if not folder.is_dir():
         raise ModelError(
-            f"{text}: no such folder; name a checkpoint, a run (runs/latest) or a registered model "
+            f"{text}: no such folder; give a checkpoint, a run (runs/latest) or a registered model "
             "(models:/vlm@champion)"
         )
-    for place in (".", *_PLACES):
-        if (folder / place / "config.json").is_file():
-            return folder / place
-    found = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/*/config.json"))
-    raise ModelError(f"{text}: no checkpoint here; below it: {', '.join(found) or 'none either'}")
+    for subfolder in (".", *_SUBFOLDERS):
+        if (folder / subfolder / "config.json").is_file():
+            return folder / subfolder
+    checkpoints = sorted(str(path.parent.relative_to(folder)) for path in folder.glob("*/*/config.json"))
+    below = f"checkpoints below it: {', '.join(checkpoints)}" if checkpoints else "no checkpoints below it either"
+    raise ModelError(f"{text}: not a checkpoint (config.json is missing); {below}")
