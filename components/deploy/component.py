@@ -13,12 +13,12 @@ def deploy(
     transcript: dsl.Output[dsl.Artifact],
     section: str = "deploy",
 ):
-    """Make the version a KServe endpoint, on this machine or in a cluster, and try it with a real picture."""
+    """Deploy a model version as a KServe endpoint, on this machine or in a cluster, and test it with a real image."""
     from pathlib import Path
 
     from components.deploy.deployment import DeployConfig, deploy
     from vlmflow.config.recipes import load
-    from vlmflow.runtime.step import image
+    from vlmflow.runtime.step import image_name
 
     deploy(
         Path(model.path),
@@ -26,6 +26,6 @@ def deploy(
         Path(pairs.path),
         Path(manifest.path),
         Path(transcript.path),
-        image("serve"),
+        image_name("serve"),
         load(DeployConfig, recipe, section),
     )

@@ -85,7 +85,7 @@ class DeployConfig:
 
     canary: int = 0
     promote: bool = True
-    challengers: bool = False
+    deploy_challengers: bool = False
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -132,6 +132,6 @@ class DeployConfig:
         if self.canary and self.mode == "Standard" and self.url:
             raise ValueError("canary: in Standard mode its own address is known in the cluster alone; leave url out")
 
-    def place(self) -> str:
+    def namespace_or_default(self) -> str:
         """The namespace."""
         return self.namespace or os.environ.get(NAMESPACE) or "default"

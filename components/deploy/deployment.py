@@ -1,4 +1,4 @@
-"""A model version becomes an endpoint: its manifests, and a trial on this machine or in the cluster."""
+"""Deploy a model version: write its manifests, then test the endpoint on this machine or in the cluster."""
 
 import json
 from logging import getLogger
@@ -16,56 +16,58 @@ __all__ = ["DeployConfig", "deploy"]
 
 
 def deploy(
-    model: Path, version: Path, pairs: Path, manifest: Path, transcript: Path, image: str, section: DeployConfig
+    model: Path, version: Path, pairs: Path, manifest: Path, transcript: Path, image: str, config: DeployConfig
 ) -> None:
-    """1. Write the InferenceService and its ServingRuntime. 2. Bring them where `section.target` says; in a cluster,
-    where others call the endpoint, a champion only. 3. Ask, and write down what was said.
+    """Write the manifests, deploy them to `config.target`, test the endpoint and write the transcript.
+
+    A version that is not the champion is deployed to a cluster only with `config.deploy_challengers`.
 
     Args:
         model: the checkpoint that was registered.
         version: folder of `version.json`.
-        pairs: a pairs dataset with a test split; its first test picture is asked about.
-        manifest, transcript: folders for `inferenceservice.yaml`, `servingruntime.yaml`, and `transcript.json`.
-        image: the container image that serves, where the section names none.
+        pairs: a pairs dataset with a test split; the endpoint is tested with its first test image.
+        manifest: output folder of `inferenceservice.yaml` and `servingruntime.yaml`.
+        transcript: output folder of `transcript.json`.
+        image: the container image of the predictor, unless `config.image` names one.
 
     Raises:
-        ServiceError: the predictor does not start, the cluster does not take it, or it does not answer as it should;
-            in a cluster with what was rolled back.
-        DataError: there is no test picture.
-        ModelError: the section's runtime does not know the model.
+        ServiceError: the predictor does not start, the cluster rejects the manifests, or the endpoint fails its test;
+            in a cluster the message includes what was rolled back.
+        DataError: there is no test image.
+        ModelError: the configured runtime does not support the model.
     """
     from components.deploy.manifest import dns_name, inference_service, write
     from vlmflow.artifacts.dataset import Dataset
 
-    runtimes.check_architecture(model, section)
+    runtimes.check_architecture(model, config)
     registered = read_json(version, "version.json")
-    name, image = dns_name(registered["name"]), section.image or image
-    place = section.storage or storage.checkpoint_uri(registered)
-    if section.target == "cluster":
-        storage.check_reachable(place)
-    elif reason := storage.unreachable_reason(place):
-        logger.warning("before this manifest is applied to a cluster: %s", reason)
-    service = inference_service(registered, place, image, section, Dataset(pairs, "pairs").card.revision)
-    runtime = runtimes.serving_runtime(section, image)
-    written = write(manifest, service, runtime)
-    logger.info("manifests of %s: kubectl apply -f %s", registered["uri"], written)
+    name, image = dns_name(registered["name"]), config.image or image
+    storage_uri = config.storage or storage.checkpoint_uri(registered)
+    if config.target == "cluster":
+        storage.check_reachable(storage_uri)
+    elif reason := storage.unreachable_reason(storage_uri):
+        logger.warning("before you apply this manifest to a cluster: %s", reason)
+    service = inference_service(registered, storage_uri, image, config, Dataset(pairs, "pairs").card.revision)
+    runtime = runtimes.serving_runtime(config, image)
+    folder = write(manifest, service, runtime)
+    logger.info("manifests of %s: kubectl apply -f %s", registered["uri"], folder)
 
     record: dict[str, Any] = {
         "model": name,
         "version": registered["version"],
-        "target": section.target,
+        "target": config.target,
         "exchanges": [],
     }
-    if section.target == "cluster" and registered["alias"] != CHAMPION and not section.challengers:
-        record["kept_back"] = f"{registered['uri']} is a {registered['alias']}: the endpoint stays as it is"
-        logger.warning("%s; deploy.challengers: true brings it there all the same", record["kept_back"])
+    if config.target == "cluster" and registered["alias"] != CHAMPION and not config.deploy_challengers:
+        record["kept_back"] = f"{registered['uri']} is a {registered['alias']}, so the endpoint was not changed"
+        logger.warning("%s; set deploy.deploy_challengers: true to deploy it anyway", record["kept_back"])
         _write_transcript(transcript, record)
         return
     try:
-        if section.target != "manifest":
-            record["picture"], picture = _test_image(pairs)
-            endpoint = _roll_out if section.target == "cluster" else _test_locally
-            record["exchanges"] = endpoint(model, name, picture, service, runtime, section, record)
+        if config.target != "manifest":
+            record["image"], test_image = _test_image(pairs)
+            test = _roll_out if config.target == "cluster" else _test_locally
+            record["exchanges"] = test(model, name, test_image, service, runtime, config, record)
     except ServiceError:
         if "rolled_back" in record:
             _write_transcript(transcript, record)
@@ -74,30 +76,29 @@ def deploy(
 
 
 def _test_locally(
-    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
+    model: Path, name: str, test_image: bytes, service: Any, runtime: Any, config: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
 
-    with smoke_test.local_predictor(model, name, section.timeout) as url:
+    with smoke_test.local_predictor(model, name, config.timeout) as url:
         record["url"] = url
-        return smoke_test.smoke_test(url, name, picture, section.prompt)
+        return smoke_test.smoke_test(url, name, test_image, config.prompt)
 
 
 def _roll_out(
-    model: Path, name: str, picture: bytes, service: Any, runtime: Any, section: DeployConfig, record: dict[str, Any]
+    model: Path, name: str, test_image: bytes, service: Any, runtime: Any, config: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
     from components.deploy.cluster import Cluster
     from components.deploy.rollout import Rollout
 
-    def smoke(url: str, host: str) -> list[dict[str, Any]]:
-        return smoke_test.smoke_test(
-            url, name, picture, section.prompt, openai=runtimes.OPENAI_PATHS[section.runtime], host=host
-        )
+    def test(url: str, host: str) -> list[dict[str, Any]]:
+        path = runtimes.OPENAI_PATHS[config.runtime]
+        return smoke_test.smoke_test(url, name, test_image, config.prompt, openai=path, host=host)
 
-    cluster = Cluster(section.place())
+    cluster = Cluster(config.namespace_or_default())
     record |= {"cluster": cluster.host, "namespace": cluster.namespace}
-    return Rollout(cluster, service, runtime, section, smoke, record).run()
+    return Rollout(cluster, service, runtime, config, test, record).run()
 
 
 def _write_transcript(transcript: Path, record: dict[str, Any]) -> None:
@@ -106,9 +107,10 @@ def _write_transcript(transcript: Path, record: dict[str, Any]) -> None:
 
 
 def _test_image(pairs: Path) -> tuple[str, bytes]:
+    """Return the uid and the encoded image of the first test row."""
     from vlmflow.artifacts.dataset import Dataset
 
     for row in Dataset(pairs, "pairs").rows(["uid", "image", "split"]):
         if row["split"] == "test":
             return row["uid"], row["image"]["bytes"]
-    raise DataError(f"{pairs}: no row of the test split to try the endpoint with")
+    raise DataError(f"{pairs}: the test split is empty, so there is no image to test the endpoint with")

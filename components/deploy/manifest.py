@@ -1,4 +1,4 @@
-"""The KServe objects of a model version: an InferenceService, and the ServingRuntime that runs it."""
+"""The KServe manifests of a model version: an InferenceService and its ServingRuntime."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ import yaml
 from components.deploy import runtimes
 from components.deploy.config import DeployConfig
 
-DIGEST = "vlmflow.dev/deployment"  # label of the pods, and so what tells those of one deployment from another's
+DIGEST = "vlmflow.dev/deployment"  # label of the pods; it distinguishes the pods of two deployments
 
 
 def inference_service(
-    version: dict[str, Any], storage: str, image: str, section: DeployConfig, data_revision: str = ""
+    version: dict[str, Any], storage: str, image: str, config: DeployConfig, data_revision: str = ""
 ) -> dict[str, Any]:
     """Build the InferenceService from the SDK's objects.
 
@@ -24,33 +24,36 @@ def inference_service(
         version: `version.json` of the registered version.
         storage: URI of the checkpoint's folder, for KServe's storage initializer.
         image: the container image.
-        data_revision: commit of the data, if it is versioned.
+        data_revision: commit of the data, if the data is versioned.
     """
     from kserve import V1beta1InferenceService, V1beta1InferenceServiceSpec
     from kubernetes import client
 
     name = dns_name(version["name"])
-    predictor = _predictor(storage, image, section)
+    predictor = _predictor(storage, image, config)
     labels = {
         "app.kubernetes.io/name": name,
         "app.kubernetes.io/managed-by": "vlmflow",
         "vlmflow.dev/model-version": str(version["version"]),
-        "vlmflow.dev/model-hash": version["model_hash"][:16],  # a label holds 63 characters, a sha256 has 64
+        "vlmflow.dev/model-hash": version["model_hash"][:16],  # a label may have 63 characters, a sha256 has 64
     }
     lineage = {
         "model-uri": version["uri"],
         "model-sha256": version["model_hash"],
         "mlflow-run": version.get("run_id") or "",
         "data-revision": data_revision,
-        "image": "" if section.runtime == "huggingface" else image,
+        "image": "" if config.runtime == "huggingface" else image,
     }
-    annotations = _annotations(section) | {f"vlmflow.dev/{key}": value for key, value in lineage.items() if value}
-    # All that KServe hands on to the pods.
+    annotations = _annotations(config) | {f"vlmflow.dev/{key}": value for key, value in lineage.items() if value}
+    # The digest covers everything that KServe copies to the pods. The run's ID is added afterwards, so that another run
+    # of the same deployment does not restart them.
     text = json.dumps([runtimes.to_json(predictor), labels, annotations], sort_keys=True)
     predictor.labels = {DIGEST: hashlib.sha256(text.encode()).hexdigest()[:16]}
     if run := os.environ.get("VLMFLOW_KFP_RUN"):
         annotations["vlmflow.dev/kfp-run"] = run
-    metadata = client.V1ObjectMeta(name=name, namespace=section.place(), labels=labels, annotations=annotations)
+    metadata = client.V1ObjectMeta(
+        name=name, namespace=config.namespace_or_default(), labels=labels, annotations=annotations
+    )
     return runtimes.to_json(
         V1beta1InferenceService(
             api_version="serving.kserve.io/v1beta1",
@@ -61,42 +64,44 @@ def inference_service(
     )
 
 
-def _annotations(section: DeployConfig) -> dict[str, str]:
-    """How KServe is to run it."""
-    found = {"serving.kserve.io/deploymentMode": section.mode}
-    if section.mode == "Knative":
-        found["serving.kserve.io/enable-tag-routing"] = "true"  # an address for the canary alone
-        if section.scale_metric in ("cpu", "memory"):
-            found["autoscaling.knative.dev/class"] = "hpa.autoscaling.knative.dev"
-    if section.scale_metric == "prometheus":
-        found["serving.kserve.io/autoscalerClass"] = "keda"
-    return found
+def _annotations(config: DeployConfig) -> dict[str, str]:
+    """The annotations that configure KServe's mode and autoscaler."""
+    annotations = {"serving.kserve.io/deploymentMode": config.mode}
+    if config.mode == "Knative":
+        annotations["serving.kserve.io/enable-tag-routing"] = "true"  # gives the canary an address of its own
+        if config.scale_metric in ("cpu", "memory"):
+            annotations["autoscaling.knative.dev/class"] = "hpa.autoscaling.knative.dev"
+    if config.scale_metric == "prometheus":
+        annotations["serving.kserve.io/autoscalerClass"] = "keda"
+    return annotations
 
 
-def _predictor(storage: str, image: str, section: DeployConfig) -> Any:
+def _predictor(storage: str, image: str, config: DeployConfig) -> Any:
     from kserve import V1beta1ModelFormat, V1beta1ModelSpec, V1beta1PredictorSpec
     from kubernetes import client
 
-    size = {"cpu": section.cpu, "memory": section.memory}
-    gpus = {"nvidia.com/gpu": str(section.gpus)} if section.gpus else {}
+    size = {"cpu": config.cpu, "memory": config.memory}
+    gpus = {"nvidia.com/gpu": str(config.gpus)} if config.gpus else {}
     model = V1beta1ModelSpec(
-        model_format=V1beta1ModelFormat(name=section.runtime),
-        runtime=runtimes.runtime_name(section, image),
+        model_format=V1beta1ModelFormat(name=config.runtime),
+        runtime=runtimes.runtime_name(config, image),
         storage_uri=storage,
         resources=client.V1ResourceRequirements(requests=size, limits={**size, **gpus}),
     )
-    if section.runtime == "huggingface":
+    if config.runtime == "huggingface":
         model.args = ["--model_name={{.Name}}"]
     tolerations = [
-        client.V1Toleration(key=each.key, operator=each.operator, value=each.value or None, effect=each.effect or None)
-        for each in section.tolerations
+        client.V1Toleration(
+            key=taint.key, operator=taint.operator, value=taint.value or None, effect=taint.effect or None
+        )
+        for taint in config.tolerations
     ]
     return V1beta1PredictorSpec(
         model=model,
-        min_replicas=section.min_replicas,
-        max_replicas=section.max_replicas,
-        service_account_name=section.service_account,
-        node_selector=section.node_selector or None,
+        min_replicas=config.min_replicas,
+        max_replicas=config.max_replicas,
+        service_account_name=config.service_account,
+        node_selector=config.node_selector or None,
         tolerations=tolerations or None,
         security_context=client.V1PodSecurityContext(
             run_as_non_root=True,
@@ -104,11 +109,11 @@ def _predictor(storage: str, image: str, section: DeployConfig) -> Any:
             fs_group=1000,
             seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault"),
         ),
-        **_scaling(section),
+        **_scaling(config),
     )
 
 
-def _scaling(section: DeployConfig) -> dict[str, Any]:
+def _scaling(config: DeployConfig) -> dict[str, Any]:
     from kserve import (
         V1beta1AutoScalingSpec,
         V1beta1ExternalMetrics,
@@ -117,19 +122,19 @@ def _scaling(section: DeployConfig) -> dict[str, Any]:
         V1beta1MetricTarget,
     )
 
-    if not section.scale_metric:
+    if not config.scale_metric:
         return {}
-    if section.scale_metric != "prometheus":
-        percent = {"scale_metric_type": "Utilization"} if section.scale_metric in ("cpu", "memory") else {}
-        return {"scale_metric": section.scale_metric, "scale_target": section.scale_target, **percent}
-    metric = V1beta1ExternalMetrics(backend="prometheus", query=section.scale_query, server_address=section.prometheus)
-    target = V1beta1MetricTarget(type="Value", value=str(section.scale_target))
+    if config.scale_metric != "prometheus":
+        percent = {"scale_metric_type": "Utilization"} if config.scale_metric in ("cpu", "memory") else {}
+        return {"scale_metric": config.scale_metric, "scale_target": config.scale_target, **percent}
+    metric = V1beta1ExternalMetrics(backend="prometheus", query=config.scale_query, server_address=config.prometheus)
+    target = V1beta1MetricTarget(type="Value", value=str(config.scale_target))
     source = V1beta1ExternalMetricSource(metric=metric, target=target)
     return {"auto_scaling": V1beta1AutoScalingSpec(metrics=[V1beta1MetricsSpec(type="External", external=source)])}
 
 
 def write(folder: Path, service: dict[str, Any], runtime: dict[str, Any] | None) -> Path:
-    """Write `inferenceservice.yaml` and `servingruntime.yaml`, ready for `kubectl apply -f` on the folder."""
+    """Write `inferenceservice.yaml` and `servingruntime.yaml` to `folder`, ready for `kubectl apply -f`."""
     folder.mkdir(parents=True, exist_ok=True)
     for manifest in filter(None, (runtime, service)):
         text = yaml.safe_dump(manifest, sort_keys=False)
@@ -138,6 +143,9 @@ def write(folder: Path, service: dict[str, Any], runtime: dict[str, Any] | None)
 
 
 def dns_name(name: str) -> str:
-    """`name` as Kubernetes takes it: a letter, then letters, digits and hyphens, 50 at most (KServe adds to it)."""
+    """Convert `name` to a DNS label: lower-case letters, digits and hyphens, starting with a letter.
+
+    At most 50 characters, because KServe appends to it.
+    """
     text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
     return text if text[:1].isalpha() else f"model-{text}".rstrip("-")

@@ -1,7 +1,7 @@
-"""Whether an InferenceService is what was asked for.
+"""Decide whether an InferenceService has reached the spec that was applied.
 
-KServe's Ready alone will not do: while a Deployment is replaced, or before the controller has looked, it is that of the
-version before. So the pods, or with Knative the revision, have to be the new ones.
+KServe's condition Ready is not enough: while a Deployment is replaced, or before the controller has seen the new spec,
+it is still that of the previous version. So the pods, or with Knative the revision, must be the new ones.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ Manifest = dict[str, Any]
 
 
 def pending_conditions(cluster: Cluster, live: Manifest, manifest: Manifest, old: str) -> str:
-    """What a service still waits for until it is as `manifest` says, or nothing.
+    """Return what the service still waits for before it matches `manifest`; "" if it matches.
 
     Args:
-        live: the service as it is.
-        old: Knative's revision that it must no longer be, or "".
+        live: the service as read from the cluster.
+        old: the Knative revision that must be replaced, or "".
     """
     spec, status = manifest["spec"], live.get("status") or {}
-    conditions = {each["type"]: each for each in status.get("conditions") or []}
-    wanted = ["Ready", *(["CanaryPredictorReady"] if spec.get("canary") else [])]
-    if missing := [name for name in wanted if conditions.get(name, {}).get("status") != "True"]:
-        return _unmet_conditions(conditions, missing)
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
+    required = ["Ready", *(["CanaryPredictorReady"] if spec.get("canary") else [])]
+    if unmet := [name for name in required if conditions.get(name, {}).get("status") != "True"]:
+        return _unmet_conditions(conditions, unmet)
     if not address(live):
         return "it has no address"
     if manifest["metadata"]["annotations"].get("serving.kserve.io/deploymentMode") == "Knative":
@@ -34,7 +34,7 @@ def pending_conditions(cluster: Cluster, live: Manifest, manifest: Manifest, old
 
 
 def last_failure(cluster: Cluster, live: Manifest, name: str) -> str:
-    """What the model's last failure and the last warnings say; they are an extra, and may be missing."""
+    """Return the model's last failure and the latest warnings, for an error message; they may be missing."""
     failure = ((live.get("status") or {}).get("modelStatus") or {}).get("lastFailureInfo") or {}
     lines = [f"{failure.get('reason', '')}: {failure['message']}"] if failure.get("message") else []
     try:
@@ -49,18 +49,18 @@ def last_failure(cluster: Cluster, live: Manifest, name: str) -> str:
 
 
 def address(live: Manifest) -> str:
-    """Where it answers in the cluster, or nothing."""
+    """Return the URL of the service in the cluster, or ""."""
     status = live.get("status") or {}
     return (status.get("address") or {}).get("url") or status.get("url") or ""
 
 
 def deployment_digest(part: Manifest) -> str:
-    """Which deployment a spec, or a canary of it, is; "" for one that is not ours."""
+    """Return the digest label of a spec or of its canary; "" if vlmflow did not write it."""
     return (part["predictor"].get("labels") or {}).get(DIGEST, "")
 
 
 def latest_revision(live: Manifest | None) -> str:
-    """Knative's latest revision; in Standard mode there is none, and the deployment's digest stands for it."""
+    """Return Knative's latest revision. Standard mode has no revisions, so there it is the deployment's digest."""
     return _predictor(live).get("latestCreatedRevision") or (deployment_digest(live["spec"]) if live else "")
 
 
@@ -68,39 +68,43 @@ def _predictor(live: Manifest | None) -> Manifest:
     return (((live or {}).get("status") or {}).get("components") or {}).get("predictor") or {}
 
 
-def _unmet_conditions(conditions: dict[str, Manifest], missing: list[str]) -> str:
-    told = [c for c in conditions.values() if c.get("status") != "True" and c.get("message")]
-    lines = [f"{c['type']}: {c.get('reason') or c.get('status')}: {c['message']}" for c in told]
-    return "; ".join(lines) or f"{', '.join(missing)}: the controller says nothing of it"
+def _unmet_conditions(conditions: dict[str, Manifest], unmet: list[str]) -> str:
+    failing = [c for c in conditions.values() if c.get("status") != "True" and c.get("message")]
+    lines = [f"{c['type']}: {c.get('reason') or c.get('status')}: {c['message']}" for c in failing]
+    return "; ".join(lines) or f"{', '.join(unmet)}: the controller has not reported it yet"
 
 
-def _pending_revision(part: Manifest, percent: int, old: str) -> str:
-    created, ready = part.get("latestCreatedRevision"), part.get("latestReadyRevision")
+def _pending_revision(predictor: Manifest, percent: int, old: str) -> str:
+    """Check that Knative's new revision is ready and receives `percent` of the requests."""
+    created, ready = predictor.get("latestCreatedRevision"), predictor.get("latestReadyRevision")
     if not created or created == old:
         return f"no new revision after {old or 'none'}"
     if created != ready:
         return f"revision {created} is not ready, {ready} is"
-    share = sum(each.get("percent") or 0 for each in part.get("traffic") or [] if each.get("latestRevision"))
+    targets = predictor.get("traffic") or []
+    share = sum(target.get("percent") or 0 for target in targets if target.get("latestRevision"))
     return "" if share >= percent else f"revision {created} has {share} % of the requests, expected {percent}"
 
 
 def _pending_pods(pods: list[Manifest], digests: set[str]) -> str:
-    """Every digest has a pod that is ready, and no other pod is left that would answer instead.
+    """Check that each digest has a ready pod, and that no pod of another deployment is left to answer instead.
 
-    A spec that was not applied by us has no digest, and then nothing is known of its pods.
+    A spec that vlmflow did not write has no digest; then its pods cannot be identified, and other pods are accepted.
     """
     ended = ("Failed", "Succeeded")
-    staying = [p for p in pods if not p["metadata"].get("deletionTimestamp") and p["status"].get("phase") not in ended]
+    running = [p for p in pods if not p["metadata"].get("deletionTimestamp") and p["status"].get("phase") not in ended]
     known = digests - {""}
-    of = {digest: [p for p in staying if p["metadata"].get("labels", {}).get(DIGEST) == digest] for digest in known}
-    for digest, its in of.items():
-        if not any(_is_ready(pod) for pod in its):
+    by_digest = {
+        digest: [p for p in running if p["metadata"].get("labels", {}).get(DIGEST) == digest] for digest in known
+    }
+    for digest, own_pods in by_digest.items():
+        if not any(_is_ready(pod) for pod in own_pods):
             return f"no pod of deployment {digest} is ready"
-    if known == digests and (others := len(staying) - sum(map(len, of.values()))):
-        return f"{others} pods of the deployment before are still there"
+    if known == digests and (others := len(running) - sum(map(len, by_digest.values()))):
+        return f"{others} pods of the previous deployment are still running"
     return ""
 
 
 def _is_ready(pod: Manifest) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

@@ -1,4 +1,4 @@
-"""Who serves the model in the cluster: our predictor, vLLM, or KServe's own runtime for Hugging Face models."""
+"""The runtimes that serve a model in a cluster: our predictor, vLLM, or KServe's runtime for Hugging Face models."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from typing import Any, cast
 from components.deploy.config import DeployConfig
 from vlmflow.errors import ModelError
 
-MOUNT = "/mnt/models"  # where KServe's storage initializer puts the model
+MODEL_DIR = "/mnt/models"  # where KServe's storage initializer puts the model
 PORT = 8080
-OPENAI = {"vlmflow": "/openai/v1", "vllm": "/v1", "huggingface": "/openai/v1"}  # where each has OpenAI's protocol
-CLUSTER_OWN = "kserve-huggingfaceserver"  # a ClusterServingRuntime that KServe brings
+OPENAI_PATHS = {"vlmflow": "/openai/v1", "vllm": "/v1", "huggingface": "/openai/v1"}  # of OpenAI's protocol
+HUGGINGFACE_RUNTIME = "kserve-huggingfaceserver"  # a ClusterServingRuntime that is part of KServe
 
-# Those that take pictures and text and answer with text, of what transformers has a class for: `_MULTIMODAL_MODELS` in
-# vllm/model_executor/models/registry.py. vLLM drops and adds with each release; the image's own has the last word.
-VLLM_KNOWS = (
+# Architectures that take images and text, answer with text, and have a class in transformers. From `_MULTIMODAL_MODELS`
+# in vllm/model_executor/models/registry.py. Each vLLM release changes the list; the release in the image decides.
+VLLM_ARCHITECTURES = (
     "AriaForConditionalGeneration",
     "AyaVisionForConditionalGeneration",
     "Blip2ForConditionalGeneration",
@@ -42,82 +42,82 @@ VLLM_KNOWS = (
 )
 
 
-def check(model: Path, section: DeployConfig) -> None:
-    """Raises ModelError if the section's runtime cannot serve the checkpoint `model`, by its architecture."""
-    if section.runtime == "vlmflow":
+def check_architecture(model: Path, config: DeployConfig) -> None:
+    """Raises ModelError if the configured runtime does not support the architecture of the checkpoint `model`."""
+    if config.runtime == "vlmflow":
         return
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    known = config.get("architectures") or [config.get("model_type", "nothing")]
-    if not set(known) & set(VLLM_KNOWS):
+    model_config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    architectures = model_config.get("architectures") or [model_config.get("model_type", "nothing")]
+    if not set(architectures) & set(VLLM_ARCHITECTURES):
         raise ModelError(
-            f"{model}: {known[0]} is no architecture that vLLM knows; serve it by deploy.runtime: vlmflow "
-            f"(vLLM knows {', '.join(VLLM_KNOWS)})"
+            f"{model}: vLLM does not support the architecture {architectures[0]}; set deploy.runtime: vlmflow "
+            f"(vLLM supports {', '.join(VLLM_ARCHITECTURES)})"
         )
 
 
-def name(section: DeployConfig, image: str) -> str:
-    """The runtime's name. Ours goes by its content: what runs by an old one is never changed under it."""
-    if section.runtime == "huggingface":
-        return CLUSTER_OWN
-    text = json.dumps(_spec(section, image), sort_keys=True)
-    return f"{section.runtime}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+def runtime_name(config: DeployConfig, image: str) -> str:
+    """Return the runtime's name. It contains a hash of the spec, so that a new spec never changes running pods."""
+    if config.runtime == "huggingface":
+        return HUGGINGFACE_RUNTIME
+    text = json.dumps(_spec(config, image), sort_keys=True)
+    return f"{config.runtime}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def serving_runtime(section: DeployConfig, image: str) -> dict[str, Any] | None:
-    """The ServingRuntime, from the SDK's objects; None for the one that the cluster brings.
+def serving_runtime(config: DeployConfig, image: str) -> dict[str, Any] | None:
+    """Build the ServingRuntime from the SDK's objects. None for KServe's own runtime, which the cluster already has.
 
-    KServe fills in `{{.Name}}`, the name of the InferenceService.
+    KServe replaces `{{.Name}}` with the name of the InferenceService.
     """
-    if section.runtime == "huggingface":
+    if config.runtime == "huggingface":
         return None
     from kserve import V1alpha1ServingRuntime
     from kubernetes import client
 
-    return plain(
+    return to_json(
         V1alpha1ServingRuntime(
             api_version="serving.kserve.io/v1alpha1",
             kind="ServingRuntime",
             metadata=client.V1ObjectMeta(
-                name=name(section, image),
-                namespace=section.place(),
-                labels={"app.kubernetes.io/managed-by": "vlmflow", "app.kubernetes.io/name": section.runtime},
+                name=runtime_name(config, image),
+                namespace=config.namespace_or_default(),
+                labels={"app.kubernetes.io/managed-by": "vlmflow", "app.kubernetes.io/name": config.runtime},
             ),
-            spec=_spec(section, image),
+            spec=_spec(config, image),
         )
     )
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """An object of the SDK as JSON has it."""
+def to_json(value: Any) -> dict[str, Any]:
+    """Convert an object of the SDK to plain JSON values."""
     from kubernetes import client
 
     return cast(dict[str, Any], client.ApiClient().sanitize_for_serialization(value))
 
 
-def _spec(section: DeployConfig, image: str) -> dict[str, Any]:
+def _spec(config: DeployConfig, image: str) -> dict[str, Any]:
     from kserve import V1alpha1ServingRuntimeSpec, V1alpha1SupportedModelFormat
     from kubernetes import client
 
-    container = _predictor(image) if section.runtime == "vlmflow" else _vllm(section, image)
+    container = _vlmflow_container(image) if config.runtime == "vlmflow" else _vllm_container(config, image)
     volumes = [client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource())]
-    if section.runtime == "vllm":  # its processes share tensors
+    if config.runtime == "vllm":  # its processes share tensors through /dev/shm
         memory = client.V1EmptyDirVolumeSource(medium="Memory")
         volumes.append(client.V1Volume(name="shm", empty_dir=memory))
-    return plain(
+    return to_json(
         V1alpha1ServingRuntimeSpec(
-            supported_model_formats=[V1alpha1SupportedModelFormat(name=section.runtime, auto_select=False)],
-            protocol_versions=["v1", "v2"] if section.runtime == "vlmflow" else ["v1"],
+            supported_model_formats=[V1alpha1SupportedModelFormat(name=config.runtime, auto_select=False)],
+            protocol_versions=["v1", "v2"] if config.runtime == "vlmflow" else ["v1"],
             containers=[container],
             volumes=volumes,
         )
     )
 
 
-def _predictor(image: str) -> Any:
+def _vlmflow_container(image: str) -> Any:
     return _container(
         image,
-        command=["python", "-m", "vlmflow.serving.predictor"],
-        args=["--model_name={{.Name}}", f"--model_dir={MOUNT}", f"--http_port={PORT}", "--enable_grpc=false"],
+        command=["python", "-m", "vlmflow.serving.server"],
+        args=["--model_name={{.Name}}", f"--model_dir={MODEL_DIR}", f"--http_port={PORT}", "--enable_grpc=false"],
         environment={"HOME": "/tmp"},
         mounts={"tmp": "/tmp"},
         ready="/v2/models/{{.Name}}/ready",
@@ -125,13 +125,13 @@ def _predictor(image: str) -> Any:
     )
 
 
-def _vllm(section: DeployConfig, image: str) -> Any:
-    args = [f"--model={MOUNT}", "--served-model-name={{.Name}}", f"--port={PORT}"]
+def _vllm_container(config: DeployConfig, image: str) -> Any:
+    args = [f"--model={MODEL_DIR}", "--served-model-name={{.Name}}", f"--port={PORT}"]
     return _container(
         image,
         command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
-        args=[*args, *([f"--tensor-parallel-size={section.gpus}"] if section.gpus > 1 else [])],
-        environment={"HOME": "/tmp", "USER": "vllm"},  # torch asks who it is, and user 1000 has no name in that image
+        args=[*args, *([f"--tensor-parallel-size={config.gpus}"] if config.gpus > 1 else [])],
+        environment={"HOME": "/tmp", "USER": "vllm"},  # torch needs a user name, and user 1000 has none in that image
         mounts={"tmp": "/tmp", "shm": "/dev/shm"},
         ready="/health",
         live="/health",
@@ -161,7 +161,7 @@ def _container(
         args=args,
         env=[client.V1EnvVar(name=key, value=value) for key, value in environment.items()],
         ports=[client.V1ContainerPort(container_port=PORT, protocol="TCP")],
-        startup_probe=probe(live, 360),  # a model of many GB is an hour's matter, and is not killed meanwhile
+        startup_probe=probe(live, 360),  # a model of many GB may load for an hour
         readiness_probe=probe(ready, 6),
         liveness_probe=probe(live, 6),
         security_context=client.V1SecurityContext(

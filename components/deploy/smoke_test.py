@@ -1,4 +1,4 @@
-"""An endpoint is asked what it should answer; on this machine the predictor is started for it, and stopped."""
+"""Test an endpoint with one real image. On this machine, start the predictor for the test and stop it afterwards."""
 
 import base64
 import socket
@@ -22,15 +22,15 @@ _TAIL_LINES = 15
 
 @contextmanager
 def local_predictor(model: Path, name: str, timeout: float) -> Iterator[str]:
-    """Run the predictor on a free port; yields its URL when it is ready, and stops it whatever happens.
+    """Run the predictor on a free port: yield its URL when it is ready, and stop it at the end in any case.
 
-    It also stops by itself when this process dies: its stdin is a pipe from here.
+    It also stops when this process dies, because its stdin is a pipe from here.
 
     Raises:
-        ServiceError: it ends, or is not ready in `timeout` seconds; with the tail of its log.
+        ServiceError: it exits, or is not ready within `timeout` seconds; the message ends with the tail of its log.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "vlmflow.serving.predictor", "--until_stdin_closes"]
+    command = [sys.executable, "-m", "vlmflow.serving.server", "--until_stdin_closes"]
     command += ["--model_dir", str(model), "--model_name", name, "--http_port", str(port), "--enable_grpc", "false"]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
@@ -45,22 +45,24 @@ def local_predictor(model: Path, name: str, timeout: float) -> Iterator[str]:
 
 
 def smoke_test(
-    url: str, name: str, picture: bytes, prompt: str, *, openai: str = "/openai/v1", host: str = ""
+    url: str, name: str, image: bytes, prompt: str, *, openai: str = "/openai/v1", host: str = ""
 ) -> list[dict[str, Any]]:
-    """Put one question through V1 predict and through OpenAI chat; what cannot chat is asked for what it can.
+    """Ask the same question through V1 predict and OpenAI chat. A model that cannot chat gets a request it can answer.
 
     Args:
-        openai: where OpenAI's protocol is. Who lists the model there without its abilities is not our predictor, and
-            is asked through OpenAI chat alone.
-        host: the endpoint's name, where `url` is that of an ingress.
+        image: an encoded image.
+        openai: path of OpenAI's protocol. A server whose model list has no abilities is not our predictor and is
+            tested through OpenAI chat only.
+        host: host name of the endpoint if `url` is the address of an ingress.
 
     Returns:
-        The exchanges: protocol, path, request (without the picture's bytes), status, response, latency in ms.
+        The exchanges: protocol, path, request (without the image's bytes), status, response, latency in ms.
 
     Raises:
-        ServiceError: it cannot be reached, a status other than 200, no answer in it, or two answers that differ.
+        ServiceError: the endpoint cannot be reached, returns a status other than 200 or an unexpected body, or gives
+            different answers through the two protocols.
     """
-    encoded = base64.b64encode(picture).decode()
+    encoded = base64.b64encode(image).decode()
     headers = {"Host": host} if host else {}
     try:
         with httpx.Client(base_url=url, timeout=_REQUEST_SECONDS, headers=headers) as client:
@@ -68,14 +70,14 @@ def smoke_test(
     except httpx.HTTPError as error:
         raise ServiceError(f"{name} at {host or url}: {type(error).__name__}: {error}") from error
     except (LookupError, TypeError, ValueError) as error:
-        raise ServiceError(f"{name} at {host or url} answers something else than its protocol: {error!r}") from error
+        raise ServiceError(f"{name} at {host or url}: the response does not follow its protocol: {error!r}") from error
 
 
 def _run_exchanges(client: httpx.Client, name: str, encoded: str, prompt: str, openai: str) -> list[dict[str, Any]]:
-    listed = _send(client, "OpenAI models", f"{openai}/models", None, encoded)
-    served = listed["response"]["data"][0]
+    listing = _send(client, "OpenAI models", f"{openai}/models", None, encoded)
+    served = listing["response"]["data"][0]
     abilities = served.get("abilities", ["chat"])
-    exchanges, answers = [listed], {}
+    exchanges, answers = [listing], {}
     if "abilities" in served:
         body = {"instances": [_sample_request(served, encoded, prompt)]}
         exchanges.append(_send(client, "V1 predict", f"/v1/models/{name}:predict", body, encoded))
@@ -89,13 +91,13 @@ def _run_exchanges(client: httpx.Client, name: str, encoded: str, prompt: str, o
         exchanges.append(_send(client, "OpenAI chat", f"{openai}/chat/completions", body, encoded))
         answers["OpenAI chat"] = exchanges[-1]["response"]["choices"][0]["message"]["content"]
         if len(set(answers.values())) > 1:
-            told = " and ".join(f"{answer!r} through {protocol}" for protocol, answer in answers.items())
-            raise ServiceError(f"{name} answers {told} to the same question")
+            different = " and ".join(f"{answer!r} through {protocol}" for protocol, answer in answers.items())
+            raise ServiceError(f"{name} answers the same question with {different}")
     return exchanges
 
 
 def _sample_request(served: dict[str, Any], encoded: str, prompt: str) -> dict[str, Any]:
-    """An instance that the model can answer."""
+    """Return a V1 instance that the model can answer."""
     abilities, image = set(served["abilities"]), {"image": {"b64": encoded}}
     if "chat" in abilities:
         return {**image, "prompt": prompt}
@@ -107,23 +109,24 @@ def _sample_request(served: dict[str, Any], encoded: str, prompt: str) -> dict[s
 
 
 def _send(client: httpx.Client, protocol: str, path: str, body: Any, encoded: str) -> dict[str, Any]:
+    """GET `path`, or POST `body` to it if there is one. Returns the exchange for the transcript."""
     start = time.perf_counter()
-    answer = client.get(path) if body is None else client.post(path, json=body)
+    response = client.get(path) if body is None else client.post(path, json=body)
     latency = (time.perf_counter() - start) * 1000
-    if answer.status_code != 200:
-        raise ServiceError(f"{protocol} {path}: status {answer.status_code}: {answer.text[:300]}")
+    if response.status_code != 200:
+        raise ServiceError(f"{protocol} {path}: status {response.status_code}: {response.text[:300]}")
     return {
         "protocol": protocol,
         "path": path,
         "request": _redact_image(body, encoded),
-        "status": answer.status_code,
-        "response": answer.json(),
+        "status": response.status_code,
+        "response": response.json(),
         "latency_ms": round(latency, 2),
     }
 
 
 def _redact_image(value: Any, encoded: str) -> Any:
-    """`value` with an ellipsis for the picture: the transcript names it by its uid."""
+    """Replace the encoded image in `value` with an ellipsis; the transcript refers to the image by its uid."""
     if isinstance(value, dict):
         return {key: _redact_image(item, encoded) for key, item in value.items()}
     if isinstance(value, list):
@@ -131,13 +134,13 @@ def _redact_image(value: Any, encoded: str) -> Any:
     return value.replace(encoded, "…") if isinstance(value, str) else value
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, timeout: float, log: IO[str]) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, timeout: float, log: IO[str]) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServiceError(f"the predictor ended with code {process.returncode}; its log ends:\n{_tail(log)}")
+            raise ServiceError(f"the predictor exited with code {process.returncode}; its log ends:\n{_tail(log)}")
         try:
-            if httpx.get(address, timeout=2).status_code == 200:
+            if httpx.get(url, timeout=2).status_code == 200:
                 return
         except httpx.HTTPError:
             pass  # not listening yet

@@ -1,17 +1,26 @@
-"""Where a cluster fetches a registered version from."""
+"""The URI from which a cluster fetches a registered version."""
 
 import os
 from typing import Any
 
 from vlmflow.errors import ServiceError
 
-_FETCHED = ("s3://", "gs://", "pvc://", "hf://", "http://", "https://", "hdfs://", "oci://")  # storage initializer
-_PROXIED = "mlflow-artifacts:/"
+_FETCHABLE = (
+    "s3://",
+    "gs://",
+    "pvc://",
+    "hf://",
+    "http://",
+    "https://",
+    "hdfs://",
+    "oci://",
+)  # by the storage initializer
+_MLFLOW_PROXY = "mlflow-artifacts:/"
 DESTINATION = "MLFLOW_ARTIFACTS_DESTINATION"
 
 
 def checkpoint_uri(registered: dict[str, Any]) -> str:
-    """The URI of the version's checkpoint, where the registry keeps it.
+    """Return the URI of the version's checkpoint in the registry's artifact store.
 
     Raises:
         ServiceError: MLflow does not answer.
@@ -21,16 +30,16 @@ def checkpoint_uri(registered: dict[str, Any]) -> str:
     client = mlflow_run.client()
     with mlflow_run.answering(mlflow_run.store()):
         uri = client.get_model_version_download_uri(registered["name"], registered["version"])
-    if uri.startswith(_PROXIED) and (destination := os.environ.get(DESTINATION)):
-        uri = f"{destination.rstrip('/')}/{uri.removeprefix(_PROXIED).lstrip('/')}"
-    return f"{uri.rstrip('/')}/artifacts/model"  # where `register` puts it in the version's folder
+    if uri.startswith(_MLFLOW_PROXY) and (destination := os.environ.get(DESTINATION)):
+        uri = f"{destination.rstrip('/')}/{uri.removeprefix(_MLFLOW_PROXY).lstrip('/')}"
+    return f"{uri.rstrip('/')}/artifacts/model"  # its path in the version's folder, as `register` writes it
 
 
 def unreachable_reason(uri: str) -> str:
-    """Why KServe cannot fetch `uri`, and what to do; nothing where it can."""
-    if uri.startswith(_FETCHED):
+    """Return why KServe cannot fetch `uri` and what to do; "" if it can."""
+    if uri.startswith(_FETCHABLE):
         return ""
-    setting = f", or {DESTINATION} to the bucket of MLflow's server" if uri.startswith(_PROXIED) else ""
+    setting = f", or {DESTINATION} to the bucket of MLflow's server" if uri.startswith(_MLFLOW_PROXY) else ""
     return f"KServe cannot fetch {uri}: set deploy.storage, such as pvc://models/vlm/3{setting}"
 
 

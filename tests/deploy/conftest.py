@@ -1,4 +1,4 @@
-"""Checkpoints to serve, and what a step hands to `deploy`."""
+"""Checkpoints to serve, and the inputs of the step `deploy`."""
 
 import io
 import json
@@ -12,14 +12,14 @@ from PIL import Image
 from components.deploy.config import DeployConfig
 from components.deploy.runtimes import serving_runtime
 from models.tiny import build_language_model
-from tests.deploy.fake_cluster import Node
+from tests.deploy.fake_kube_api import Node
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint, save
 
 
 @pytest.fixture(scope="package")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two checkpoints, `one` and `two`, and an empty folder `none`."""
+    """A folder with two checkpoints, `one` and `two`, and an empty folder, `none`."""
     folder = tmp_path_factory.mktemp("volumes")
     for name in ("one", "two"):
         built = build_language_model(["a red circle"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1)
@@ -30,13 +30,13 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def model(volumes: Path) -> Path:
-    """One of them."""
+    """The checkpoint `one`."""
     return volumes / "one"
 
 
 @pytest.fixture(scope="package")
 def node(volumes: Path) -> Iterator[Node]:
-    """Where the predictors run that the tests share; they are up, so that no test waits for torch."""
+    """The node on which the tests' predictors run. They are started once, so that no test waits for torch."""
     runtime = serving_runtime(DeployConfig(), "img:1")
     assert runtime is not None
     container = json.loads(json.dumps(runtime["spec"]["containers"][0]).replace("{{.Name}}", "vlm"))
@@ -51,23 +51,23 @@ def node(volumes: Path) -> Iterator[Node]:
 
 
 def png() -> bytes:
-    """A picture."""
+    """Return an encoded image."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "green").save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def pairs(folder: Path, split: str) -> Path:
-    """A dataset of one row."""
+    """Write a pairs dataset with one row in `split`."""
     empty = {"regions": [], "lines": [], "label": "", "source": "test", "licence": "none"}
     row = {"uid": dataset.uid(png(), "x"), "image": png(), "caption": "x", **empty}
     return dataset.write(folder, "pairs", [{**row, "width": 64, "height": 48, "split": split}]).path
 
 
 def version(folder: Path, model: Path, number: str = "1", alias: str = "champion") -> Path:
-    """What `register` says of a checkpoint."""
+    """Write the `version.json` that `register` would write for a checkpoint. Returns its folder."""
     content = {"name": "vlm", "version": number, "uri": f"models:/vlm/{number}", "alias": alias, "run_id": "r1"}
     folder.mkdir(parents=True, exist_ok=True)
-    hashed = Checkpoint(model).hash if (model / "config.json").exists() else "0" * 64
-    (folder / "version.json").write_text(json.dumps({**content, "model_hash": hashed}))
+    model_hash = Checkpoint(model).hash if (model / "config.json").exists() else "0" * 64
+    (folder / "version.json").write_text(json.dumps({**content, "model_hash": model_hash}))
     return folder

@@ -35,12 +35,13 @@ def service(**section: Any) -> dict[str, Any]:
 
 def runtime(**section: Any) -> dict[str, Any]:
     given = DeployConfig(**section)
-    made = runtimes.serving_runtime(given, given.image or IMAGE)
-    assert made is not None
-    return made
+    manifest = runtimes.serving_runtime(given, given.image or IMAGE)
+    assert manifest is not None
+    return manifest
 
 
-def refusals(manifest: dict[str, Any]) -> list[str]:
+def schema_errors(manifest: dict[str, Any]) -> list[str]:
+    """Validate a manifest against the schema of the operator's custom resource."""
     import jsonschema
 
     file = SHARED / "schemas" / f"{manifest['apiVersion'].replace('/', '_')}_{manifest['kind']}.json"
@@ -48,9 +49,9 @@ def refusals(manifest: dict[str, Any]) -> list[str]:
     return [error.message for error in validator.iter_errors(manifest)]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the cluster's schemas are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="the schemas of the custom resources are not available")
 @EACH
-def test_the_cluster_takes_the_manifests(section: dict[str, Any], tmp_path: Path) -> None:
+def test_the_manifests_match_the_schemas(section: dict[str, Any], tmp_path: Path) -> None:
     given = DeployConfig(**section)
     folder = write(tmp_path, service(**section), runtimes.serving_runtime(given, given.image or IMAGE))
     manifests = [yaml.safe_load(file.read_text()) for file in sorted(folder.iterdir())]
@@ -58,21 +59,23 @@ def test_the_cluster_takes_the_manifests(section: dict[str, Any], tmp_path: Path
         ["InferenceService"] if given.runtime == "huggingface" else ["InferenceService", "ServingRuntime"]
     )
     for manifest in manifests:
-        assert refusals(manifest) == []
+        assert schema_errors(manifest) == []
         manifest["spec"]["misspelt"] = "x"
-        assert "misspelt" in refusals(manifest)[0]  # the schema does refuse what it does not know
+        assert "misspelt" in schema_errors(manifest)[0]  # the schema does reject unknown fields
 
 
 @EACH
-def test_the_sdk_reads_them_as_it_wrote_them(section: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_parses_the_manifests_without_loss(section: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from kserve import models
     from kubernetes import client
 
     own = import_module("kubernetes.client.models")
-    for name, cls in vars(models).items():  # the client looks for classes among its own
+    for name, cls in vars(models).items():  # the client looks up classes in its own module
         if isinstance(cls, type) and not hasattr(own, name):
             monkeypatch.setattr(own, name, cls, raising=False)
-    monkeypatch.setitem(client.ApiClient.NATIVE_TYPES_MAPPING, "V1beta1MetricQuantity", str)  # no class even in the SDK
+    monkeypatch.setitem(
+        client.ApiClient.NATIVE_TYPES_MAPPING, "V1beta1MetricQuantity", str
+    )  # the SDK has no class for it
     api, given = client.ApiClient(), DeployConfig(**section)
     for manifest in (service(**section), runtimes.serving_runtime(given, given.image or IMAGE)):
         if manifest is not None:
@@ -82,13 +85,13 @@ def test_the_sdk_reads_them_as_it_wrote_them(section: dict[str, Any], monkeypatc
             assert api.sanitize_for_serialization(read) == manifest
 
 
-def test_the_manifest_says_what_is_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_records_its_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLMFLOW_KFP_RUN", "kfp-7")
     metadata = service()["metadata"]
     assert metadata["labels"]["vlmflow.dev/model-version"] == "3"
     assert all(len(value) <= 63 for value in metadata["labels"].values())
-    told = {key: value for key, value in metadata["annotations"].items() if key.startswith("vlmflow.dev/")}
-    assert told == {
+    annotations = {key: value for key, value in metadata["annotations"].items() if key.startswith("vlmflow.dev/")}
+    assert annotations == {
         "vlmflow.dev/model-uri": "models:/vlm/3",
         "vlmflow.dev/model-sha256": "ab" * 32,
         "vlmflow.dev/mlflow-run": "r1",
@@ -99,7 +102,7 @@ def test_the_manifest_says_what_is_behind_it(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("section", [{}, {"runtime": "vllm", "image": "vllm:1"}], ids=["vlmflow", "vllm"])
-def test_it_runs_without_rights(section: dict[str, Any]) -> None:
+def test_the_pod_is_unprivileged(section: dict[str, Any]) -> None:
     predictor = service(**section, cpu="2", memory="8Gi", gpus=1)["spec"]["predictor"]
     assert predictor["securityContext"]["runAsNonRoot"] and predictor["securityContext"]["runAsUser"] > 0
     assert predictor["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -115,27 +118,27 @@ def test_it_runs_without_rights(section: dict[str, Any]) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}  # the one place to write to
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} >= {"/tmp"}  # the only writable folder
 
 
-def test_the_container_is_started_with_arguments_that_the_predictor_knows() -> None:
-    from vlmflow.serving.predictor import arguments
+def test_the_server_accepts_the_arguments_of_the_container() -> None:
+    from vlmflow.serving.server import parse_arguments
 
     (container,) = runtime()["spec"]["containers"]
-    assert container["image"] == IMAGE and container["command"] == ["python", "-m", "vlmflow.serving.predictor"]
-    options = arguments([argument.replace("{{.Name}}", "vlm") for argument in container["args"]])
+    assert container["image"] == IMAGE and container["command"] == ["python", "-m", "vlmflow.serving.server"]
+    options = parse_arguments([argument.replace("{{.Name}}", "vlm") for argument in container["args"]])
     assert (options.model_name, options.model_dir, options.http_port) == ("vlm", "/mnt/models", 8080)
     assert options.enable_grpc is False
 
 
-def test_the_service_names_its_runtime_and_its_storage() -> None:
+def test_the_service_refers_to_its_runtime_and_storage() -> None:
     model = service()["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime()["metadata"]["name"] != runtime(image="another")["metadata"]["name"]
     assert model["modelFormat"]["name"] in [f["name"] for f in runtime()["spec"]["supportedModelFormats"]]
     assert model["storageUri"] == "s3://bucket/vlm/3"
 
 
-def test_the_digest_is_that_of_all_that_the_pods_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_covers_everything_that_the_pods_get(monkeypatch: pytest.MonkeyPatch) -> None:
     def digest(**section: Any) -> str:
         return service(**section)["spec"]["predictor"]["labels"][DIGEST]
 
@@ -147,7 +150,7 @@ def test_the_digest_is_that_of_all_that_the_pods_get(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_how_it_is_scaled_and_placed() -> None:
+def test_scaling_and_node_placement() -> None:
     knative = service(mode="Knative", max_replicas=3, scale_metric="cpu", scale_target=80)
     assert knative["metadata"]["annotations"]["autoscaling.knative.dev/class"] == "hpa.autoscaling.knative.dev"
     assert knative["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Knative"
@@ -164,24 +167,24 @@ def test_how_it_is_scaled_and_placed() -> None:
     assert predictor["tolerations"] == [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-def test_what_vllm_does_not_know_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_architecture_that_vllm_does_not_support_is_rejected(tmp_path: Path) -> None:
     section = DeployConfig(runtime="vllm", image="vllm:1")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SketchForConditionalGeneration"]}))
-    with pytest.raises(ModelError, match="SketchForConditionalGeneration is no architecture that vLLM knows"):
+    with pytest.raises(ModelError, match="vLLM does not support the architecture SketchForConditionalGeneration"):
         runtimes.check_architecture(tmp_path, section)
     runtimes.check_architecture(tmp_path, DeployConfig())
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}))
     runtimes.check_architecture(tmp_path, section)
 
 
-def test_vllm_is_told_of_transformers_classes() -> None:
+def test_every_vllm_architecture_exists_in_transformers() -> None:
     import transformers
 
     assert [name for name in runtimes.VLLM_ARCHITECTURES if not hasattr(transformers, name)] == []
 
 
 @pytest.mark.parametrize(
-    ("kept", "setting", "fetched"),
+    ("registry_uri", "destination", "fetched"),
     [
         ("s3://bucket/1/models/m-1/artifacts", "", "s3://bucket/1/models/m-1/artifacts/artifacts/model"),
         (
@@ -191,31 +194,33 @@ def test_vllm_is_told_of_transformers_classes() -> None:
         ),
     ],
 )
-def test_where_the_registry_keeps_it(kept: str, setting: str, fetched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_storage_uri_of_a_registered_version(
+    registry_uri: str, destination: str, fetched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Client:
         def get_model_version_download_uri(self, name: str, version: str) -> str:
             assert (name, version) == ("vlm", "3")
-            return kept
+            return registry_uri
 
     monkeypatch.setattr("vlmflow.tracking.mlflow_run.client", Client)
-    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", setting)
+    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", destination)
     assert storage.checkpoint_uri(VERSION) == fetched
     storage.check_reachable(fetched)
 
 
 @pytest.mark.parametrize(
-    ("kept", "remedy"),
+    ("uri", "remedy"),
     [("/home/me/mlartifacts/1", "set deploy.storage"), ("mlflow-artifacts:/1", "or MLFLOW_ARTIFACTS_DESTINATION")],
 )
-def test_what_a_cluster_does_not_reach(kept: str, remedy: str) -> None:
-    with pytest.raises(ServiceError, match=f"KServe cannot fetch {kept}: .*{remedy}"):
-        storage.check_reachable(kept)
+def test_storage_that_a_cluster_cannot_reach_is_rejected(uri: str, remedy: str) -> None:
+    with pytest.raises(ServiceError, match=f"KServe cannot fetch {uri}: .*{remedy}"):
+        storage.check_reachable(uri)
 
 
 @pytest.mark.parametrize(
     ("name", "dns"), [("vlm", "vlm"), ("My_Model v2", "my-model-v2"), ("--", "model"), ("7b", "model-7b")]
 )
-def test_names(name: str, dns: str) -> None:
+def test_dns_names(name: str, dns: str) -> None:
     assert dns_name(name) == dns
 
 
@@ -224,7 +229,7 @@ def test_names(name: str, dns: str) -> None:
     [
         {"min_replicas": 3},
         {"max_replicas": 0, "min_replicas": 0},
-        {"min_replicas": 0},  # sleeps only with Knative
+        {"min_replicas": 0},  # only Knative scales to zero
         {"gpus": -1},
         {"timeout": 0.0},
         {"prompt": " "},
@@ -243,6 +248,6 @@ def test_names(name: str, dns: str) -> None:
     ],
     ids=str,
 )
-def test_impossible_values(wrong: dict[str, Any]) -> None:
+def test_impossible_values_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         DeployConfig(**wrong)

@@ -1,15 +1,15 @@
-"""A cluster in this process, for a step that deploys to one: an API server, KServe's controller, nodes, a network.
+"""A fake cluster in this process to deploy to: an API server, KServe's controller, a node and a network.
 
-The API server speaks HTTP to the real clients, through a kubeconfig: it stores objects with resourceVersion and
-generation, does server-side apply (with dry run, and conflicts over fields), refuses what the custom resources'
-schemas do not know, and says 401, 403, 404, 409 and 422 in the words of the real one. The controller makes pods, and a
-pod really runs the predictor: the command and arguments of the ServingRuntime, on the folder that stands for its
-storageUri. In Standard mode a Deployment is rolled, and its Ready stays that of the old pods meanwhile, as with the
-real one; with Knative there are revisions, with their shares of the traffic. The network is a forward proxy that knows
-the names of the cluster, and an ingress by the header Host.
+- The API server answers the real clients over HTTP, through a kubeconfig. It stores objects with resourceVersion and
+  generation, implements server-side apply (with dry run and field conflicts), validates custom resources by their
+  schemas, and returns 401, 403, 404, 409 and 422 with the messages of a real server.
+- The controller creates pods, and each pod runs the real predictor: the command and arguments of the ServingRuntime,
+  on a local folder in place of its storageUri. In Standard mode a Deployment is replaced and its Ready condition stays
+  that of the old pods in the meantime, as in a real cluster. With Knative there are revisions with traffic shares.
+- The network is a forward proxy that resolves the cluster's host names, and an ingress that routes by the header Host.
 
-What it does not do: admission but by schema and a few rules of KServe's, watches, managedFields in what it returns,
-strategic merge, resources of nodes, autoscaling, storage, TLS. Pods with the same command share one process.
+Not implemented: admission beyond the schemas and a few of KServe's rules, watches, managedFields in responses,
+strategic merge, node resources, autoscaling, storage, TLS. Pods with the same command share one process.
 """
 
 import copy
@@ -48,8 +48,8 @@ _PATH = re.compile(r"/apis?/(?P<group>[\w./-]+?)/namespaces/(?P<namespace>[\w-]+
 _network = httpx.Client(trust_env=False)
 
 
-class Refusal(Exception):
-    """An answer that is an error, as a Status object; without a reason, as the plain page of an unknown path."""
+class ApiError(Exception):
+    """An error response: a Status object, or without a reason the plain 404 page of an unknown path."""
 
     def __init__(self, status: int, message: str, reason: str = "", kind: str = ""):
         super().__init__(message)
@@ -58,7 +58,7 @@ class Refusal(Exception):
 
 @cache
 def _validator(kind: str) -> Any:
-    """The schema of a custom resource, where it is here."""
+    """Return a validator of a custom resource, or None if its schema is not available."""
     import jsonschema
 
     version = {"InferenceService": "v1beta1", "ServingRuntime": "v1alpha1"}.get(kind)
@@ -67,13 +67,13 @@ def _validator(kind: str) -> Any:
 
 
 class Node:
-    """Where containers run: processes of this machine."""
+    """Runs containers as processes on this machine."""
 
     def __init__(self, volumes: Path):
         self.volumes, self.running = volumes, {}
 
     def run(self, container: Object, storage: str) -> "Process":
-        """The process of a container whose model is at `storage`, started where none runs yet."""
+        """Return the process of a container with the model at `storage`, and start it if none is running."""
         folder = str(self.volumes / storage.removeprefix("pvc://"))
         command = [argument.replace("/mnt/models", folder) for argument in container["command"] + container["args"]]
         key = "\0".join(command)
@@ -82,7 +82,7 @@ class Node:
         return self.running[key]
 
     def stop(self) -> None:
-        """End every process."""
+        """Kill every process."""
         for process in self.running.values():
             process.stop()
 
@@ -96,6 +96,7 @@ class Process:
             self.port = probe.getsockname()[1]
         command = [sys.executable, *command[1:], "--until_stdin_closes"]
         command = [f"--http_port={self.port}" if "http_port" in part else part for part in command]
+        self.last_line: str | None = None
         self.up, self.probe = False, f"http://127.0.0.1:{self.port}{ready}"
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -103,15 +104,16 @@ class Process:
 
     @property
     def ended(self) -> str:
-        """What it said last, if it has ended."""
+        """The last line of its stderr if it has exited, else ""."""
         if self.process.poll() is None:
             return ""
         assert self.process.stderr is not None
-        self.said = getattr(self, "said", None) or self.process.stderr.read().strip().splitlines()[-1]
-        return self.said
+        if self.last_line is None:
+            self.last_line = self.process.stderr.read().strip().splitlines()[-1]
+        return self.last_line
 
     def ready(self) -> bool:
-        """What the readiness probe says; it is asked until it says yes."""
+        """Whether the readiness probe has succeeded; it is called until it does."""
         if not self.up:
             try:
                 self.up = _network.get(self.probe, timeout=5).status_code == 200
@@ -120,7 +122,7 @@ class Process:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """End it."""
+        """Kill it."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdin is not None and self.process.stderr is not None
@@ -129,10 +131,12 @@ class Process:
 
 
 class Kubernetes:
-    """The cluster's state, and the answers of its API server.
+    """The cluster's state and the responses of its API server.
 
-    forbidden: (verb, resource) pairs that the account may not; groups: what is installed; faults: what goes wrong
-    with the pods of a storageUri: `never` ready, or `wrong`: an inner error for each prediction.
+    forbidden: (verb, resource) pairs that the account lacks.
+    groups: API group → resources that are installed.
+    faults: storageUri → fault of its pods: `never` (never ready) or `wrong` (status 500 for each prediction).
+    outage: number of calls that are answered with 503.
     """
 
     def __init__(self, node: Node, namespace: str = "models"):
@@ -140,38 +144,38 @@ class Kubernetes:
         self.forbidden: set[tuple[str, str]] = set()
         self.groups, self.faults = dict(GROUPS), {}
         self.objects: dict[tuple[str, str, str], Object] = {}
-        self.fields: dict[tuple[str, str, str], dict[str, Object]] = {}  # what each manager applied
-        self.revisions: dict[str, list[Object]] = {}  # of a service, Knative's, oldest first
-        self.version, self.requests, self.outage = 0, 0, 0  # so many calls are answered with 503
+        self.fields: dict[tuple[str, str, str], dict[str, Object]] = {}  # what each field manager applied
+        self.revisions: dict[str, list[Object]] = {}  # service → Knative revisions, oldest first
+        self.version, self.requests, self.outage = 0, 0, 0
         self.lock = threading.RLock()
 
     # -- the API server
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any, token: str) -> Object:
-        """The object that answers a call.
+        """Return the object that answers a call.
 
         Raises:
-            Refusal: it is not allowed, or there is no such thing.
+            ApiError: the call is not allowed, or the object does not exist.
         """
         if token != f"Bearer {TOKEN}":
-            raise Refusal(401, "Unauthorized", "Unauthorized")
-        found = _PATH.fullmatch(path)
-        if found is None or found["plural"] not in self.groups.get(found["group"], ()):
-            raise Refusal(404, "404 page not found")
-        group, plural, namespace, name = (found[key] for key in ("group", "plural", "namespace", "name"))
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+        match = _PATH.fullmatch(path)
+        if match is None or match["plural"] not in self.groups.get(match["group"], ()):
+            raise ApiError(404, "404 page not found")
+        group, plural, namespace, name = (match[key] for key in ("group", "plural", "namespace", "name"))
         verb = {"GET": "get" if name else "list", "PATCH": "patch", "DELETE": "delete"}[method]
         where = group.rpartition("/")[0]
         whole = f"{plural}.{where}" if where else plural
         if self.outage and plural == "pods":
             self.outage -= 1
-            raise Refusal(503, "apiserver is shutting down", "ServiceUnavailable")
+            raise ApiError(503, "apiserver is shutting down", "ServiceUnavailable")
         if (verb, plural) in self.forbidden:
             text = f'cannot {verb} resource "{plural}" in API group "{where}" in the namespace "{namespace}"'
-            raise Refusal(403, f'{whole} is forbidden: User "step" {text}', "Forbidden", plural)
+            raise ApiError(403, f'{whole} is forbidden: User "step" {text}', "Forbidden", plural)
         key = (plural, namespace, name)
         if verb == "patch":
             if namespace not in self.namespaces:
-                raise Refusal(404, f'namespaces "{namespace}" not found', "NotFound", "namespaces")
+                raise ApiError(404, f'namespaces "{namespace}" not found', "NotFound", "namespaces")
             return self.apply(key, body, query)
         self.reconcile()
         if verb == "list":
@@ -179,7 +183,7 @@ class Kubernetes:
             items = [o for (p, n, _), o in self.objects.items() if (p, n) == (plural, namespace)]
             return {"items": [o for o in items if labels.items() <= o["metadata"].get("labels", {}).items()]}
         if key not in self.objects:
-            raise Refusal(404, f'{whole} "{name}" not found', "NotFound", plural)
+            raise ApiError(404, f'{whole} "{name}" not found', "NotFound", plural)
         if verb == "delete":
             self.fields.pop(key, None)
             self.revisions.pop(name, None)
@@ -187,60 +191,62 @@ class Kubernetes:
         return self.objects[key]
 
     def apply(self, key: tuple[str, str, str], body: Object, query: dict[str, str]) -> Object:
-        """Server-side apply of `body` by a manager of fields."""
+        """Server-side apply of `body` by a field manager."""
         live, manager = self.objects.get(key, {}), query["fieldManager"]
         given = body["metadata"].get("resourceVersion")
         if given and given != live.get("metadata", {}).get("resourceVersion"):
-            raise Refusal(
+            raise ApiError(
                 409, f"Operation cannot be fulfilled on {key[0]} {key[2]!r}: it has been modified", "Conflict"
             )
         owned = self.fields.get(key, {})
         others = {path for who, what in owned.items() if who != manager for path, _ in _leaves(what)}
         clash = [path for path, value in _leaves(body) if path in others and _at(live, path) != value]
         if clash and query.get("force") != "true":
-            raise Refusal(409, f"Apply failed with 1 conflict: conflict with another manager: {clash[0]}", "Conflict")
-        made = copy.deepcopy(live)
+            raise ApiError(409, f"Apply failed with 1 conflict: conflict with another manager: {clash[0]}", "Conflict")
+        merged = copy.deepcopy(live)
         kept = {path for path, _ in _leaves(body)}
         for path, _ in _leaves(owned.get(manager, {})):
             if path not in kept and path not in others:
-                _remove(made, path)
-        _merge(made, body)
-        self._admit(made)
-        metadata, before = made["metadata"], live.get("metadata", {})
-        if made.get("data") != live.get("data") and live:
-            raise Refusal(422, f'{made["kind"]} "{key[2]}" is invalid: data: field is immutable', "Invalid")
-        changed = made.get("spec") != live.get("spec")
+                _remove(merged, path)
+        _merge(merged, body)
+        self._admit(merged)
+        metadata, before = merged["metadata"], live.get("metadata", {})
+        if merged.get("data") != live.get("data") and live:
+            raise ApiError(422, f'{merged["kind"]} "{key[2]}" is invalid: data: field is immutable', "Invalid")
+        changed = merged.get("spec") != live.get("spec")
         metadata["generation"] = before.get("generation", 0) + changed
         if query.get("dryRun") == "All":
-            return made
-        if made != live:
+            return merged
+        if merged != live:
             self.version += 1
             metadata["resourceVersion"] = str(self.version)
-        self.objects[key], self.fields[key] = made, {**owned, manager: copy.deepcopy(body)}
+        self.objects[key], self.fields[key] = merged, {**owned, manager: copy.deepcopy(body)}
         self.reconcile()
         return self.objects[key]
 
-    def _admit(self, made: Object) -> None:
-        """The schema, and KServe's webhooks: a default, and rules about canaries."""
-        kind, name = made["kind"], made["metadata"]["name"]
+    def _admit(self, merged: Object) -> None:
+        """Validate the schema, and act as KServe's webhooks: set a default and check canaries."""
+        kind, name = merged["kind"], merged["metadata"]["name"]
         validator = _validator(kind)
-        bare = {key: value for key, value in made.items() if key != "status"}
+        bare = {key: value for key, value in merged.items() if key != "status"}
         for error in validator.iter_errors(bare) if validator else ():
-            raise Refusal(422, f'{kind} "{name}" is invalid: {error.message}', "Invalid", kind)
+            raise ApiError(422, f'{kind} "{name}" is invalid: {error.message}', "Invalid", kind)
         if kind != "InferenceService":
             return
-        spec = made["spec"]
-        standard = made["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
+        spec = merged["spec"]
+        standard = merged["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
         if spec.get("canary") and not standard:
-            raise Refusal(400, "admission webhook denied the request: canary: in Standard mode only", "BadRequest")
+            raise ApiError(400, "admission webhook denied the request: canary: in Standard mode only", "BadRequest")
         if any("name" not in entry["predictor"] for entry in spec.get("canary", [])):
-            raise Refusal(400, "admission webhook denied the request: canary: predictor.name is required", "BadRequest")
+            raise ApiError(
+                400, "admission webhook denied the request: canary: predictor.name is required", "BadRequest"
+            )
         spec["predictor"]["model"].setdefault("protocolVersion", "v1")
 
     # -- the controller
 
     def reconcile(self) -> None:
-        """Bring pods and statuses nearer to the specs."""
+        """Move pods and statuses one step towards the specs."""
         for (plural, namespace, name), service in list(self.objects.items()):
             if plural == "inferenceservices":
                 standard = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"] == "Standard"
@@ -254,8 +260,8 @@ class Kubernetes:
         parts = {f"{name}-predictor": service["spec"]["predictor"]}
         for entry in service["spec"].get("canary", []):
             parts[f"{name}-{entry['predictor']['name']}-predictor"] = entry["predictor"]
-        for (plural, _, pod), held in list(self.objects.items()):  # of a canary that is no longer there
-            labels = held["metadata"].get("labels", {}) if plural == "pods" else {}
+        for (plural, _, pod), item in list(self.objects.items()):  # remove the pods of a canary that was removed
+            labels = item["metadata"].get("labels", {}) if plural == "pods" else {}
             if labels.get("serving.kserve.io/inferenceservice") == name and labels["app"] not in parts:
                 del self.objects["pods", namespace, pod]
         available = {}
@@ -264,7 +270,7 @@ class Kubernetes:
             pods = [
                 o for (p, _, _), o in self.objects.items() if p == "pods" and o["metadata"]["labels"]["app"] == part
             ]
-            if _ready(new):  # the old ones go when the new one can serve
+            if _ready(new):  # the old pods are removed when the new one is ready
                 for old in pods:
                     if old is not new:
                         del self.objects["pods", namespace, old["metadata"]["name"]]
@@ -281,8 +287,8 @@ class Kubernetes:
         template = _hash([predictor, service["metadata"]["labels"], service["metadata"]["annotations"]])
         revisions = self.revisions.setdefault(name, [])
         if not revisions or revisions[-1]["template"] != template:
-            made = {"name": f"{name}-predictor-{len(revisions) + 1:05}", "template": template, "ready": False}
-            revisions.append(made)
+            revision_name = f"{name}-predictor-{len(revisions) + 1:05}"
+            revisions.append({"name": revision_name, "template": template, "ready": False})
         latest = revisions[-1]
         pod = self._pod(namespace, name, latest["name"], service, predictor)
         latest["ready"], latest["pod"] = _ready(pod), pod["metadata"]["name"]
@@ -310,7 +316,7 @@ class Kubernetes:
         return {"conditions": conditions, "address": address, "components": {"predictor": status}}
 
     def _pod(self, namespace: str, name: str, app: str, service: Object, predictor: Object) -> Object:
-        """The pod of a template: KServe hands labels and annotations of the service on to it."""
+        """Return the pod of a template. KServe copies the labels and annotations of the service to it."""
         metadata = service["metadata"]
         labels = {**metadata["labels"], **predictor.get("labels", {}), "serving.kserve.io/inferenceservice": name}
         template = _hash([predictor, labels, metadata["annotations"]])
@@ -337,7 +343,7 @@ class Kubernetes:
     # -- the network
 
     def route(self, host: str) -> Object | None:
-        """The pod that a request to `host` comes to; one of a hundred requests for each percent."""
+        """Return the pod that receives a request to `host`; of 100 requests, each percent of traffic gets one."""
         self.requests += 1
         self.reconcile()
         entry, namespace = host.split(".")[:2]
@@ -349,16 +355,16 @@ class Kubernetes:
             if plural != "inferenceservices":
                 continue
             traffic = service["status"]["components"]["predictor"].get("traffic", [])
-            of = {revision["name"]: pods.get(revision["pod"]) for revision in self.revisions.get(name, [])}
-            for each in traffic:
-                if each.get("url", "").startswith(f"http://{host}"):
-                    return of[each["revisionName"]]
+            revision_pods = {revision["name"]: pods.get(revision["pod"]) for revision in self.revisions.get(name, [])}
+            for target in traffic:
+                if target.get("url", "").startswith(f"http://{host}"):
+                    return revision_pods[target["revisionName"]]
             if name == entry and traffic:
-                drawn, passed = self.requests % 100, 0
-                for each in traffic:
-                    passed += each["percent"]
-                    if drawn < passed:
-                        return of[each["revisionName"]]
+                position, cumulative = self.requests % 100, 0
+                for target in traffic:
+                    cumulative += target["percent"]
+                    if position < cumulative:
+                        return revision_pods[target["revisionName"]]
         return None
 
 
@@ -375,7 +381,7 @@ def _hash(value: Any) -> str:
 
 
 def _leaves(value: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Fields as server-side apply owns them: lists are whole."""
+    """Yield the paths and values that server-side apply owns; a list counts as one value."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield from _leaves(item, (*path, key))
@@ -406,7 +412,7 @@ def _merge(value: Object, other: Object) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Calls of the API server, and requests that go through the cluster's network."""
+    """Handles calls to the API server and requests through the cluster's network."""
 
     cluster: Kubernetes
 
@@ -424,25 +430,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        place = urlsplit(self.path)
-        if place.path.startswith("/api") and not place.netloc:
-            self.api(place.path, {key: values[0] for key, values in parse_qs(place.query).items()}, body)
+        url = urlsplit(self.path)
+        if url.path.startswith("/api") and not url.netloc:
+            self.api(url.path, {key: values[0] for key, values in parse_qs(url.query).items()}, body)
         else:
-            self.forward(place.netloc or self.headers["Host"], place.path, body)
+            self.forward(url.netloc or self.headers["Host"], url.path, body)
 
     def api(self, path: str, query: dict[str, str], body: bytes) -> None:
         try:
             with self.cluster.lock:
                 token = self.headers.get("Authorization", "")
-                said = self.cluster.answer(self.command, path, query, json.loads(body) if body else None, token)
-                self.reply(200, json.dumps(said).encode())
-        except Refusal as refusal:
-            if not refusal.reason:
-                self.reply(refusal.status, str(refusal).encode(), "text/plain")
+                answer = self.cluster.answer(self.command, path, query, json.loads(body) if body else None, token)
+                self.reply(200, json.dumps(answer).encode())
+        except ApiError as error:
+            if not error.reason:
+                self.reply(error.status, str(error).encode(), "text/plain")
                 return
-            status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": str(refusal)}
-            status |= {"reason": refusal.reason, "details": {"kind": refusal.kind}, "code": refusal.status}
-            self.reply(refusal.status, json.dumps(status).encode())
+            status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": str(error)}
+            status |= {"reason": error.reason, "details": {"kind": error.kind}, "code": error.status}
+            self.reply(error.status, json.dumps(status).encode())
 
     def forward(self, host: str, path: str, body: bytes) -> None:
         with self.cluster.lock:
@@ -454,8 +460,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             url = f"http://127.0.0.1:{pod['process']}{path}"
             kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
-            said = _network.request(self.command, url, content=body, headers=kind, timeout=120)
-            self.reply(said.status_code, said.content, said.headers["Content-Type"])
+            response = _network.request(self.command, url, content=body, headers=kind, timeout=120)
+            self.reply(response.status_code, response.content, response.headers["Content-Type"])
 
     def reply(self, status: int, content: bytes, kind: str = "application/json") -> None:
         self.send_response(status)
@@ -465,12 +471,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Do not log requests."""
 
 
 @contextmanager
 def serving(cluster: Kubernetes) -> Iterator[str]:
-    """Serve it on a free port of this machine; yields its address."""
+    """Serve the API on a free port of this machine. Yields its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"cluster": cluster}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
