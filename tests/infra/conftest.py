@@ -1,4 +1,4 @@
-"""The manifests as files and as kustomize builds them."""
+"""Access to the manifests, as files and as built by kustomize."""
 
 import shutil
 import subprocess
@@ -18,9 +18,9 @@ Manifest = dict[str, Any]
 
 @cache
 def build(tree: str) -> list[Manifest]:
-    """What `kubectl kustomize infra/TREE` prints."""
+    """Return the manifests that `kubectl kustomize infra/TREE` prints."""
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not here to build the overlays")
+        pytest.skip("kubectl is not installed, so the overlays cannot be built")
     done = subprocess.run(["kubectl", "kustomize", INFRA / tree], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # a deprecated field is a warning
@@ -28,11 +28,11 @@ def build(tree: str) -> list[Manifest]:
 
 
 def rayjob() -> Manifest:
-    """What the step `curate` makes its job of; it is not applied with the rest."""
+    """Return the template of the RayJob of the step `curate`, which no overlay contains."""
     return yaml.safe_load((INFRA / "ray" / "rayjob.yaml").read_text())
 
 
 def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
-    """The one object of that kind and name."""
-    (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
-    return found
+    """Return the only object with this kind and name."""
+    (manifest,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
+    return manifest

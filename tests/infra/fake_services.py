@@ -1,4 +1,4 @@
-"""What MLflow's Deployment finds in a cluster, as processes on this machine: PostgreSQL, S3, and the server itself."""
+"""PostgreSQL, an S3 server and MLflow's server as processes on this machine, set up as in the cluster."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import pytest
 
 from tests.infra.conftest import INFRA, build, find
 
-SECONDS = 300.0  # of a start, on a machine that does other things too
+START_SECONDS = 300.0  # generous, because the machine may be busy
 
 
 def free_port() -> int:
@@ -28,9 +28,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(ready: Callable[[], Any], process: subprocess.Popen, log: Path) -> None:
-    """Wait until `ready()` raises no more."""
-    deadline = time.monotonic() + SECONDS
+def wait_until(ready: Callable[[], Any], process: subprocess.Popen, log: Path) -> None:
+    """Wait until `ready()` raises no error; fail when the process exits."""
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             ready()
@@ -41,10 +41,10 @@ def until(ready: Callable[[], Any], process: subprocess.Popen, log: Path) -> Non
 
 
 class Service:
-    """A process with a port of its own, that can be stopped and started again."""
+    """A process on a free port that can be stopped and started again."""
 
     process: subprocess.Popen | None = None
-    farewell = signal.SIGTERM
+    stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path):
         self.port, self.folder, self.log = free_port(), folder, folder / "log"
@@ -52,12 +52,12 @@ class Service:
     def launch(self, command: list[str], ready: Callable[[], Any], **options: Any) -> None:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, **options)
-        until(ready, self.process, self.log)
+        wait_until(ready, self.process, self.log)
 
     def stop(self) -> None:
-        """As the kubelet does it: asked, and killed if it takes long."""
+        """Stop the process as the kubelet does: send the stop signal, and kill it after 20 s."""
         if self.process is not None:
-            os.killpg(self.process.pid, self.farewell)
+            os.killpg(self.process.pid, self.stop_signal)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
@@ -67,35 +67,38 @@ class Service:
 
 
 class Postgres(Service):
-    """A new PostgreSQL with the user and the database of the manifest, which asks for the password."""
+    """A new PostgreSQL with the user and the database of the manifest, and password authentication."""
 
-    farewell = signal.SIGINT  # its image's own: SIGTERM waits for every client to go
+    stop_signal = signal.SIGINT  # the image's stop signal: SIGTERM waits for all clients to disconnect
 
     def __init__(self, password: str):
         if not shutil.which("initdb"):
-            pytest.skip("PostgreSQL's server is not installed")
-        super().__init__(Path(tempfile.mkdtemp(prefix="vlmflow-postgres-")))  # outside of root's own folders
+            pytest.skip("the PostgreSQL server is not installed")
+        super().__init__(
+            Path(tempfile.mkdtemp(prefix="vlmflow-postgres-"))
+        )  # the user postgres cannot read root's folders
         self.password = password
-        self.owner: dict[str, Any] = (
-            {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-        )  # it refuses to run as root
+        # PostgreSQL does not run as root.
+        self.owner: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
         if self.owner:
             shutil.chown(self.folder, "postgres", "postgres")
         pod = find(build("overlays/local"), "StatefulSet", "postgres")["spec"]["template"]["spec"]
-        given = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
-        self.user, self.database = given["POSTGRES_USER"], given["POSTGRES_DB"]
-        secret = self.folder / "password"
-        secret.write_text(password)
+        environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+        self.user, self.database = environment["POSTGRES_USER"], environment["POSTGRES_DB"]
+        password_file = self.folder / "password"
+        password_file.write_text(password)
         command = ["initdb", "-D", str(self.folder / "data"), "-U", self.user, "--auth=scram-sha-256"]
-        command.append(f"--pwfile={secret}")
-        made = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, **self.owner)
-        assert made.returncode == 0, made.stderr
+        command.append(f"--pwfile={password_file}")
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, **self.owner)
+        assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
         command = ["postgres", "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)]
-        self.launch([*command, "-h", "127.0.0.1", "-c", "fsync=off"], self.ask, cwd=self.folder, **self.owner)
+        self.launch(
+            [*command, "-h", "127.0.0.1", "-c", "fsync=off"], self.create_database, cwd=self.folder, **self.owner
+        )
 
-    def ask(self) -> None:
+    def create_database(self) -> None:
         import psycopg2
 
         connection = psycopg2.connect(
@@ -109,8 +112,8 @@ class Postgres(Service):
         connection.close()
 
 
-class Store(Service):
-    """A server that speaks S3, with one user who may do what `allow` says; it checks every signature."""
+class S3Server(Service):
+    """An S3 server that checks every signature, with one user; `allow` sets the user's permissions."""
 
     def __init__(self, folder: Path, bucket: str):
         super().__init__(folder)
@@ -121,7 +124,7 @@ class Store(Service):
         import httpx
 
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        # Its first calls are those below; after them it asks who calls.
+        # The four calls below need no authentication; all later ones do.
         environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"}
         self.launch(command, lambda: httpx.get(f"{self.url}/moto-api/").raise_for_status(), env=environment)
         with self.client("iam") as iam:
@@ -140,15 +143,15 @@ class Store(Service):
     def client(self, service: str) -> Iterator[Any]:
         import boto3
 
-        made = boto3.client(
+        client = boto3.client(
             service,
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id=self.accesskey or "nobody",
             aws_secret_access_key=self.secretkey or "nothing",
         )
-        yield made
-        made.close()
+        yield client
+        client.close()
 
     def allow(self, *actions: str) -> None:
         statement = {"Effect": "Allow", "Action": [*actions, "iam:*"], "Resource": "*"}
@@ -165,8 +168,8 @@ class Store(Service):
             return s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
 
-class Server(Service):
-    """MLflow's server by the command line and the environment of its Deployment; hosts and ports alone are others."""
+class MlflowServer(Service):
+    """MLflow's server with the command line and environment of its Deployment, except for hosts and ports."""
 
     def __init__(self, folder: Path, secrets: dict[str, dict[str, str]], endpoint: str):
         super().__init__(folder)
@@ -179,9 +182,13 @@ class Server(Service):
             key = entry.get("valueFrom", {}).get("secretKeyRef")
             self.environment[entry["name"]] = secrets[key["name"]][key["key"]] if key else entry["value"]
         self.environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
-        moved = {"python": sys.executable, "--host=0.0.0.0": "--host=127.0.0.1", "--port=5000": f"--port={self.port}"}
-        self.command = [moved.pop(word, word) for word in container["command"] + container["args"]]
-        assert not moved  # each of them was there
+        replacements = {
+            "python": sys.executable,
+            "--host=0.0.0.0": "--host=127.0.0.1",
+            "--port=5000": f"--port={self.port}",
+        }
+        self.command = [replacements.pop(word, word) for word in container["command"] + container["args"]]
+        assert not replacements  # each was found
 
     @property
     def url(self) -> str:
@@ -190,13 +197,15 @@ class Server(Service):
     def start(self, **environment: str) -> None:
         import httpx
 
-        given = {**self.environment, **environment}
+        merged = {**self.environment, **environment}
         self.launch(
-            self.command, lambda: httpx.get(f"{self.url}/health").raise_for_status(), env=given, cwd=self.folder
+            self.command, lambda: httpx.get(f"{self.url}/health").raise_for_status(), env=merged, cwd=self.folder
         )
 
 
 def database_uri(password: str, port: int) -> str:
-    """The Secret's `uri` as cluster.sh makes it, for a port of this machine."""
-    (made,) = re.findall(r'uri="(.*?)"', (INFRA / "cluster.sh").read_text())
-    return made.replace("$password", password).replace("postgres.vlmflow.svc.cluster.local:5432", f"127.0.0.1:{port}")
+    """Return the Secret's `uri` as cluster.sh writes it, for a port on this machine."""
+    (template,) = re.findall(r'uri="(.*?)"', (INFRA / "cluster.sh").read_text())
+    return template.replace("$password", password).replace(
+        "postgres.vlmflow.svc.cluster.local:5432", f"127.0.0.1:{port}"
+    )

@@ -1,4 +1,4 @@
-"""infra/cluster.sh, as far as it goes without a cluster: its words, its files, and the order of what it calls."""
+"""infra/cluster.sh without a cluster: its syntax, its files, and the commands that it runs, in order."""
 
 import os
 import re
@@ -16,20 +16,20 @@ SCRIPT = (INFRA / "cluster.sh").read_text()
 VERSIONS = dict(re.findall(r"^(\w+)=(.+)$", (INFRA / "versions.env").read_text(), re.MULTILINE))
 
 
-def test_bash_reads_it() -> None:
+def test_the_script_is_valid_and_prints_its_usage() -> None:
     subprocess.run(["bash", "-n", INFRA / "cluster.sh"], check=True)
     assert os.access(INFRA / "cluster.sh", os.X_OK)
-    asked = subprocess.run([INFRA / "cluster.sh"], capture_output=True, text=True)
-    assert asked.returncode == 2 and asked.stderr == "usage: infra/cluster.sh up | down\n"
+    done = subprocess.run([INFRA / "cluster.sh"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "usage: infra/cluster.sh up | down\n"
 
 
-def test_each_file_that_it_names_is_there() -> None:
-    named = set(re.findall(r"\binfra/[\w./-]*\w", SCRIPT))
-    assert {"infra/versions.env", "infra/overlays/local"} <= named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_every_file_in_the_script_exists() -> None:
+    files = set(re.findall(r"\binfra/[\w./-]*\w", SCRIPT))
+    assert {"infra/versions.env", "infra/overlays/local"} <= files
+    assert [name for name in files if not (ROOT / name).exists()] == []
 
 
-def test_versions_stand_in_one_place() -> None:
+def test_versions_are_set_only_in_versions_env() -> None:
     used = set(re.findall(r"\$(\w+_VERSION|KIND_NODE)\b", SCRIPT))
     assert used == set(VERSIONS)
     assert not re.search(r"\d+\.\d+\.\d+", SCRIPT)
@@ -38,10 +38,10 @@ def test_versions_stand_in_one_place() -> None:
         pinned = rf"kindest/node:{number}@sha256:[0-9a-f]{{64}}" if name == "KIND_NODE" else rf"(knative-)?{number}"
         assert re.fullmatch(pinned, version), name
     kustomizations = [path.read_text() for path in INFRA.rglob("kustomization.yaml")]
-    assert not any("github.com" in text for text in kustomizations)  # what is of others is applied by the script
+    assert not any("github.com" in text for text in kustomizations)  # third-party manifests are applied by the script
 
 
-# In the place of each program: it writes down what it was asked, and says what the program would say.
+# Replaces each program: it records its arguments and prints what the program would print.
 RECORDER = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$(basename "$0") $*" in
@@ -58,23 +58,24 @@ esac
 
 
 @pytest.mark.parametrize("mode", ["standard", "knative"])
-def test_what_it_calls(tmp_path: Path, mode: str) -> None:
+def test_the_commands_and_their_order(tmp_path: Path, mode: str) -> None:
     kubectl = shutil.which("kubectl")
     if not kubectl:
-        pytest.skip("kubectl is not here to build the overlay")
+        pytest.skip("kubectl is not installed, so the overlay cannot be built")
     for program in ("kind", "docker", "kubectl", "git"):
         (tmp_path / program).write_text(RECORDER)
         (tmp_path / program).chmod(0o755)
-    told = {"CALLS": tmp_path / "calls", "APPLIED": tmp_path / "applied", "KUBECTL": kubectl, "KSERVE_MODE": mode}
-    environment = {**os.environ, **{name: str(value) for name, value in told.items()}, **VERSIONS}
+    variables = {"CALLS": tmp_path / "calls", "APPLIED": tmp_path / "applied", "KUBECTL": kubectl, "KSERVE_MODE": mode}
+    environment = {**os.environ, **{name: str(value) for name, value in variables.items()}, **VERSIONS}
     environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VLMFLOW_REVISION": "0123456789ab"}
     done = subprocess.run([INFRA / "cluster.sh", "up"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "port-forward" in done.stdout and "warning" not in done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
 
-    def first(words: str) -> int:
-        return next(i for i, call in enumerate(calls) if words in call)
+    def first(text: str) -> int:
+        """Return the index of the first call that contains `text`."""
+        return next(i for i, call in enumerate(calls) if text in call)
 
     order = [
         f"kind create cluster --name vlmflow --image {VERSIONS['KIND_NODE']}",
@@ -88,21 +89,23 @@ def test_what_it_calls(tmp_path: Path, mode: str) -> None:
         "kubectl kustomize infra/overlays/local",
         "kubectl rollout status deployment/mlflow -n vlmflow",
     ]
-    assert [first(words) for words in order] == sorted(first(words) for words in order)
-    first_time, second = (i for i, call in enumerate(calls) if call.endswith("/kserve.yaml"))
-    assert "clusterstoragecontainers" in "".join(calls[first_time:second])  # too early the first time, and so it waits
+    assert [first(text) for text in order] == sorted(first(text) for text in order)
+    first_apply, second_apply = (i for i, call in enumerate(calls) if call.endswith("/kserve.yaml"))
+    assert "clusterstoragecontainers" in "".join(
+        calls[first_apply:second_apply]
+    )  # the first apply fails, so the script waits
     assert any("kserve/knative" in call for call in calls) is (mode == "knative")
     assert any(VERSIONS["KNATIVE_VERSION"] in call for call in calls) is (mode == "knative")
     applied = (tmp_path / "applied").read_text()
     assert "localhost/vlmflow-step:0123456789ab" in applied and "REVISION" not in applied
-    made = {call.split()[4]: call for call in calls if "create secret" in call}
-    assert set(made) == {"mlflow-database", "mlflow-s3", "serving-s3", "vlmflow-s3"}
-    values = {name: re.findall(r"(?:accesskey|secretkey|password)=(\w+)", call) for name, call in made.items()}
+    secrets = {call.split()[4]: call for call in calls if "create secret" in call}
+    assert set(secrets) == {"mlflow-database", "mlflow-s3", "serving-s3", "vlmflow-s3"}
+    values = {name: re.findall(r"(?:accesskey|secretkey|password)=(\w+)", call) for name, call in secrets.items()}
     assert values["mlflow-s3"] == values["serving-s3"] == values["vlmflow-s3"] != []
-    assert values["mlflow-database"][0] in made["mlflow-database"].split("uri=")[1]
+    assert values["mlflow-database"][0] in secrets["mlflow-database"].split("uri=")[1]
 
 
-def test_revision_is_what_the_images_are_called_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmflow.runtime.step import image
+def test_the_tag_of_an_image_is_the_revision() -> None:
+    from vlmflow.runtime.step import image_name
 
-    assert image("step").rpartition(":")[2] == revision()
+    assert image_name("step").rpartition(":")[2] == revision()

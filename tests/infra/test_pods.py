@@ -1,4 +1,4 @@
-"""Every pod of ours is one that a restricted namespace admits, and more. Each rule is shown a pod that it refuses."""
+"""Security rules for all of our pods, stricter than a restricted namespace. Each rule is shown to reject a bad pod."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ Pod = dict[str, Any]
 
 
 def pods(node: Any, owner: str = "") -> Iterator[tuple[str, dict[str, str], Pod]]:
-    """The pods of a manifest, of built-in and of custom kinds: name of the owner, labels, spec."""
+    """Yield the pods in a manifest of a built-in or custom kind: the owner's name, labels, spec."""
     if isinstance(node, list):
         for item in node:
             yield from pods(item, owner)
@@ -30,44 +30,46 @@ def containers(pod: Pod) -> list[dict[str, Any]]:
     return pod.get("initContainers", []) + pod["containers"]
 
 
-def own(pod: Pod) -> Iterator[dict[str, Any]]:
-    """Each container's security context, the pod's where it says nothing."""
+def security_contexts(pod: Pod) -> Iterator[dict[str, Any]]:
+    """Yield each container's security context, with the pod's values as defaults."""
     for container in containers(pod):
         yield {**pod.get("securityContext", {}), **container.get("securityContext", {})}
 
 
-def is_not_root(pod: Pod) -> bool:
-    return all(one.get("runAsNonRoot") is True and one.get("runAsUser", 0) > 0 for one in own(pod))
+def runs_as_non_root(pod: Pod) -> bool:
+    return all(one.get("runAsNonRoot") is True and one.get("runAsUser", 0) > 0 for one in security_contexts(pod))
 
 
-def has_no_capability(pod: Pod) -> bool:
-    return all(one.get("capabilities") == {"drop": ["ALL"]} for one in own(pod))
+def drops_all_capabilities(pod: Pod) -> bool:
+    return all(one.get("capabilities") == {"drop": ["ALL"]} for one in security_contexts(pod))
 
 
-def cannot_rise(pod: Pod) -> bool:
-    return all(one.get("allowPrivilegeEscalation") is False and not one.get("privileged") for one in own(pod))
+def cannot_escalate_privileges(pod: Pod) -> bool:
+    return all(
+        one.get("allowPrivilegeEscalation") is False and not one.get("privileged") for one in security_contexts(pod)
+    )
 
 
-def is_read_only(pod: Pod) -> bool:
-    return all(one.get("readOnlyRootFilesystem") is True for one in own(pod))
+def has_a_read_only_root(pod: Pod) -> bool:
+    return all(one.get("readOnlyRootFilesystem") is True for one in security_contexts(pod))
 
 
-def has_seccomp(pod: Pod) -> bool:
-    return all(one.get("seccompProfile") == {"type": "RuntimeDefault"} for one in own(pod))
+def has_a_seccomp_profile(pod: Pod) -> bool:
+    return all(one.get("seccompProfile") == {"type": "RuntimeDefault"} for one in security_contexts(pod))
 
 
-def is_bounded(pod: Pod) -> bool:
-    given = [container.get("resources", {}) for container in containers(pod)]
-    return all({"cpu", "memory"} <= set(one.get(side, {})) for one in given for side in ("requests", "limits"))
+def has_requests_and_limits(pod: Pod) -> bool:
+    resources = [container.get("resources", {}) for container in containers(pod)]
+    return all({"cpu", "memory"} <= set(one.get(side, {})) for one in resources for side in ("requests", "limits"))
 
 
 def has_pinned_images(pod: Pod) -> bool:
-    """By digest or by a tag that does not move; REVISION is what cluster.sh replaces."""
+    """By digest or by a fixed tag; cluster.sh replaces REVISION."""
     tags = [re.fullmatch(r"[^@]*?(?::([^:/@]+))?(@sha256:[0-9a-f]{64})?", c["image"]) for c in containers(pod)]
     return all(tag is not None and (tag[2] or tag[1] not in (None, "latest")) for tag in tags)
 
 
-def leaves_the_host_alone(pod: Pod) -> bool:
+def does_not_use_the_host(pod: Pod) -> bool:
     ports = [port for container in containers(pod) for port in container.get("ports", [])]
     return not (
         any(pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
@@ -81,16 +83,16 @@ def has_no_token(pod: Pod) -> bool:
 
 
 def has_no_service_links(pod: Pod) -> bool:
-    """A Service named mlflow would set MLFLOW_PORT in every pod, to an address."""
+    """With service links, the Service mlflow would set MLFLOW_PORT to an address in every pod."""
     return pod.get("enableServiceLinks") is False
 
 
-def refers_to_secrets(pod: Pod) -> bool:
-    given = [entry for container in containers(pod) for entry in container.get("env", []) if "value" in entry]
-    named = [
-        entry for entry in given if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|BACKEND_STORE_URI", entry["name"])
+def has_no_literal_credentials(pod: Pod) -> bool:
+    literals = [entry for container in containers(pod) for entry in container.get("env", []) if "value" in entry]
+    credentials = [
+        entry for entry in literals if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|BACKEND_STORE_URI", entry["name"])
     ]
-    return not named and not any(re.search(r"//[^/\s]*:[^/\s]*@", entry["value"]) for entry in given)
+    return not credentials and not any(re.search(r"//[^/\s]*:[^/\s]*@", entry["value"]) for entry in literals)
 
 
 Break = Callable[[Pod], object]
@@ -101,22 +103,22 @@ def context(pod: Pod) -> dict[str, Any]:
 
 
 RULES: dict[Callable[[Pod], bool], list[Break]] = {
-    is_not_root: [
+    runs_as_non_root: [
         lambda pod: pod["securityContext"].pop("runAsNonRoot"),
         lambda pod: context(pod).update(runAsUser=0),
         lambda pod: pod["securityContext"].pop("runAsUser"),
     ],
-    has_no_capability: [
+    drops_all_capabilities: [
         lambda pod: context(pod).pop("capabilities"),
         lambda pod: context(pod)["capabilities"].update(add=["NET_ADMIN"]),
     ],
-    cannot_rise: [
+    cannot_escalate_privileges: [
         lambda pod: context(pod).pop("allowPrivilegeEscalation"),
         lambda pod: context(pod).update(privileged=True),
     ],
-    is_read_only: [lambda pod: context(pod).pop("readOnlyRootFilesystem")],
-    has_seccomp: [lambda pod: pod["securityContext"].update(seccompProfile={"type": "Unconfined"})],
-    is_bounded: [
+    has_a_read_only_root: [lambda pod: context(pod).pop("readOnlyRootFilesystem")],
+    has_a_seccomp_profile: [lambda pod: pod["securityContext"].update(seccompProfile={"type": "Unconfined"})],
+    has_requests_and_limits: [
         lambda pod: pod["containers"][0].pop("resources"),
         lambda pod: pod["containers"][0]["resources"]["limits"].pop("memory"),
         lambda pod: pod.update(initContainers=[{"name": "wait", "image": "busybox:1"}]),
@@ -125,14 +127,14 @@ RULES: dict[Callable[[Pod], bool], list[Break]] = {
         lambda pod: pod["containers"][0].update(image="registry:5000/vlmflow-step"),
         lambda pod: pod["containers"][0].update(image="vlmflow-step:latest"),
     ],
-    leaves_the_host_alone: [
+    does_not_use_the_host: [
         lambda pod: pod.update(hostNetwork=True),
         lambda pod: pod["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
         lambda pod: pod["containers"][0]["ports"][0].update(hostPort=80),
     ],
     has_no_token: [lambda pod: pod.pop("automountServiceAccountToken")],
     has_no_service_links: [lambda pod: pod.pop("enableServiceLinks")],
-    refers_to_secrets: [
+    has_no_literal_credentials: [
         lambda pod: pod["containers"][0]["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}),
         lambda pod: pod["containers"][0]["env"].append({"name": "DSN", "value": "postgresql://mlflow:pw@db/mlflow"}),
     ],
@@ -141,48 +143,53 @@ RULES: dict[Callable[[Pod], bool], list[Break]] = {
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_every_pod(rule: Callable[[Pod], bool], overlay: str) -> None:
-    found = list(pods([*build(f"overlays/{overlay}"), revised(rayjob())]))
-    assert len(found) >= 5  # MLflow, the training node; Ray's head, workers and submitter
-    assert [owner for owner, _, pod in found if not rule(pod)] == []
+def test_every_pod_follows_the_rule(rule: Callable[[Pod], bool], overlay: str) -> None:
+    checked = list(pods([*build(f"overlays/{overlay}"), with_tags(rayjob())]))
+    assert len(checked) >= 5  # MLflow, the training node, Ray's head, workers and submitter
+    assert [owner for owner, _, pod in checked if not rule(pod)] == []
 
 
 @pytest.mark.parametrize(
     ("rule", "spoil"), [(rule, spoil) for rule in RULES for spoil in RULES[rule]], ids=lambda f: f.__name__
 )
-def test_a_rule_refuses_a_pod_that_breaks_it(rule: Callable[[Pod], bool], spoil: Break) -> None:
-    pod = copy.deepcopy(mlflow())
+def test_a_rule_rejects_a_pod_that_breaks_it(rule: Callable[[Pod], bool], spoil: Break) -> None:
+    pod = copy.deepcopy(mlflow_pod())
     assert all(other(pod) for other in RULES)
     spoil(pod)
     assert not rule(pod)
 
 
-def mlflow() -> Pod:
+def mlflow_pod() -> Pod:
     (pod,) = [pod for owner, _, pod in pods(build("overlays/local")) if owner == "Deployment mlflow"]
     return pod
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_goes_on_for_long_is_probed(overlay: str) -> None:
+def test_every_long_running_pod_has_probes(overlay: str) -> None:
     for owner, _, pod in pods(build(f"overlays/{overlay}")):
         if not owner.startswith("TrainingRuntime"):  # a job ends
             assert all({"readinessProbe", "livenessProbe"} <= set(c) for c in pod["containers"]), owner
 
 
-def test_our_namespace_admits_what_the_step_deploy_writes() -> None:
-    """With KServe's own container, which has what infra/kserve/storage.yaml gives it."""
+def test_our_namespace_admits_the_pods_of_the_step_deploy() -> None:
+    """Also KServe's storage initializer, with its security context of infra/kserve/storage.yaml."""
     service, runtime = endpoint()
     predictor = {**service["spec"]["predictor"], "containers": runtime["spec"]["containers"]}
-    (fetches,) = [m["spec"] for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
-    for pod in (predictor, {**predictor, "containers": [fetches["container"]]}):
-        assert is_not_root(pod) and has_no_capability(pod) and cannot_rise(pod) and has_seccomp(pod)
-        assert leaves_the_host_alone(pod)
-    place = service["spec"]["predictor"]["model"]["storageUri"]
-    assert any(place.startswith(f["prefix"]) for f in fetches["supportedUriFormats"] if "prefix" in f)
+    (initializer,) = [m["spec"] for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
+    for pod in (predictor, {**predictor, "containers": [initializer["container"]]}):
+        assert (
+            runs_as_non_root(pod)
+            and drops_all_capabilities(pod)
+            and cannot_escalate_privileges(pod)
+            and has_a_seccomp_profile(pod)
+        )
+        assert does_not_use_the_host(pod)
+    uri = service["spec"]["predictor"]["model"]["storageUri"]
+    assert any(uri.startswith(f["prefix"]) for f in initializer["supportedUriFormats"] if "prefix" in f)
 
 
 def endpoint() -> tuple[Manifest, Manifest]:
-    """What `deploy` writes, with the account and the namespace that are here."""
+    """Return the manifests that `deploy` writes, with an account and a namespace of ours."""
     from components.deploy.config import DeployConfig
     from components.deploy.manifest import inference_service
     from components.deploy.runtimes import serving_runtime
@@ -194,8 +201,8 @@ def endpoint() -> tuple[Manifest, Manifest]:
     return inference_service(version, "s3://vlmflow/mlflow/1/models/m-1/artifacts/model", image, section), runtime
 
 
-def revised(manifest: Manifest) -> Manifest:
-    """With the images that the step fills in."""
+def with_tags(manifest: Manifest) -> Manifest:
+    """Add the image tags that the step fills in."""
     for _, _, pod in pods(manifest):
         for container in containers(pod):
             container["image"] += ":REVISION"

@@ -1,4 +1,4 @@
-"""The API server would take every manifest: built-in kinds, and those of KServe, Trainer and KubeRay."""
+"""Every manifest matches its schema: built-in kinds and those of KServe, Trainer and KubeRay."""
 
 import copy
 import json
@@ -27,12 +27,12 @@ def validator(api_version: str, kind: str) -> Any:
 
     file = SHARED / "schemas" / f"{api_version.replace('/', '_')}_{kind}.json"
     if not SHARED.exists():
-        pytest.skip("the cluster's schemas are not here")
+        pytest.skip("the schemas of the custom resources are not available")
     return jsonschema.Draft202012Validator(json.loads(file.read_text()))
 
 
-def refusals(manifest: Manifest) -> list[str]:
-    """Why the API server would refuse it."""
+def schema_errors(manifest: Manifest) -> list[str]:
+    """Return the reasons why the API server would reject a manifest."""
     if is_custom(manifest):
         return [error.message for error in validator(manifest["apiVersion"], manifest["kind"]).iter_errors(manifest)]
     try:
@@ -43,19 +43,19 @@ def refusals(manifest: Manifest) -> list[str]:
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_built_in_kinds(tree: str) -> None:
+def test_built_in_kinds_match_their_schemas(tree: str) -> None:
     checked = [manifest for manifest in build(tree) if not is_custom(manifest)]
     assert checked
     for manifest in checked:
-        assert refusals(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
+        assert schema_errors(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_custom_kinds(overlay: str) -> None:
+def test_custom_kinds_match_their_schemas(overlay: str) -> None:
     checked = [manifest for manifest in [*build(f"overlays/{overlay}"), rayjob()] if is_custom(manifest)]
     assert {m["kind"] for m in checked} == {"ClusterStorageContainer", "TrainingRuntime", "RayJob"}
     for manifest in checked:
-        assert refusals(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
+        assert schema_errors(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_custom_kinds(overlay: str) -> None:
         ("TrainingRuntime", "vlmflow-torch", ("spec", "mlPolicy")),
     ],
 )
-def test_a_misspelt_field_is_refused(kind: str, name: str, path: tuple[str, ...]) -> None:
+def test_a_misspelt_field_is_rejected(kind: str, name: str, path: tuple[str, ...]) -> None:
     manifest = copy.deepcopy(find([*build("overlays/local"), rayjob()], kind, name))
-    place = manifest
+    node = manifest
     for key in path:
-        place = place[key]
-    place["misspelt"] = "x"
-    assert any("misspelt" in refusal for refusal in refusals(manifest))
+        node = node[key]
+    node["misspelt"] = "x"
+    assert any("misspelt" in error for error in schema_errors(manifest))

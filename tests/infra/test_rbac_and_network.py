@@ -1,4 +1,4 @@
-"""Who may do what: secrets by reference, roles without a wildcard, and a network that is shut but for its uses."""
+"""Permissions: secrets only by reference, roles without wildcards, and a network that denies all but what is used."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ from vlmflow.runtime.code_hash import ROOT
 STEP = {"workflows.argoproj.io/workflow": "life-x"}  # Argo's label on each pod of a pipeline
 
 
-def of(manifests: list[Manifest], kind: str) -> list[Manifest]:
+def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
@@ -23,33 +23,33 @@ def of(manifests: list[Manifest], kind: str) -> list[Manifest]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_no_secret_lies_in_git(overlay: str) -> None:
-    assert of(build(f"overlays/{overlay}"), "Secret") == []
+def test_no_secret_is_in_git(overlay: str) -> None:
+    assert of_kind(build(f"overlays/{overlay}"), "Secret") == []
     assert not [path for path in INFRA.rglob("*.yaml") if "secretGenerator" in path.read_text()]
 
 
 def secrets(manifests: list[Manifest]) -> set[str]:
-    """The names of all Secrets that our manifests refer to."""
-    found = {s["name"] for m in of(manifests, "ServiceAccount") for s in m.get("secrets", [])}
+    """Return the names of all Secrets that our manifests refer to."""
+    names = {s["name"] for m in of_kind(manifests, "ServiceAccount") for s in m.get("secrets", [])}
     for _, _, pod in pods(manifests):
-        found |= {v["secret"]["secretName"] for v in pod.get("volumes", []) if "secret" in v}
+        names |= {v["secret"]["secretName"] for v in pod.get("volumes", []) if "secret" in v}
         for container in containers(pod):
-            given = [
+            references = [
                 e["valueFrom"]["secretKeyRef"]
                 for e in container.get("env", [])
                 if "secretKeyRef" in e.get("valueFrom", {})
             ]
-            given += [e["secretRef"] for e in container.get("envFrom", []) if "secretRef" in e]
-            found |= {one["name"] for one in given}
-    return found
+            references += [e["secretRef"] for e in container.get("envFrom", []) if "secretRef" in e]
+            names |= {reference["name"] for reference in references}
+    return names
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_how_to_make_each_secret_is_said(overlay: str) -> None:
+def test_the_creation_of_each_secret_is_documented(overlay: str) -> None:
     script, readme = (INFRA / "cluster.sh").read_text(), (INFRA / "README.md").read_text()
-    named = secrets(build(f"overlays/{overlay}"))
-    assert {"mlflow-database", "mlflow-s3", "serving-s3"} <= named
-    for name in named:
+    names = secrets(build(f"overlays/{overlay}"))
+    assert {"mlflow-database", "mlflow-s3", "serving-s3"} <= names
+    for name in names:
         assert re.search(rf"\b{name}\b", script) and re.search(rf"create secret generic {name}\b", readme), name
 
 
@@ -57,18 +57,20 @@ def test_how_to_make_each_secret_is_said(overlay: str) -> None:
 
 
 def excess(rule: dict[str, Any]) -> list[str]:
-    """What a rule grants that none of ours needs."""
-    wild = [f"{key}: *" for key in ("apiGroups", "resources", "verbs") if "*" in rule.get(key, [])]
-    reach = [name for name in rule.get("resources", []) if name in ("secrets", "pods/exec", "serviceaccounts/token")]
-    rise = [verb for verb in rule.get("verbs", []) if verb in ("escalate", "bind", "impersonate")]
-    return wild + reach + rise
+    """Return the permissions of a rule that none of our components needs."""
+    wildcards = [f"{key}: *" for key in ("apiGroups", "resources", "verbs") if "*" in rule.get(key, [])]
+    sensitive = [
+        name for name in rule.get("resources", []) if name in ("secrets", "pods/exec", "serviceaccounts/token")
+    ]
+    escalating = [verb for verb in rule.get("verbs", []) if verb in ("escalate", "bind", "impersonate")]
+    return wildcards + sensitive + escalating
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_roles_grant_no_more_than_is_needed(overlay: str) -> None:
+def test_roles_grant_only_what_is_needed(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
-    roles, bindings = of(manifests, "Role"), of(manifests, "RoleBinding")
-    assert roles and not of(manifests, "ClusterRole") and not of(manifests, "ClusterRoleBinding")
+    roles, bindings = of_kind(manifests, "Role"), of_kind(manifests, "RoleBinding")
+    assert roles and not of_kind(manifests, "ClusterRole") and not of_kind(manifests, "ClusterRoleBinding")
     assert [excess(rule) for role in roles for rule in role["rules"] if excess(rule)] == []
     for binding in bindings:
         find(roles, binding["roleRef"]["kind"], binding["roleRef"]["name"])
@@ -84,11 +86,11 @@ def test_roles_grant_no_more_than_is_needed(overlay: str) -> None:
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["impersonate"]},
     ],
 )
-def test_a_role_that_grants_more_is_refused(wrong: dict[str, Any]) -> None:
+def test_excess_permissions_are_detected(wrong: dict[str, Any]) -> None:
     assert excess(wrong)
 
 
-def test_a_pipeline_may_do_what_its_steps_do() -> None:
+def test_a_pipeline_has_the_permissions_of_its_steps() -> None:
     rules = find(build("overlays/local"), "Role", "pipeline")["rules"]
     granted = {(r, v) for rule in rules for r, v in itertools.product(rule["resources"], rule["verbs"])}
     for resource in ("inferenceservices", "servingruntimes", "trainjobs", "rayjobs"):
@@ -102,7 +104,7 @@ def test_a_pipeline_may_do_what_its_steps_do() -> None:
 
 
 def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
-    """A label selector, as Kubernetes reads it."""
+    """Whether a label selector selects `labels`, as in Kubernetes."""
     selector = selector or {}
     rules = {"In": lambda e: labels.get(e["key"]) in e["values"], "Exists": lambda e: e["key"] in labels}
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
@@ -110,19 +112,19 @@ def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
     )
 
 
-def roles(manifests: list[Manifest]) -> dict[str, dict[str, str]]:
-    """The labels of each pod in our namespace, by who makes it; KServe adds its own to what `deploy` writes."""
+def labels_by_owner(manifests: list[Manifest]) -> dict[str, dict[str, str]]:
+    """Return the labels of each pod in our namespace by its owner, with KServe's label on the predictor."""
     service, _ = endpoint()
-    made = {owner: labels for owner, labels, _ in pods([*manifests, rayjob()])}
-    given = {**service["metadata"]["labels"], **service["spec"]["predictor"].get("labels", {})}
-    return {**made, "predictor": {**given, "serving.kserve.io/inferenceservice": service["metadata"]["name"]}}
+    by_owner = {owner: labels for owner, labels, _ in pods([*manifests, rayjob()])}
+    predictor = {**service["metadata"]["labels"], **service["spec"]["predictor"].get("labels", {})}
+    return {**by_owner, "predictor": {**predictor, "serving.kserve.io/inferenceservice": service["metadata"]["name"]}}
 
 
-Place = tuple[str, dict[str, str]]  # a namespace and a pod's labels there
+Endpoint = tuple[str, dict[str, str]]  # a namespace and the labels of a pod there
 
 
-def allows(policy: Manifest, side: str, other: Place, port: int) -> bool:
-    """Whether one policy lets its pods exchange with `other`: `side` is ingress (from) or egress (to)."""
+def allows(policy: Manifest, side: str, other: Endpoint, port: int) -> bool:
+    """Whether one policy allows traffic of its pods with `other`: `side` is ingress (from) or egress (to)."""
     namespace, labels = other
     for rule in policy["spec"].get(side, []):
         peers, ports = rule.get("from" if side == "ingress" else "to"), rule.get("ports")
@@ -141,17 +143,17 @@ def allows(policy: Manifest, side: str, other: Place, port: int) -> bool:
     return False
 
 
-def passes(manifests: list[Manifest], source: Place, target: Place, port: int) -> bool:
-    """Whether a connection is let out at its source and in at its target."""
+def passes(manifests: list[Manifest], source: Endpoint, target: Endpoint, port: int) -> bool:
+    """Whether a connection is allowed by the egress policies of its source and the ingress policies of its target."""
     for (namespace, labels), other, side in ((source, target, "egress"), (target, source, "ingress")):
-        held = [
+        policies = [
             policy
-            for policy in of(manifests, "NetworkPolicy")
+            for policy in of_kind(manifests, "NetworkPolicy")
             if policy["metadata"]["namespace"] == namespace
             and side.capitalize() in policy["spec"]["policyTypes"]
             and matches(policy["spec"]["podSelector"], labels)
         ]
-        if held and not any(allows(policy, side, other, port) for policy in held):
+        if policies and not any(allows(policy, side, other, port) for policy in policies):
             return False
     return True
 
@@ -159,7 +161,7 @@ def passes(manifests: list[Manifest], source: Place, target: Place, port: int) -
 MLFLOW, POSTGRES, S3, TRAINING, RAY = (
     "Deployment mlflow", "StatefulSet postgres", "StatefulSet s3", "TrainingRuntime vlmflow-torch", "RayJob curate",
 )  # fmt: skip
-USES = {
+CONNECTIONS = {
     ("step", MLFLOW, 5000), ("step", S3, 8333), ("step", "predictor", 8080),
     (MLFLOW, POSTGRES, 5432), (MLFLOW, S3, 8333), ("predictor", S3, 8333),
     (TRAINING, MLFLOW, 5000), (TRAINING, S3, 8333), (RAY, MLFLOW, 5000), (RAY, S3, 8333),
@@ -168,116 +170,122 @@ USES = {
 }  # fmt: skip
 
 
-def test_on_one_machine_each_reaches_what_it_uses_and_nothing_else() -> None:
+def test_the_local_network_allows_only_the_connections_in_use() -> None:
     manifests = build("overlays/local")
-    here = {name: ("vlmflow", labels) for name, labels in roles(manifests).items()}
+    here = {name: ("vlmflow", labels) for name, labels in labels_by_owner(manifests).items()}
     everyone = {**here, "step": ("kubeflow", STEP), "stranger": ("default", {}), "interface": ("kubeflow", {})}
-    reached = {
+    allowed = {
         (source, target, port)
         for source, target, port in itertools.product(everyone, here, (5000, 5432, 8080, 8333))
         if passes(manifests, everyone[source], here[target], port)
     }
-    assert reached == USES
+    assert allowed == CONNECTIONS
 
 
-def test_in_production_a_database_and_a_bucket_outside_are_reached() -> None:
+def test_the_production_network_allows_the_external_database_and_bucket() -> None:
     manifests = build("overlays/production")
-    here = {name: ("vlmflow", labels) for name, labels in roles(manifests).items()}
-    out = ("", {})
-    assert passes(manifests, here[MLFLOW], out, 5432) and passes(manifests, here[MLFLOW], out, 443)
-    assert passes(manifests, here["predictor"], out, 443) and not passes(manifests, here["predictor"], out, 5432)
+    here = {name: ("vlmflow", labels) for name, labels in labels_by_owner(manifests).items()}
+    external = ("", {})
+    assert passes(manifests, here[MLFLOW], external, 5432) and passes(manifests, here[MLFLOW], external, 443)
+    assert passes(manifests, here["predictor"], external, 443) and not passes(
+        manifests, here["predictor"], external, 5432
+    )
     assert passes(manifests, here[TRAINING], here[MLFLOW], 5000)
     assert not passes(manifests, ("default", {}), here[MLFLOW], 5000)
 
 
-def test_behind_knative_a_predictor_is_asked_by_knative() -> None:
+def test_knative_can_reach_the_predictors() -> None:
     manifests = build("overlays/local") + build("kserve/knative")
-    predictor = ("vlmflow", roles(build("overlays/local"))["predictor"])
+    predictor = ("vlmflow", labels_by_owner(build("overlays/local"))["predictor"])
     assert passes(manifests, ("knative-serving", {}), predictor, 8012)
     assert not passes(build("overlays/local"), ("knative-serving", {}), predictor, 8012)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_pod_finds_names_and_is_otherwise_shut(overlay: str) -> None:
+def test_every_pod_can_use_dns_and_nothing_else_by_default(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
-    names = ("kube-system", {"k8s-app": "kube-dns"})
-    for role, labels in roles(manifests).items():
-        assert passes(manifests, ("vlmflow", labels), names, 53), role
-        assert not passes(manifests, ("vlmflow", labels), ("default", {}), 22), role
-    opened = copy.deepcopy(manifests)
-    opened.remove(find(opened, "NetworkPolicy", "default-deny"))
-    assert passes(opened, ("default", {}), ("vlmflow", {}), 22)  # it is that policy which shuts
+    dns = ("kube-system", {"k8s-app": "kube-dns"})
+    for owner, labels in labels_by_owner(manifests).items():
+        assert passes(manifests, ("vlmflow", labels), dns, 53), owner
+        assert not passes(manifests, ("vlmflow", labels), ("default", {}), 22), owner
+    without_default_deny = copy.deepcopy(manifests)
+    without_default_deny.remove(find(without_default_deny, "NetworkPolicy", "default-deny"))
+    assert passes(without_default_deny, ("default", {}), ("vlmflow", {}), 22)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_selector_selects_something(overlay: str) -> None:
+def test_every_selector_selects_a_pod(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
-    made = list(roles(manifests).values())
+    all_labels = list(labels_by_owner(manifests).values())
     selectors = {f"{kind} {m['metadata']['name']}": m["spec"] for kind in ("NetworkPolicy", "PodDisruptionBudget")
-                 for m in of(manifests, kind)}  # fmt: skip
+                 for m in of_kind(manifests, kind)}  # fmt: skip
     for owner, spec in selectors.items():
         selector = spec.get("podSelector", spec.get("selector"))
-        assert any(matches(selector, labels) for labels in made), owner
+        assert any(matches(selector, labels) for labels in all_labels), owner
         for rule in spec.get("ingress", []) + spec.get("egress", []):
             for peer in rule.get("from", []) + rule.get("to", []):
                 if "namespaceSelector" not in peer:
-                    assert any(matches(peer["podSelector"], labels) for labels in made), owner
-    for service in of(manifests, "Service"):
+                    assert any(matches(peer["podSelector"], labels) for labels in all_labels), owner
+    for service in of_kind(manifests, "Service"):
         (pod,) = [
             p for _, labels, p in pods(manifests) if matches({"matchLabels": service["spec"]["selector"]}, labels)
         ]
         ports = {port["name"] for container in containers(pod) for port in container["ports"]}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    assert not any(matches({"matchLabels": {"app.kubernetes.io/name": "mlfow"}}, labels) for labels in made)
+    assert not any(matches({"matchLabels": {"app.kubernetes.io/name": "mlfow"}}, labels) for labels in all_labels)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_namespace_is_restricted_and_bounded(overlay: str) -> None:
+def test_the_namespace_is_restricted_and_has_quotas(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
     labels = find(manifests, "Namespace", "vlmflow")["metadata"]["labels"]
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "audit", "warn")} == {"restricted"}
     assert find(manifests, "ResourceQuota", "vlmflow") and find(manifests, "LimitRange", "vlmflow")
-    accounts = {account["metadata"]["name"]: account for account in of(manifests, "ServiceAccount")}
+    accounts = {account["metadata"]["name"]: account for account in of_kind(manifests, "ServiceAccount")}
     assert all(account["automountServiceAccountToken"] is False for account in accounts.values())
-    named = {pod["serviceAccountName"] for _, _, pod in pods(manifests) if "serviceAccountName" in pod}
-    assert named | {"serving"} == set(accounts)
+    used = {pod["serviceAccountName"] for _, _, pod in pods(manifests) if "serviceAccountName" in pod}
+    assert used | {"serving"} == set(accounts)
 
 
-# -- what others of this repository rely on
+# -- what the steps rely on
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_each_claim_has_its_volume(overlay: str) -> None:
+def test_every_claim_has_a_volume(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
-    claims = of(manifests, "PersistentVolumeClaim")
+    claims = of_kind(manifests, "PersistentVolumeClaim")
     assert {claim["metadata"]["namespace"] for claim in claims} == {"vlmflow", "kubeflow"}
     files = []
     for claim in claims:
         volume = find(manifests, "PersistentVolume", claim["spec"]["volumeName"])["spec"]
-        named = {key: claim["metadata"][key] for key in ("namespace", "name")}
-        assert volume["claimRef"] == named and volume["accessModes"] == claim["spec"]["accessModes"]
+        reference = {key: claim["metadata"][key] for key in ("namespace", "name")}
+        assert volume["claimRef"] == reference and volume["accessModes"] == claim["spec"]["accessModes"]
         files.append(volume.get("nfs") or volume["local"])
-    assert files[0] == files[1]  # what a step writes, the job that it starts reads
+    assert files[0] == files[1]  # a job reads what the step that started it has written
     mounted = {v["persistentVolumeClaim"]["claimName"] for _, _, pod in pods([*manifests, rayjob()])
                for v in pod.get("volumes", []) if "persistentVolumeClaim" in v}  # fmt: skip
     assert mounted == {"datasets"}
 
 
-def test_the_steps_are_told_what_their_config_map_says() -> None:
-    """Each key becomes a variable of the step, by infra/kubeflow/placement.yaml; each address is a Service here."""
+def test_the_config_map_of_the_steps_is_used_and_its_addresses_exist() -> None:
+    """infra/kubeflow/placement.yaml maps each key to a variable of the step, and each address is a Service of ours."""
     placement = yaml.safe_load((INFRA / "kubeflow" / "placement.yaml").read_text())["defaults"]
     manifests = build("overlays/local")
-    told = find([m for m in manifests if m["metadata"].get("namespace") == "kubeflow"], "ConfigMap", "vlmflow")["data"]
-    assert set(told) <= set(placement["config"]["vlmflow"])
-    served = next(m for m in of(manifests, "ConfigMap") if m["metadata"]["name"].startswith("mlflow-"))["data"]
+    settings = find([m for m in manifests if m["metadata"].get("namespace") == "kubeflow"], "ConfigMap", "vlmflow")[
+        "data"
+    ]
+    assert set(settings) <= set(placement["config"]["vlmflow"])
+    server_settings = next(m for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"].startswith("mlflow-"))[
+        "data"
+    ]
     for key in ("MLFLOW_ARTIFACTS_DESTINATION", "MLFLOW_S3_ENDPOINT_URL"):
-        assert told[key] == served[key]
+        assert settings[key] == server_settings[key]
     assert "vlmflow-s3" in placement["secrets"]
     for address in re.findall(r"http://(\S+?)\.vlmflow\.svc\.cluster\.local:(\d+)", yaml.safe_dump_all(manifests)):
         service = find(manifests, "Service", address[0])
         assert int(address[1]) in [port["port"] for port in service["spec"]["ports"]]
 
 
-def test_ray_is_the_one_of_the_lock() -> None:
+def test_the_ray_version_matches_the_lock() -> None:
     (locked,) = re.findall(r"^ray==(.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == locked
