@@ -1,22 +1,40 @@
-"""Sizes that a builder hands on to a config."""
+"""Keyword arguments that a builder passes on: `**sizes` of its signature, by name and type."""
 
 import dataclasses
-import difflib
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def declared(config: type[PreTrainedConfig], sizes: dict[str, Any]) -> dict[str, Any]:
-    """`sizes`, all of which `config` declares itself; transformers would keep any other as it is, and use it nowhere.
 
-    Raises:
-        TypeError: one that it does not declare.
+def forwards_sizes_to(target: Callable[..., Any]) -> Callable[[F], F]:
+    """Extend the signature of a builder by the keyword arguments of `target`, which receives the builder's `**sizes`.
+
+    A recipe is checked against the signature, so that an unknown size is named before anything is built.
+
+    Args:
+        target: a function with keyword-only parameters, or a config class of which the fields that it declares count.
     """
-    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    known = {field.name for field in dataclasses.fields(config)} - inherited
-    for name, value in sizes.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise TypeError(f"{name}: no such size (value {value!r}); the nearest is {near!r}")
-    return sizes
+
+    def decorate(builder: F) -> F:
+        signature = inspect.signature(builder)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = [p for p in _keywords(target) if p.name not in signature.parameters]
+        builder.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        return builder
+
+    return decorate
+
+
+def _keywords(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    if isinstance(target, type) and issubclass(target, PreTrainedConfig):
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        return [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in dataclasses.fields(target)
+            if field.name not in inherited
+        ]
+    return [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -1,9 +1,9 @@
 """Wiring, and the ways in. Every pipeline that ships, by name."""
 
-import difflib
 from importlib import import_module
 from typing import Any
 
+from vlmflow.config.nearest import nearest
 from vlmflow.errors import RecipeError
 
 PIPELINES = {
@@ -28,7 +28,6 @@ def load_pipeline(name: str) -> Any:
         RecipeError: there is none.
     """
     if name not in PIPELINES:
-        near = difflib.get_close_matches(str(name), PIPELINES, n=1, cutoff=0)[0]
-        raise RecipeError(f"{name}: no such pipeline; the nearest is {near!r}, all: {', '.join(PIPELINES)}")
+        raise RecipeError(f"{name}: no such pipeline; {nearest(name, PIPELINES)}, all: {', '.join(PIPELINES)}")
     module, function = PIPELINES[name].split(":")
     return getattr(import_module(module), function)

@@ -1,20 +1,22 @@
 """Where each step runs on a cluster: a strict YAML, read into dataclasses and put on the tasks of a pipeline."""
 
-import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
+from pydantic import Field, model_validator
 
 from pipelines.step_cli import names
 from vlmflow.config import recipes as recipes
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import image
+from vlmflow.runtime.step import image_name
 
 SHIPPED = ROOT / "infra" / "kubeflow" / "placement.yaml"
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # as KFP takes them
@@ -24,65 +26,62 @@ DURATION = re.compile(r"\d+s")
 Names = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → an environment variable
 
 
-@dataclass(frozen=True, kw_only=True)
-class Toleration:
-    """A taint of nodes that a step's pod may run on, as in a pod's spec."""
+class Toleration(Section):
+    """A taint of nodes that a step's pod tolerates, as in a pod's spec."""
 
-    key: str = ""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    key: str = Field("", description="Key of the taint; empty matches every key.")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="`Equal` also compares `value`.")
+    value: str = Field("", description="Value of the taint, with operator `Equal`.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        "", description="Effect of the taint; empty matches every effect."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepResources:
-    """What a step's pod asks for.
+class StepResources(Section):
+    """The pod of a step: its image, resources, nodes, environment and retries."""
 
-    image: `step` or `train`, images of ours (vlmflow/runtime/step.py), or an image's whole name.
-    cpu, memory: what the pod is given, no less and no more.
-    shared_memory: of /dev/shm, for the workers of a training; "" leaves it at 64Mi.
-    gpus: how many of the resource `gpu`.
-    node: labels that the node must have.
-    secrets, config: a Secret or a ConfigMap → its key → the environment variable; what is absent is left unset.
-    environment: further environment variables.
-    volumes: a PersistentVolumeClaim → where it is mounted.
-    retries, backoff: how often a step that failed is tried again, and the wait before the first time; then twice that.
-    timeout_minutes: of one try; 0 is without end.
-    cache: whether KFP may take what the step made before from the same inputs, parameters and image.
-    """
+    image: str = Field(
+        "step", description="`step` or `train`, our own images (vlmflow/runtime/step.py), or a full image name."
+    )
+    cpu: str | int | float = Field(1, description="CPU, request and limit.")
+    memory: str = Field("2Gi", description="Memory, request and limit.")
+    shared_memory: str = Field(
+        "", description="Size of /dev/shm, for the worker processes of a training; empty keeps Kubernetes' 64Mi."
+    )
+    gpus: int = Field(0, ge=0, description="Amount of the resource `gpu`.")
+    gpu: str = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
+    node: dict[str, str] = Field(default_factory=dict, description="Labels that the node must have.")
+    tolerations: tuple[Toleration, ...] = Field((), description="Tolerated taints of nodes.")
+    secrets: Names = Field(
+        default_factory=dict,
+        description="Secret → its key → environment variable; a missing Secret or key leaves the variable unset.",
+    )
+    config: Names = Field(
+        default_factory=dict,
+        description="ConfigMap → its key → environment variable; a missing ConfigMap or key leaves the variable unset.",
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="Further environment variables.")
+    volumes: dict[str, str] = Field(default_factory=dict, description="PersistentVolumeClaim → mount path.")
+    retries: int = Field(0, ge=0, description="Number of retries of a failed step.")
+    backoff: str = Field("30s", description="Wait before the first retry; doubled before each further one.")
+    timeout_minutes: int = Field(0, ge=0, description="Time limit of one attempt, in minutes; 0 is unlimited.")
+    cache: bool = Field(True, description="Whether KFP may reuse outputs of the same inputs, parameters and image.")
 
-    image: str = "step"
-    cpu: str | int | float = 1
-    memory: str = "2Gi"
-    shared_memory: str = ""
-    gpus: int = 0
-    gpu: str = "nvidia.com/gpu"
-    node: dict[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    secrets: Names = field(default_factory=dict)
-    config: Names = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
-    volumes: dict[str, str] = field(default_factory=dict)
-    retries: int = 0
-    backoff: str = "30s"
-    timeout_minutes: int = 0
-    cache: bool = True
-
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_quantities(self) -> "StepResources":
         if not CPU.fullmatch(str(self.cpu)):
-            raise ValueError(f"cpu {self.cpu!r} is no quantity; write 2, 0.5 or 500m")
+            raise ValueError(f"cpu {self.cpu!r} is not a quantity; write 2, 0.5 or 500m")
         for name in ("memory", "shared_memory"):
             given = getattr(self, name)
             if not BYTES.fullmatch(given) and (given or name == "memory"):
-                raise ValueError(f"{name} {given!r} is no quantity; write 512Mi, 4Gi or 4G")
+                raise ValueError(f"{name} {given!r} is not a quantity; write 512Mi, 4Gi or 4G")
         if not DURATION.fullmatch(self.backoff):
-            raise ValueError(f"backoff {self.backoff!r} is no duration; write seconds, such as 30s")
-        if min(self.gpus, self.retries, self.timeout_minutes) < 0:
-            raise ValueError("gpus, retries and timeout_minutes must not be negative")
+            raise ValueError(f"backoff {self.backoff!r} is not a duration; write seconds, such as 30s")
+        return self
 
     def apply(self, task: PipelineTask) -> None:
         """Ask for all of it on `task`."""
-        task.set_container_image(image(self.image) if self.image in ("step", "train") else self.image)
+        task.set_container_image(image_name(self.image) if self.image in ("step", "train") else self.image)
         task.set_cpu_request(str(self.cpu)).set_cpu_limit(str(self.cpu))
         task.set_memory_request(self.memory).set_memory_limit(self.memory)
         if self.gpus:
@@ -102,7 +101,7 @@ class StepResources:
                 task, taint.key or None, taint.operator, taint.value or None, taint.effect or None
             )
         # A step names images too: of its record, of the jobs that it starts, of the endpoint.
-        images = {f"VLMFLOW_{target.upper()}_IMAGE": image(target) for target in ("step", "train", "serve")}
+        images = {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
         for name, value in {**images, **self.environment}.items():
             task.set_env_variable(name, value)
         for claim, path in self.volumes.items():
@@ -119,7 +118,7 @@ class Placement:
 
     places: dict[str, StepResources]
 
-    def put(self, tasks: Iterable[PipelineTask]) -> None:
+    def apply(self, tasks: Iterable[PipelineTask]) -> None:
         """Give each task the place of its step."""
         for task in tasks:
             self.places[task.component_spec.name].apply(task)
@@ -141,8 +140,9 @@ def load(file: str | Path = SHIPPED) -> Placement:
     defaults, own = sections.get("defaults") or {}, sections.get("steps") or {}
     for name in own:
         if name not in names():
-            near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0)[0]
-            raise RecipeError(f"{file}: steps.{name}: no such step; the nearest is {near!r}, all: {', '.join(names())}")
+            raise RecipeError(
+                f"{file}: steps.{name}: no such step; {nearest(name, names())}, all: {', '.join(names())}"
+            )
     try:
         recipes.load(StepResources, {"defaults": defaults}, "defaults")
         merged = {f"steps.{name}": _merge(defaults, own.get(name)) for name in names()}

@@ -1,12 +1,12 @@
 """One step on artifacts given by path, through the same door as in a pipeline."""
 
-import difflib
 import shutil
 import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vlmflow.config.nearest import nearest
 from vlmflow.errors import DataError, GateError, RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.step_runner import Task
@@ -28,13 +28,12 @@ def run_step(
         DataError: an input that is not there.
     """
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1, cutoff=0)[0]
-        raise RecipeError(f"step {name}: no such step; the nearest is {near!r}, all: {', '.join(names())}")
+        raise RecipeError(f"step {name}: no such step; {nearest(name, names())}, all: {', '.join(names())}")
     module = f"components.{name}.component"
     spec = getattr(import_module(module), name).component_spec
     artifacts = {key: value for key, value in (spec.inputs or {}).items() if "@" in value.type}
-    _same("--in", inputs, {k for k, v in artifacts.items() if not v.optional}, set(artifacts))
-    _same("--out", outputs, set(spec.outputs or {}), set(spec.outputs or {}))
+    _check_names("--in", inputs, {k for k, v in artifacts.items() if not v.optional}, set(artifacts))
+    _check_names("--out", outputs, set(spec.outputs or {}), set(spec.outputs or {}))
     for key, path in inputs.items():
         if not Path(path).exists():
             raise DataError(f"{name} --in {key}={path}: no such artifact; run the step that writes it")
@@ -60,12 +59,12 @@ def run_step(
         try:
             task.work()
         except GateError:
-            _move(places, outputs)
+            _move_outputs(places, outputs)
             raise
-        _move(places, outputs)
+        _move_outputs(places, outputs)
 
 
-def _move(places: dict[str, Path], outputs: dict[str, str]) -> None:
+def _move_outputs(places: dict[str, Path], outputs: dict[str, str]) -> None:
     for key in [key for key in outputs if places[key].exists()]:
         target = Path(outputs[key])
         if target.is_dir() and not target.is_symlink():
@@ -82,7 +81,7 @@ def _artifact(name: str, path: str | Path, kind: str) -> dict[str, Any]:
     return {"artifacts": [{**artifact, "type": {"schemaTitle": title, "schemaVersion": version}}]}
 
 
-def _same(option: str, given: dict[str, str], needed: set[str], known: set[str]) -> None:
+def _check_names(option: str, given: dict[str, str], needed: set[str], known: set[str]) -> None:
     if missing := needed - set(given):
         raise RecipeError(f"{option}: missing {', '.join(sorted(missing))}; write {option} name=path for each")
     if extra := set(given) - known:

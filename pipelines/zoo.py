@@ -1,6 +1,5 @@
 """`vlmflow zoo`: the families, their size, and whether they learn."""
 
-import difflib
 import json
 import shutil
 import sys
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from pipelines.pretraining import VARIANTS, control_variants
 from vlmflow.config import recipes as recipes
+from vlmflow.config.nearest import nearest
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 
@@ -110,8 +110,7 @@ def recipe_of(name: str, large: bool = False) -> str:
     place = (RECIPES / "large" if large else RECIPES) / f"{name}.yaml"
     if not place.exists():
         known = sorted(path.stem for path in place.parent.glob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise RecipeError(
-            f"{name}: no family with a recipe of its own; the nearest is {near!r}, all: {', '.join(known)}"
+            f"{name}: no family with a recipe of its own; {nearest(name, known)}, all: {', '.join(known)}"
         )
     return str(place)

@@ -1,29 +1,34 @@
-"""The configuration of preference alignment."""
+"""The section `align` of a recipe."""
 
-from dataclasses import dataclass, field
+from pydantic import Field, model_validator
 
+from vlmflow.config.section import Section
 from vlmflow.training.config import TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """DPO's strength and the losses it is mixed with; the control takes the same budget on the chosen answers.
+class AlignConfig(Section):
+    """Preference alignment by DPO. A control trains by SFT on the chosen answers with the same budget.
 
-    Both train at once: as the two processes of this machine, or as two TrainJobs where `training.nodes` are several.
+    Both train at once: in two processes of this machine, or as two TrainJobs if `training.nodes` is above 1.
     """
 
-    beta: float = 0.1
-    losses: tuple[str, ...] = ("sigmoid", "sft")
-    weights: tuple[float, ...] = (1.0, 1.0)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    min_pairs: int = 32
+    beta: float = Field(0.1, gt=0, description="β of DPO: strength of the pull towards the reference model.")
+    losses: tuple[str, ...] = Field(("sigmoid", "sft"), description="Loss terms, by TRL's names.")
+    weights: tuple[float, ...] = Field((1.0, 1.0), description="Weight of each loss term, in the order of `losses`.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="Budget of each of the two trainings; `processes` must be 1."
+    )
+    min_pairs: int = Field(
+        32, description="Preference pairs needed; with fewer the step is skipped and the model is passed on."
+    )
 
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"beta {self.beta} must be above 0")
+    @model_validator(mode="after")
+    def _check(self) -> "AlignConfig":
         if len(self.losses) != len(self.weights):
-            raise ValueError(f"losses and weights must go in pairs, got {self.losses} and {self.weights}")
+            raise ValueError(f"losses and weights must have the same length, got {self.losses} and {self.weights}")
         if self.training.processes != 1 and self.training.nodes == 1:
-            raise ValueError("training.processes must be 1: DPO and its control are the two processes")
-        if self.training.seconds is not None:
-            raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
+            raise ValueError(
+                f"training.processes must be 1, got {self.training.processes}: DPO and its control are the two processes"
+            )
+        self.training.forbid_seconds()
+        return self

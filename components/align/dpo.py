@@ -3,7 +3,6 @@
 Source: Rafailov et al. 2023, eq. 7 (TRL's DPOTrainer); the `sft` term beside it as in Pang et al. 2024.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.inference.loading import load
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.training.arguments import Progress, arguments
-from vlmflow.training.checkpointing import checkpoints
+from vlmflow.training.arguments import Progress, trainer_arguments
+from vlmflow.training.checkpointing import open_checkpoints
 from vlmflow.training.finetuning.config import FineTuneConfig
 from vlmflow.training.finetuning.sft import Example, fit
-from vlmflow.training.fsdp import prepared, weights
+from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
 
 MESSAGES = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
 FEATURES = datasets.Features(
@@ -42,9 +41,9 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
     model = loaded.model.train()
     progress = Progress()
     parent = checkpoint.Checkpoint(start).hash
-    identity = {"parent": parent, "data": data.hash, "section": asdict(config), "code": code_hash(__name__)}
-    with checkpoints(training, step="align", **identity) as kept:
-        options: Any = arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
+    identity = {"parent": parent, "data": data.hash, "section": config.model_dump(), "code": code_hash(__name__)}
+    with open_checkpoints(training, step="align", **identity) as kept:
+        options: Any = trainer_arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
         losses = {"beta": config.beta, "loss_type": list(config.losses), "loss_weights": list(config.weights)}
         trainer = DPOTrainer(
             model=model,
@@ -54,8 +53,8 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
             processing_class=loaded.processor,
             callbacks=[progress, *kept.callbacks],
         )
-        kept.train(prepared(trainer, training))
-        state_dict = weights(trainer)
+        kept.train(prepare_trainer(trainer, training))
+        state_dict = gather_state_dict(trainer)
         if trainer.is_world_process_zero():
             checkpoint.save(
                 out,
@@ -64,7 +63,7 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
                 weights=state_dict,
                 family=loaded.card.get("family", ""),
                 step="align",
-                recipe=asdict(config),
+                recipe=config.model_dump(),
                 parent=parent,
                 datasets=[data.hash],
                 curve=progress.curve,

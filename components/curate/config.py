@@ -1,107 +1,204 @@
-"""What a recipe says of curation."""
+"""The section `curate` of a recipe."""
 
-import difflib
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from components.curate.balance import BalanceConfig
-from components.curate.clusters import ClusterConfig
-from components.curate.label_consistency import LabelConsistencyConfig
-from components.curate.score import ScoreConfig
+from pydantic import Field, model_validator
+
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurateConfig:
-    """The thresholds of the rules; a rule whose threshold is 0, null or empty by default is off.
+class ScoreConfig(Section):
+    """Image-text scores: the encoder that computes them, and which pairs are kept."""
 
-    Pictures: `min_side` in pixels; `max_aspect` long side over short side, null for any; `min_contrast` in grey
-    levels; `min_correlation` of neighbouring pixels, white noise is below it; `min_sharpness` variance of the
-    Laplacian at 256 px; `min_entropy` of brightness in bits; `min_colour` colourfulness, a line drawing has none.
-    Captions: `min_words` and `min_characters` without URLs, file names and markup; `max_words`; `languages` by
-    ISO code, at least `min_language` likely together; `min_relations` stated in English; `bad_words` files of
-    one a line; `personal_data` (e-mail addresses, telephone numbers) is flagged, removed, or drops the pair.
-    Repeats: `near_bits` and `near_levels` say how far two copies of a picture may be apart, in bits of dHash and
-    in levels of any cell; `near_levels: null` drops exact duplicates only. `one_per_picture: false` keeps a
-    picture's other captions; `per_caption` pictures of one caption are enough. `decontaminate` names evaluation
-    sets, whose pictures may not be trained on.
-    `exclude` is a file of uids that were taken down, as `vlmflow takedown` writes it: they are in no split of what is
-    kept.
-    Alignment and diversity: `score`, `agreement`, `clusters` and `balance`. `captioner` is a checkpoint that
-    proposes captions; the better one by the score is kept. `bootstrap` is a section of pretrain.
-    `processes` share the work on this machine (`engine: native`) or on a Ray cluster (`engine: ray`). `ray` is the
-    cluster's address, RAY_ADDRESS where it is not given; `ray: job` runs the step as a RayJob with a cluster of its
-    own, which sees what lies on the shared volume and in the image. None of them changes the outcome.
-    """
+    model: str = Field(
+        "none",
+        min_length=1,
+        description="Encoder: `none`, `bootstrap` (a small encoder trained on the pairs that passed the rules), or a "
+        "folder or Hugging Face id of a CLIP- or SigLIP-like model.",
+    )
+    threshold: Literal["otsu"] | Annotated[float, Field(ge=-1, le=1)] = Field(
+        "otsu", description="Smallest cosine that is kept; `otsu` splits this dataset's scores in two groups."
+    )
+    fraction: float | None = Field(
+        None, gt=0, le=1, description="Fraction of pairs to keep, the best by score; null uses `threshold`."
+    )
+    mask_text: bool = Field(
+        False, description="Paint over the annotated lines of text of an image before it is scored."
+    )
+    cache: str | None = Field(None, description="Folder that caches embeddings and scores; null caches nothing.")
+    batch_size: int = Field(256, ge=1, description="Images or captions in a batch of the encoder.")
 
-    min_side: int = 16
-    max_aspect: float | None = 6.0
-    min_contrast: float = 4.0
-    min_correlation: float = 0.35
-    min_sharpness: float = 0.0
-    min_entropy: float = 0.0
-    min_colour: float = 0.0
-    min_words: int = 1
-    max_words: int | None = None
-    min_characters: int = 2
-    languages: tuple[str, ...] = ()
-    min_language: float = 0.1
-    min_relations: int = 0
-    bad_words: tuple[str, ...] = ()
-    personal_data: Literal["ignore", "flag", "remove", "drop"] = "ignore"
-    near_bits: int = 8
-    near_levels: float | None = 16.0
-    one_per_picture: bool = True
-    per_caption: int | None = None
-    decontaminate: tuple[str, ...] = ()
-    exclude: str | None = None
-    score: ScoreConfig = field(default_factory=ScoreConfig)
-    agreement: LabelConsistencyConfig = field(default_factory=LabelConsistencyConfig)
-    clusters: ClusterConfig = field(default_factory=ClusterConfig)
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
-    captioner: str | None = None
-    bootstrap: dict[str, Any] = field(default_factory=dict)
-    engine: Literal["native", "ray"] = "native"
-    ray: str | None = None
-    processes: int = 1
-    seed: int = 0
+
+class LabelConsistencyConfig(Section):
+    """Zero-shot classification of the image, which must agree with the class that the caption names."""
+
+    classes: tuple[str, ...] = Field((), description="Class names, words or phrases, at least two; empty is off.")
+    top: int = Field(1, description="The caption's class must be among this many most likely classes.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "LabelConsistencyConfig":
+        if len(self.classes) == 1:
+            raise ValueError(f"classes must be at least two, got only {self.classes[0]!r}")
+        if self.classes and not 1 <= self.top < len(self.classes):
+            raise ValueError(f"top must be from 1 to below the number of classes {len(self.classes)}, got {self.top}")
+        return self
+
+
+class ClusterConfig(Section):
+    """Rules over clusters of images by their embeddings; with all values null no clusters are made."""
+
+    count: int | None = Field(None, ge=1, description="Number of clusters; null makes one for each 50 images.")
+    epsilon: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Of two images of a cluster with a cosine above 1 − epsilon one is kept (SemDeDup); null is off.",
+    )
+    reference: str | None = Field(
+        None, description="Folder of a dataset: only clusters that contain an image of it are kept; null is off."
+    )
+    per_cluster: int | None = Field(None, ge=1, description="Pairs to keep of each cluster, at most; null keeps all.")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a rule needs the clusters."""
+        return (self.epsilon, self.reference, self.per_cluster) != (None, None, None)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClusterConfig":
+        if self.count is not None and not self.wanted:
+            raise ValueError("count is set, but no rule uses the clusters; set epsilon, reference or per_cluster")
+        return self
+
+
+class BalanceConfig(Section):
+    """Balancing of the captions' subjects (MetaCLIP)."""
+
+    limit: int | None = Field(
+        None, ge=1, description="Pairs of an entry above which its pairs are subsampled (t of MetaCLIP); null is off."
+    )
+    entries: str | None = Field(
+        None, description="File with one word or phrase a line; null uses the words of the captions."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "BalanceConfig":
+        if self.limit is None and self.entries is not None:
+            raise ValueError(f"entries {self.entries!r} needs limit, the number of pairs of an entry; set limit")
+        return self
+
+
+class CurateConfig(Section):
+    """The rules of curation; a rule whose threshold is null, 0 or empty is disabled."""
+
+    min_side: int = Field(16, ge=1, description="Image: shortest side, in pixels.")
+    max_aspect: float | None = Field(
+        6.0, ge=1, description="Image: largest aspect ratio, longer over shorter side; null allows any."
+    )
+    min_contrast: float = Field(
+        4.0, ge=0, le=127, description="Image: smallest standard deviation of brightness, in grey levels; 0 is off."
+    )
+    min_correlation: float = Field(
+        0.35, ge=0, le=1, description="Image: smallest correlation of neighbouring pixels; white noise has about 0."
+    )
+    min_sharpness: float = Field(
+        0.0, ge=0, description="Image: smallest variance of the Laplacian at a longer side of 256 pixels; 0 is off."
+    )
+    min_entropy: float = Field(
+        0.0, ge=0, le=8, description="Image: smallest entropy of the brightness histogram, in bits; 0 is off."
+    )
+    min_colorfulness: float = Field(
+        0.0, ge=0, description="Image: smallest colourfulness: 0 is grey, 15 faint, 45 moderate, above 80 strong."
+    )
+    min_words: int = Field(
+        1, ge=0, description="Caption: fewest words, not counting URLs, file names and markup; 0 is off."
+    )
+    max_words: int | None = Field(None, description="Caption: most words; null allows any number.")
+    min_characters: int = Field(
+        2, ge=0, description="Caption: fewest characters, not counting URLs, file names and markup; 0 is off."
+    )
+    languages: tuple[str, ...] = Field((), description="Caption: accepted languages, ISO codes; empty accepts all.")
+    min_language: float = Field(
+        0.1, ge=0, le=1, description="Caption: smallest total probability of the accepted languages."
+    )
+    min_relations: int = Field(0, ge=0, description="Caption: fewest relations between things, in English; 0 is off.")
+    blocklist: tuple[str, ...] = Field(
+        (), description="Caption: files with one forbidden word or phrase a line; empty is off."
+    )
+    pii: Literal["ignore", "flag", "remove", "drop"] = Field(
+        "ignore",
+        description="Caption: what to do about e-mail addresses and telephone numbers: nothing, note them in the "
+        "ledger, remove them from the caption, or drop the pair.",
+    )
+    phash_distance: int = Field(
+        8, ge=0, le=16, description="Near duplicates: largest Hamming distance of the 64-bit dHash, in bits."
+    )
+    max_cell_difference: float | None = Field(
+        16.0,
+        ge=0,
+        le=255,
+        description="Near duplicates: largest difference of any cell of the thumbnail, in grey levels; null drops "
+        "exact duplicates only.",
+    )
+    dedup_images: bool = Field(
+        True, description="Keep one pair of each image; false keeps all pairs of an image whose captions differ."
+    )
+    max_images_per_caption: int | None = Field(
+        None, ge=1, description="Training pairs to keep of each caption, at most; null keeps all."
+    )
+    decontaminate: tuple[str, ...] = Field(
+        (), description="Evaluation sets (datasets, or folders of images) whose images are dropped from training."
+    )
+    exclude: str | None = Field(
+        None,
+        description="File with uids of taken-down pairs, written by `vlmflow takedown`; they are dropped from every "
+        "split. Null excludes nothing.",
+    )
+    score: ScoreConfig = Field(default_factory=ScoreConfig, description="Filter by image-text score.")
+    label_consistency: LabelConsistencyConfig = Field(
+        default_factory=LabelConsistencyConfig, description="Filter by zero-shot classes; needs `score.model`."
+    )
+    clusters: ClusterConfig = Field(
+        default_factory=ClusterConfig, description="Rules over clusters of images; needs `score.model`."
+    )
+    balance: BalanceConfig = Field(default_factory=BalanceConfig, description="Balancing of the captions' subjects.")
+    captioner: str | None = Field(
+        None,
+        description="Checkpoint that proposes a caption for each image; the caption with the better score is kept. "
+        "Needs `score.model`; null is off.",
+    )
+    bootstrap: dict[str, Any] = Field(
+        default_factory=dict, description="Training of the `bootstrap` encoder: a section `pretrain`."
+    )
+    engine: Literal["native", "ray"] = Field(
+        "native",
+        description="Where the work runs: processes of this machine, or a Ray cluster. The outcome is the same.",
+    )
+    ray: str | None = Field(
+        None,
+        description="Address of the Ray cluster; null uses RAY_ADDRESS, or a local Ray. `job` runs the step as a RayJob "
+        "with its own cluster, whose pods see the shared volume and the image only.",
+    )
+    processes: int = Field(1, ge=1, description="Worker processes, or Ray workers. The outcome is the same.")
+    seed: int = Field(0, description="Seed of clusters, balancing and bootstrap; the recipe's seed by default.")
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What the outcome depends on: all of it but who does the work."""
-        return asdict(self) | {"engine": "", "ray": "", "processes": 0}
+        """The values that the outcome depends on: all but those of engine and processes."""
+        return self.model_dump() | {"engine": "", "ray": "", "processes": 0}
 
-    def __post_init__(self) -> None:
-        if self.min_side < 1:
-            raise ValueError(f"min_side must be at least 1 pixel, got {self.min_side}")
-        if self.max_aspect is not None and self.max_aspect < 1:
-            raise ValueError(f"max_aspect is long over short side, at least 1 or null, got {self.max_aspect}")
-        if not 0 <= self.min_contrast <= 127:
-            raise ValueError(f"min_contrast is a deviation in grey levels, 0 to 127, got {self.min_contrast}")
-        if not 0 <= self.min_correlation <= 1:
-            raise ValueError(f"min_correlation must be from 0 to 1, got {self.min_correlation}")
-        if self.min_words < 0 or self.min_characters < 0:
-            raise ValueError("min_words and min_characters cannot be negative")
-        if not 0 <= self.near_bits <= 16:
-            raise ValueError(f"near_bits of a 64-bit hash must be from 0 to 16, got {self.near_bits}")
-        if self.near_levels is not None and not 0 <= self.near_levels <= 255:
-            raise ValueError(f"near_levels must be from 0 to 255 or null, got {self.near_levels}")
-        for name, high in (("min_sharpness", None), ("min_entropy", 8), ("min_colour", None), ("min_language", 1)):
-            value = getattr(self, name)
-            if value < 0 or (high is not None and value > high):
-                raise ValueError(f"{name} must be at least 0{f' and at most {high}' if high else ''}, got {value}")
+    @model_validator(mode="after")
+    def _check(self) -> "CurateConfig":
         if self.max_words is not None and self.max_words < max(1, self.min_words):
-            raise ValueError(f"max_words must be at least 1 and min_words, or null, got {self.max_words}")
-        if self.min_relations < 0:
-            raise ValueError(f"min_relations cannot be negative, got {self.min_relations}")
-        if self.per_caption is not None and self.per_caption < 1:
-            raise ValueError(f"per_caption must be at least 1 picture or null, got {self.per_caption}")
-        if self.processes < 1:
-            raise ValueError(f"processes must be at least 1, got {self.processes}")
+            raise ValueError(
+                f"max_words must be null or at least 1 and at least min_words {self.min_words}, got {self.max_words}"
+            )
         if self.ray is not None and self.engine != "ray":
-            raise ValueError(f"ray {self.ray!r} has no meaning with engine {self.engine}; set engine to ray")
+            raise ValueError(f"ray {self.ray!r} has no effect with engine {self.engine}; set engine to ray")
         _check_languages(self.languages)
         needs = {
-            "agreement.classes": self.agreement.classes,
+            "label_consistency.classes": self.label_consistency.classes,
             "clusters": self.clusters.wanted,
             "captioner": self.captioner,
         }
@@ -110,6 +207,7 @@ class CurateConfig:
                 raise ValueError(
                     f"{name} needs an encoder; set score.model to bootstrap, a folder or a Hugging Face id"
                 )
+        return self
 
 
 def _check_languages(languages: tuple[str, ...]) -> None:
@@ -117,7 +215,7 @@ def _check_languages(languages: tuple[str, ...]) -> None:
         return
     from components.curate import language  # loads a model
 
+    known = language.supported_languages()
     for code in languages:
-        if code not in language.known():
-            near = difflib.get_close_matches(code, language.known(), n=3, cutoff=0)
-            raise ValueError(f"languages: {code!r} is no known ISO code; the nearest are {', '.join(sorted(near))}")
+        if code not in known:
+            raise ValueError(f"languages: {code!r} is not a known ISO code; {nearest(code, known)}")

@@ -14,10 +14,11 @@ def data_ablation(
     """Say what each stage of curation bought, by models trained alike on what it left, and what it cost."""
     from pathlib import Path
 
-    from components.data_ablation.gains import DataAblationConfig, write
+    from components.data_ablation.config import DataAblationConfig
+    from components.data_ablation.gains import write_gains
     from vlmflow.config.recipes import load
 
     scores = {"raw": raw, "pictures": pictures, "captions": captions, "repeats": repeats, "score": score,
               "diversity": diversity}
     places = {stage: Path(artifact.path) for stage, artifact in scores.items()}
-    write(places, Path(ledger.path), Path(returns.path), Path(page.path), load(DataAblationConfig, recipe, section))
+    write_gains(places, Path(ledger.path), Path(returns.path), Path(page.path), load(DataAblationConfig, recipe, section))

@@ -1,32 +1,18 @@
 """What each stage of curation returned: models trained alike on what was left, compared on the same pictures."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from components.data_ablation.config import DataAblationConfig
 from vlmflow.artifacts.ledger import RULES, STAGES
 from vlmflow.errors import DataError
 from vlmflow.evaluation.comparison import compare, read_examples
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataAblationConfig:
-    """How returns are told: `capabilities` of the dual encoder, and the `confidence` of the intervals."""
-
-    capabilities: tuple[str, ...] = ("retrieval", "zero-shot")
-    confidence: float = 0.95
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.capabilities:
-            raise ValueError("capabilities names one at least: retrieval or zero-shot")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be above 0 and below 1, got {self.confidence}")
-
-
-def write(
-    scores: dict[str, Path], ledger: Path, returns: Path, page: Path, section: DataAblationConfig
+def write_gains(
+    scores: dict[str, Path], ledger: Path, returns: Path, page: Path, config: DataAblationConfig
 ) -> dict[str, Any]:
     """Write what each stage bought and cost to `returns` (JSON) and as a table and a plot to `page` (HTML).
 
@@ -38,9 +24,9 @@ def write(
         DataError: a capability that was not measured.
     """
     found = {
-        "capabilities": list(section.capabilities),
-        "confidence": section.confidence,
-        "stages": [_stage(stage, scores, ledger, section) for stage in scores],
+        "capabilities": list(config.capabilities),
+        "confidence": config.confidence,
+        "stages": [_stage_gains(stage, scores, ledger, config) for stage in scores],
     }
     returns.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     from components.data_ablation.page import render
@@ -49,15 +35,15 @@ def write(
     return found
 
 
-def _stage(stage: str, scores: dict[str, Path], ledger: Path, section: DataAblationConfig) -> dict[str, Any]:
+def _stage_gains(stage: str, scores: dict[str, Path], ledger: Path, config: DataAblationConfig) -> dict[str, Any]:
     """Rows that the stage took, its seconds, and each capability with its gain over raw and the stage before."""
     order = list(scores)
     before = order[max(0, order.index(stage) - 1)]
     values = json.loads((scores[stage] / "scores.json").read_text(encoding="utf-8"))["capabilities"]
-    if missing := [name for name in section.capabilities if name not in values]:
+    if missing := [name for name in config.capabilities if name not in values]:
         raise DataError(f"roi.capabilities: {missing[0]!r} was not measured; measured: {', '.join(values)}")
     options: dict[str, Any] = {
-        "protected": section.capabilities, "confidence": section.confidence, "seed": section.seed
+        "protected": config.capabilities, "confidence": config.confidence, "seed": config.seed
     }  # fmt: skip
     here = read_examples(scores[stage])
     gains = {
@@ -68,14 +54,14 @@ def _stage(stage: str, scores: dict[str, Path], ledger: Path, section: DataAblat
     cost = json.loads((ledger / "cost.json").read_text(encoding="utf-8"))
     return {
         "stage": stage,
-        "dropped": sum(summary["dropped"][rule] for rule in _rules(stage)),
+        "dropped": sum(summary["dropped"][rule] for rule in _rules_of_stage(stage)),
         "seconds": cost["seconds"].get(stage),
-        "capabilities": {name: values[name] for name in section.capabilities},
+        "capabilities": {name: values[name] for name in config.capabilities},
         "gains": gains,
     }
 
 
-def _rules(stage: str) -> tuple[str, ...]:
+def _rules_of_stage(stage: str) -> tuple[str, ...]:
     """The rules of `stage`: those after the stage before it, up to its last."""
     stages = list(STAGES)
     place = stages.index(stage)

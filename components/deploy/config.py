@@ -1,137 +1,152 @@
 """The section `deploy` of a recipe."""
 
 import os
-from dataclasses import dataclass, field
 from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vlmflow.config.section import Section
 
 Mode = Literal["Standard", "Knative"]
 Runtime = Literal["vlmflow", "vllm", "huggingface"]
 Metric = Literal["", "concurrency", "rps", "cpu", "memory", "prometheus"]
 
-NAMESPACE = "VLMFLOW_NAMESPACE"  # where jobs and endpoints are created
+METRICS = {"Knative": ("concurrency", "rps", "cpu", "memory"), "Standard": ("cpu", "memory", "prometheus")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Toleration:
-    """A taint of a node that the pods may run on all the same, as Kubernetes has it."""
+class Toleration(Section):
+    """A taint of nodes that the pods tolerate, as in a pod's spec."""
 
-    key: str
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    key: str = Field(description="Key of the taint.")
+    operator: Literal["Exists", "Equal"] = Field("Exists", description="`Equal` also compares `value`.")
+    value: str = Field("", description="Value of the taint, with operator `Equal`.")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        "", description="Effect of the taint; empty matches every effect."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeployConfig:
-    """How the endpoint is run.
+class DeployConfig(Section):
+    """How a model version is served, and how its endpoint is tested."""
 
-    target: `local` starts the predictor on this machine, tries it and stops it; `cluster` applies the manifests to the
-        cluster of KUBECONFIG, or in a pod to its own, tries the endpoint, and brings back what was there before if
-        it fails; `manifest` writes the manifests only. All three write them.
-    prompt: what the endpoint is asked about a picture of the test split.
-    timeout: seconds that it may take until it is ready; in a cluster that is also pulling the image and the model.
+    target: Literal["local", "cluster", "manifest"] = Field(
+        "local",
+        description="`local` starts the predictor on this machine, tests it and stops it. `cluster` applies the "
+        "manifests to the cluster of KUBECONFIG (in a pod: its own), tests the endpoint, and restores the previous one "
+        "if the test fails. `manifest` only writes the manifests, as the others do too.",
+    )
+    prompt: str = Field("Describe the picture.", description="Prompt of the test, about an image of the test split.")
+    timeout: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds until the endpoint must be ready; in a cluster including the pull of image and model.",
+    )
 
-    runtime: `vlmflow` serves every family; `vllm`, and `huggingface` (KServe's own, of the cluster), serve what vLLM
-        knows.
-    image: container image; empty means our own, `serve`. `vllm` wants one named, of a release that reads what the
-        transformers of this environment wrote.
-    storage: URI of the checkpoint's folder that KServe fetches it from, `s3://…` or `pvc://models/vlm/3`; empty means
-        where the registry keeps it. What MLflow's server calls `mlflow-artifacts:/` is looked for below
-        MLFLOW_ARTIFACTS_DESTINATION, the server's own setting.
-    service_account: the Secret that it names opens s3://; both are there already, in the namespace.
-    namespace: empty means VLMFLOW_NAMESPACE, or `default`.
+    runtime: Runtime = Field(
+        "vlmflow",
+        description="Serving runtime: `vlmflow` serves every family; `vllm`, and `huggingface` (the cluster's own from "
+        "KServe), serve the families that vLLM supports.",
+    )
+    image: str = Field(
+        "",
+        description="Container image; empty uses our `serve` image. Required with `vllm`: an image of a release that "
+        "reads checkpoints of this environment's transformers. Must be empty with `huggingface`.",
+    )
+    storage: str = Field(
+        "",
+        description="URI of the checkpoint folder for KServe, `s3://…` or `pvc://models/vlm/3`; empty uses the "
+        "registry's. `mlflow-artifacts:/` is resolved with MLFLOW_ARTIFACTS_DESTINATION, the MLflow server's setting.",
+    )
+    service_account: str = Field(
+        "default",
+        description="Existing service account of the namespace; its Secret gives access to `s3://` storage.",
+    )
+    namespace: str = Field("", description="Kubernetes namespace; empty uses VLMFLOW_NAMESPACE, or `default`.")
 
-    mode: `Standard` makes a Deployment and a Service, `Knative` revisions that may sleep.
-    cpu, memory, gpus: of one replica, requested and the limit.
-    node_selector, tolerations: which nodes; with Knative they are features that its ConfigMap config-features enables.
-    min_replicas: 0 lets it sleep, with Knative.
-    scale_metric: what more replicas are started by. With Knative `concurrency`, `rps`, or `cpu` and `memory` by a HPA;
-        in Standard mode `cpu` and `memory` by a HPA, or `prometheus` by KEDA. Empty is KServe's default.
-    scale_target: of the metric in each replica: requests, requests a second, or percent of what was requested.
-    scale_query, prometheus: for `prometheus`, the query and the server's address.
+    mode: Mode = Field(
+        "Standard", description="KServe mode: `Standard` makes a Deployment and a Service, `Knative` makes revisions."
+    )
+    cpu: str = Field("1", description="CPU of a replica, request and limit, as a Kubernetes quantity.")
+    memory: str = Field("4Gi", description="Memory of a replica, request and limit, as a Kubernetes quantity.")
+    gpus: int = Field(0, ge=0, description="GPUs of a replica.")
+    node_selector: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels of the nodes; Knative needs this feature enabled in its ConfigMap config-features.",
+    )
+    tolerations: tuple[Toleration, ...] = Field(
+        (),
+        description="Tolerated taints of nodes; Knative needs this feature enabled in its ConfigMap config-features.",
+    )
+    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 scales to zero, with Knative only.")
+    max_replicas: int = Field(1, ge=1, description="Most replicas.")
+    scale_metric: Metric = Field(
+        "",
+        description="Metric that adds replicas. Knative: `concurrency`, `rps`, or `cpu` and `memory` (HPA). Standard: "
+        "`cpu` and `memory` (HPA), or `prometheus` (KEDA). Empty uses KServe's default.",
+    )
+    scale_target: int = Field(
+        0,
+        ge=0,
+        description="Target of the metric in each replica: requests, requests a second, or percent of the requested "
+        "resource. Required with `scale_metric`.",
+    )
+    scale_query: str = Field("", description="PromQL query, with `scale_metric: prometheus` only.")
+    prometheus: str = Field("", description="Address of the Prometheus server, with `scale_metric: prometheus` only.")
 
-    canary: percent of the requests that a new version gets at first in a cluster; 0 replaces the old one. With Knative
-        it is a revision; in Standard mode KServe, from 0.20 on, splits by the Gateway API alone, and without that a
-        canary is refused.
-    promote: give the canary all requests once it has answered; else it stays as it is.
-    challengers: in a cluster, also bring a version there that the gate kept from becoming the champion; else the
-        endpoint stays with what it has.
-    url: address of the ingress or a port-forward to ask through, from outside of the cluster; the endpoint's own name
-        goes into the header Host. Empty asks the endpoint's address in the cluster.
-    """
+    canary: int = Field(
+        0,
+        ge=0,
+        lt=100,
+        description="Percent of requests for a new version at first, in a cluster; 0 replaces the previous version at "
+        "once. Standard mode needs KServe 0.20 or later with the Gateway API; otherwise a canary is refused.",
+    )
+    promote: bool = Field(
+        True, description="Send all requests to the canary after its test; false leaves it at `canary` percent."
+    )
+    deploy_challengers: bool = Field(
+        False,
+        description="In a cluster, also deploy a version that the gate did not make champion; false keeps the current "
+        "endpoint.",
+    )
+    url: str = Field(
+        "",
+        description="Address of the ingress or of a port-forward, to test the endpoint from outside the cluster; the "
+        "endpoint's host name is sent in the header Host. Empty uses the endpoint's address in the cluster.",
+    )
 
-    target: Literal["local", "cluster", "manifest"] = "local"
-    prompt: str = "Describe the picture."
-    timeout: float = 600.0
-
-    runtime: Runtime = "vlmflow"
-    image: str = ""
-    storage: str = ""
-    service_account: str = "default"
-    namespace: str = ""
-
-    mode: Mode = "Standard"
-    cpu: str = "1"
-    memory: str = "4Gi"
-    gpus: int = 0
-    node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: tuple[Toleration, ...] = ()
-    min_replicas: int = 1
-    max_replicas: int = 1
-    scale_metric: Metric = ""
-    scale_target: int = 0
-    scale_query: str = ""
-    prometheus: str = ""
-
-    canary: int = 0
-    promote: bool = True
-    deploy_challengers: bool = False
-    url: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
-            raise ValueError(
-                f"replicas: expected 0 <= {self.min_replicas} <= {self.max_replicas}, and at least 1 at most"
-            )
-        if self.gpus < 0:
-            raise ValueError(f"gpus must not be negative, got {self.gpus}")
-        if self.timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+    @model_validator(mode="after")
+    def _check(self) -> "DeployConfig":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} must not exceed max_replicas {self.max_replicas}")
         if not self.prompt.strip():
             raise ValueError("prompt must not be empty")
         if self.runtime == "vllm" and not self.image:
-            raise ValueError("runtime vllm: image must be given, such as docker.io/vllm/vllm-openai@sha256:…")
+            raise ValueError("runtime vllm needs image, such as docker.io/vllm/vllm-openai@sha256:…")
         if self.runtime == "huggingface" and self.image:
-            raise ValueError("runtime huggingface: it runs in the image of the cluster's own runtime; leave image out")
+            raise ValueError("runtime huggingface uses the image of the cluster's own runtime; remove image")
         if self.url and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url: expected http://… or https://…, got {self.url!r}")
+        if self.canary and self.mode == "Standard" and self.url:
+            raise ValueError("canary in Standard mode can be tested only from inside the cluster; remove url")
         self._check_scaling()
-        self._check_canary()
+        return self
 
     def _check_scaling(self) -> None:
-        known = ("concurrency", "rps", "cpu", "memory") if self.mode == "Knative" else ("cpu", "memory", "prometheus")
+        known = METRICS[self.mode]
         if self.scale_metric and self.scale_metric not in known:
             raise ValueError(
-                f"scale_metric: {self.scale_metric!r} is no metric of mode {self.mode}; it has {', '.join(known)}"
+                f"scale_metric: {self.scale_metric!r} is not a metric of mode {self.mode}; use {', '.join(known)}"
             )
-        if self.scale_target < 0 or bool(self.scale_target) != bool(self.scale_metric):
+        if bool(self.scale_target) != bool(self.scale_metric):
             raise ValueError(
-                f"scale_target: expected a number above 0 beside scale_metric, got {self.scale_target} "
-                f"beside {self.scale_metric!r}"
+                f"scale_target and scale_metric must be set together, got {self.scale_target} and {self.scale_metric!r}"
             )
         if self.scale_metric == "cpu" and self.scale_target > 100:
             raise ValueError(f"scale_target: percent of the cpu, at most 100, got {self.scale_target}")
         if (self.scale_metric == "prometheus") != bool(self.scale_query and self.prometheus):
-            raise ValueError("scale_query and prometheus: both are given with scale_metric: prometheus, and only then")
+            raise ValueError("scale_query and prometheus must be set with scale_metric: prometheus, and only then")
         if self.mode == "Standard" and self.min_replicas == 0:
-            raise ValueError("min_replicas: only with mode: Knative does an endpoint sleep; expected 1 or more")
-
-    def _check_canary(self) -> None:
-        if not 0 <= self.canary < 100:
-            raise ValueError(f"canary: expected percent from 0 to 99, got {self.canary}")
-        if self.canary and self.mode == "Standard" and self.url:
-            raise ValueError("canary: in Standard mode its own address is known in the cluster alone; leave url out")
+            raise ValueError("min_replicas must be at least 1 in mode Standard; only Knative scales to zero")
 
     def namespace_or_default(self) -> str:
-        """The namespace."""
-        return self.namespace or os.environ.get(NAMESPACE) or "default"
+        """The namespace: the section's, VLMFLOW_NAMESPACE, or `default`."""
+        return self.namespace or os.environ.get("VLMFLOW_NAMESPACE") or "default"

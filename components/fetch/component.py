@@ -17,7 +17,7 @@ def fetch(
     """Take the data of a DVC revision, exactly as it was versioned, instead of making it."""
     from pathlib import Path
 
-    from components.fetch.dvc import FetchConfig
+    from components.fetch.config import FetchConfig
     from components.fetch.dvc import fetch as run
     from vlmflow.config.recipes import load
 

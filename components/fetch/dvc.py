@@ -2,10 +2,11 @@
 
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.fetch.config import FetchConfig
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
 
@@ -13,23 +14,6 @@ if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchConfig:
-    """Where versioned data is.
-
-    `repo` is a git repository with DVC's data, a folder or an address; `remote` a DVC remote of it, "" its
-    default one. The rest are the places of the artifacts in it, as dvc.yaml has them.
-    """
-
-    repo: str = "."
-    remote: str = ""
-    raw: str = "data/raw"
-    curated: str = "data/curated"
-    ledger: str = "data/ledger"
-    funnel: str = "data/funnel.html"
-    conversations: str = "data/instructions"
 
 
 def fetch(section: FetchConfig, data_rev: str, places: dict[str, Path]) -> str:

@@ -1,45 +1,48 @@
 """The mapping from a source's columns to what a pair holds."""
 
-import difflib
 import math
-from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from pydantic import Field, model_validator
+
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section
 from vlmflow.errors import DataError, RecordError
 
 BoxFormat = Literal["xyxy", "xywh", "yolo"]
 DEFAULT_CAPTION = "caption"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnsConfig:
-    """Which column of the source holds what; "" where there is none.
+class ColumnsConfig(Section):
+    """The source's column of each value; "" if the source has none."""
 
-    Boxes are in pixels of the picture as it is seen, that is with its EXIF orientation applied; those of
-    `box_format` yolo are centre and size (or corners of a polygon) as shares of its width and height.
-    `caption` may hold a list of captions: each makes a pair. Where it is "", captions are made from the
-    regions' phrases or the lines' texts. `label` may hold a list with a name for each box instead.
-    """
+    image: str = Field("image", min_length=1, description="Column of the image: bytes or a path.")
+    caption: str = Field(
+        DEFAULT_CAPTION,
+        description="Column of the caption; each caption of a list makes a pair. Empty makes captions from the regions' "
+        "phrases or the lines' texts.",
+    )
+    boxes: str = Field("", description="Column of the boxes of objects; empty if there are none.")
+    box_format: BoxFormat = Field(
+        "xyxy",
+        description="Format of the boxes. `xyxy` and `xywh` are pixels of the upright image (EXIF orientation applied); "
+        "`yolo` is centre and size, or the corners of a polygon, as fractions of width and height.",
+    )
+    lines: str = Field("", description="Column of the lines of text and their boxes; empty if there are none.")
+    label: str = Field("", description="Column of the image's label, or a list with a name for each box.")
+    split: str = Field("", description="Column of the split; empty splits by `ingest.holdout`.")
+    licence: str = Field("", description="Column of the licence; empty uses `ingest.licence`.")
 
-    image: str = "image"
-    caption: str = DEFAULT_CAPTION
-    boxes: str = ""
-    box_format: BoxFormat = "xyxy"
-    lines: str = ""
-    label: str = ""
-    split: str = ""
-    licence: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.image:
-            raise ValueError("columns.image must name the column of the pictures")
+    @model_validator(mode="after")
+    def _check(self) -> "ColumnsConfig":
         if not (self.caption or self.boxes or self.lines):
-            raise ValueError("columns.caption is empty: map columns.boxes or columns.lines to make captions from")
+            raise ValueError("caption is empty: set boxes or lines, from which captions are made")
+        return self
 
     @property
     def mapped(self) -> dict[str, str]:
         """The mapping without its empty entries."""
-        return {key: column for key, column in asdict(self).items() if column and key != "box_format"}
+        return {key: column for key, column in self.model_dump().items() if column and key != "box_format"}
 
     def found_in(self, there: list[str], path: str) -> "ColumnsConfig":
         """Return the mapping for a source with the columns `there`.
@@ -54,11 +57,10 @@ class ColumnsConfig:
             if column in there:
                 continue
             if key == "caption" and column == DEFAULT_CAPTION and (self.boxes or self.lines):
-                return replace(self, caption="").found_in(there, path)
-            near = difflib.get_close_matches(column, there, n=1, cutoff=0)
-            nearest = f"the nearest is {near[0]!r}, " if near else ""
+                return self.model_copy(update={"caption": ""}).found_in(there, path)
             raise DataError(
-                f"{path}: ingest.columns.{key}: no column {column!r}; {nearest}there: {', '.join(there) or 'none'}"
+                f"{path}: ingest.columns.{key}: no column {column!r}; {nearest(column, there)}, "
+                f"all: {', '.join(there) or 'none'}"
             )
         return self
 

@@ -4,11 +4,11 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from components.ingest.columns import ColumnsConfig
+from components.ingest.config import IngestConfig
 from components.ingest.conversation_formats import conversation
 from components.ingest.conversation_rows import SpokenBuilder
 from components.ingest.pair_builder import PairBuilder
@@ -16,7 +16,7 @@ from components.ingest.preference_formats import preference
 from components.ingest.quarantine import Quarantine
 from components.ingest.revision import revision
 from components.ingest.sandboxed_decoder import Bounds, Examiners
-from components.ingest.synthetic_scenes import ScenesConfig, generate
+from components.ingest.synthetic_scenes import generate
 from vlmflow.artifacts import dataset, exclusion_list
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError, RecordError
@@ -24,46 +24,6 @@ from vlmflow.errors import DataError, RecordError
 logger = logging.getLogger(__name__)
 
 SPOKEN = {"conversations": conversation, "preferences": preference}  # sources that give rows of the schema so named
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestConfig:
-    """Where the pairs come from; the sources `conversations` and `preferences` give rows of the schema of that name.
-
-    `path` is a file or a folder, here or at any address that fsspec knows (`s3://…`). What `index` names depends
-    on the source, see `sources.py`; "" takes what is there. `columns` maps the columns of a source that has no
-    format of its own. `holdout` is the share of the pictures that becomes the test split, where the source does
-    not say so. `limit` is the number of pairs, counted from the start. `licence` stands on the rows whose own is
-    not given. A picture is kept as it came, unless its longer side exceeds `max_side` pixels or its file
-    `max_bytes`: then it becomes a smaller JPEG, and its boxes go with it (not what texts say of pixels). `judge`
-    is who preferred, where a row of preferences does not say so. `exclude` is a file of uids that were taken down,
-    as `vlmflow takedown` writes it; their rows go to the quarantine.
-    """
-
-    source: Literal["scenes", "folder", "parquet", "webdataset", "datasets", "coco", "refcoco", "voc", "yolo",
-                    "sroie", "funsd", "conversations", "preferences"] = "scenes"  # fmt: skip
-    path: str = ""
-    index: str = ""
-    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    limit: int | None = None
-    holdout: float = 0.1
-    licence: str = ""
-    max_side: int | None = None
-    max_bytes: int | None = None
-    judge: Literal["human", "rule", "model"] = "human"
-    exclude: str | None = None
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.source != "scenes" and not self.path:
-            raise ValueError(f"source {self.source!r} needs a path")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout is the share of test pictures, from 0 to below 1, got {self.holdout}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit counts pairs and must be at least 1, got {self.limit}")
-        if min(self.max_side or 16, (self.max_bytes or 2**12) // 2**8) < 16:
-            raise ValueError(f"max_side is 16 pixels or more, max_bytes 4096; got {self.max_side}, {self.max_bytes}")
 
 
 def ingest(section: IngestConfig, out: Path) -> Dataset:
@@ -81,7 +41,7 @@ def ingest(section: IngestConfig, out: Path) -> Dataset:
     else:
         rows = _rows(section, out, notes)
     schema = section.source if section.source in SPOKEN else "pairs"
-    facts: dict[str, Any] = {"recipe": asdict(section), "notes": notes, "revision": revision(section.path)}
+    facts: dict[str, Any] = {"recipe": section.model_dump(), "notes": notes, "revision": revision(section.path)}
     written = dataset.write(out, schema, _counted(rows, notes), step="ingest", **facts)
     logger.info("%d %s from %s: %s", len(written), schema, section.path or section.source, notes)
     return written
@@ -133,7 +93,7 @@ def _builder(
 ) -> PairBuilder | SpokenBuilder:
     split: dict[str, Any] = {"holdout": section.holdout, "seed": section.seed}
     if section.source in SPOKEN:
-        filled = {"source": section.judge} if section.source == "preferences" else {}
+        filled = {"source": section.preference_source} if section.source == "preferences" else {}
         return SpokenBuilder(SPOKEN[section.source], filled, columns.split, quarantine, **split)
     notes["columns"] = columns.mapped
     notes["captions"] = f"column {columns.caption}"

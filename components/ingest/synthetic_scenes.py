@@ -14,7 +14,6 @@ import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from components.ingest import scene_captions
+from components.ingest.config import ScenesConfig
 from components.ingest.scene_renderer import COLOURS, SHAPES, SIDE, scene, sign
 from vlmflow.artifacts.dataset import uid
 
@@ -35,27 +35,6 @@ JUNK = (
     "image {}",
     "",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesConfig:
-    """How many pictures of each kind, and how noisy the web is (shares of the web rows)."""
-
-    web: int = 16000
-    boxes: int = 6000
-    signs: int = 6000
-    classes: int = 0
-    test: int = 500
-    shuffled: float = 0.30
-    duplicates: float = 0.10
-    junk: float = 0.10
-    bad: float = 0.08
-
-    def __post_init__(self) -> None:
-        if min(self.web, self.boxes, self.signs, self.classes, self.test) < 0:
-            raise ValueError("web, boxes, signs, classes and test count pictures and cannot be negative")
-        if self.web and not 0 <= self.shuffled + self.duplicates + self.junk + self.bad <= 1:
-            raise ValueError("shuffled, duplicates, junk and bad are shares of the web rows and must sum to at most 1")
 
 
 CHUNK = 1000  # rows that are drawn from one seed, whatever the number of processes

@@ -10,7 +10,8 @@ def instructions(
     """Turn pairs into questions and answers: captions, objects, boxes, yes or no, lines of text."""
     from pathlib import Path
 
-    from components.instructions.conversations import InstructionConfig, make
+    from components.instructions.config import InstructionConfig
+    from components.instructions.conversations import build_conversations
     from vlmflow.config.recipes import load
 
-    make(Path(pairs.path), Path(conversations.path), load(InstructionConfig, recipe, section))
+    build_conversations(Path(pairs.path), Path(conversations.path), load(InstructionConfig, recipe, section))

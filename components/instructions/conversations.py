@@ -11,12 +11,12 @@ import io
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
+from components.instructions.config import InstructionConfig
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
@@ -25,46 +25,32 @@ from vlmflow.images.boxes import Box, canonical
 from vlmflow.images.decoding import decode
 from vlmflow.inference.prompts import DESCRIBE_IMAGE, NAME_OBJECTS
 
-READ = "Read the line."
+READ_LINE = "Read the line."
 
 
-def where(phrase: str) -> str:
+def grounding_question(phrase: str) -> str:
     """The question for a referring expression."""
     return f"Where is the {phrase}?"
 
 
-def is_there(category: str) -> str:
+def presence_question(category: str) -> str:
     """The yes-or-no question of POPE (Li et al. 2023)."""
     return f"Is there {objects.article(category)} {category}?"
 
 
-@dataclass(frozen=True, kw_only=True)
-class InstructionConfig:
-    """How many questions a picture gets."""
-
-    regions: int = 4
-    yes_no: int = 2
-    lines: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.regions, self.yes_no, self.lines) < 0:
-            raise ValueError("regions, yes_no and lines count questions for a picture and cannot be negative")
-
-
-def make(pairs: Path, out: Path, section: InstructionConfig) -> Dataset:
+def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Dataset:
     """Write the conversations of every pair in `pairs`, in its order.
 
     Raises:
         DataError: no pair yields a question (no captions, no regions, no lines).
     """
     source = Dataset(pairs, "pairs")
-    categories = vocabulary(source)
+    categories = category_vocabulary(source)
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
         for pair in source.rows():
-            for row in conversations(pair, categories, section):
+            for row in pair_conversations(pair, categories, config):
                 counts[f"{row['task']}/{row['split']}"] += 1
                 yield row
 
@@ -74,7 +60,7 @@ def make(pairs: Path, out: Path, section: InstructionConfig) -> Dataset:
         "conversations",
         rows(),
         step="instructions",
-        recipe=vars(section),
+        recipe=config.model_dump(),
         parents=[source.hash],
         revision=source.card.revision,
         notes=notes | {"rows": counts},
@@ -84,7 +70,7 @@ def make(pairs: Path, out: Path, section: InstructionConfig) -> Dataset:
     return written
 
 
-def vocabulary(pairs: Dataset) -> list[str]:
+def category_vocabulary(pairs: Dataset) -> list[str]:
     """Every category that a region of `pairs` has, the most frequent first."""
     counts = Counter(
         region["category"] or region["phrase"] for row in pairs.rows(["regions"]) for region in row["regions"] or []
@@ -92,9 +78,11 @@ def vocabulary(pairs: Dataset) -> list[str]:
     return [category for category, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def conversations(pair: dict[str, Any], categories: list[str], section: InstructionConfig) -> Iterator[dict[str, Any]]:
+def pair_conversations(
+    pair: dict[str, Any], categories: list[str], config: InstructionConfig
+) -> Iterator[dict[str, Any]]:
     """The rows of schema `conversations` that one pair yields; the same for a uid and a seed."""
-    rng = random.Random(f"{section.seed}/{pair['uid']}")
+    rng = random.Random(f"{config.seed}/{pair['uid']}")
     regions, lines = pair["regions"] or [], pair["lines"] or []
 
     def row(task: str, turns: list[tuple[str, str]], image: Any, part: str = "") -> dict[str, Any]:
@@ -113,24 +101,24 @@ def conversations(pair: dict[str, Any], categories: list[str], section: Instruct
     if regions:
         yield row("objects", [(NAME_OBJECTS, objects.list_objects(present))], pair["image"])
         size = pair["width"], pair["height"]
-        chosen = rng.sample(regions, min(section.regions, len(regions)))
+        chosen = rng.sample(regions, min(config.regions, len(regions)))
         boxes = [(r["phrase"], canonical(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]
         if boxes:
-            yield row("ground", [(where(phrase), box) for phrase, box in boxes], pair["image"])
-        if yes_no := _yes_no(present, categories, section.yes_no, rng):
+            yield row("ground", [(grounding_question(phrase), box) for phrase, box in boxes], pair["image"])
+        if yes_no := _yes_no(present, categories, config.yes_no, rng):
             yield row("vqa", yes_no, pair["image"])
     if lines:
         picture = decode(pair["image"]["bytes"])
-        for i, line in enumerate(lines[: section.lines]):
-            yield row("ocr", [(READ, line["text"])], _crop(picture, line), str(i))
+        for i, line in enumerate(lines[: config.lines]):
+            yield row("ocr", [(READ_LINE, line["text"])], _crop(picture, line), str(i))
 
 
 def _yes_no(present: list[str], categories: list[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
     """As many questions whose answer is yes as no; the absent categories are drawn at random."""
     there, absent = sorted(set(present)), [c for c in categories if c not in present]
     half = min((count + 1) // 2, len(there), max(1, len(absent)))
-    turns = [(is_there(c), "yes") for c in rng.sample(there, half)]
-    turns += [(is_there(c), "no") for c in rng.sample(absent, min(half, len(absent)))]
+    turns = [(presence_question(c), "yes") for c in rng.sample(there, half)]
+    turns += [(presence_question(c), "no") for c in rng.sample(absent, min(half, len(absent)))]
     rng.shuffle(turns)
     return turns[:count]
 

@@ -1,32 +1,15 @@
 """Whether a family learned from its pairs: the proof that a falling loss is not."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from components.learning_check.config import LearningCheckConfig
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.evaluation.comparison import compare, read_examples
 
 LOSS = "held-out loss"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningCheckConfig:
-    """How sure the comparisons are to be, and how many rows the picture shows."""
-
-    confidence: float = 0.95
-    resamples: int = 2000
-    shown: int = 6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
-        if self.shown < 1:
-            raise ValueError(f"shown must be at least 1, got {self.shown}")
 
 
 def check_learning(
@@ -89,5 +72,5 @@ def check_learning(
     finding.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     from components.learning_check.figure import draw_figure
 
-    draw_figure(model, pairs, picture, section.shown)
+    draw_figure(model, pairs, picture, section.figure_rows)
     return found

@@ -18,7 +18,8 @@ def learning_check(
     """Say whether a family learned: against its untrained self, and against a control whose pairs were shuffled."""
     from pathlib import Path
 
-    from components.learning_check.comparison import LearningCheckConfig, check_learning
+    from components.learning_check.comparison import check_learning
+    from components.learning_check.config import LearningCheckConfig
     from vlmflow.config.recipes import load
 
     check_learning(

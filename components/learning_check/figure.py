@@ -17,8 +17,16 @@ from matplotlib.patches import Rectangle
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.evaluation.suites import choose_hidden_word, content_words
 from vlmflow.images.decoding import decode
-from vlmflow.inference.loading import Loaded, load, similarity
-from vlmflow.inference.masked import batch, fill, hide, look, picture, reconstruct, represent
+from vlmflow.inference.loading import LoadedModel, load, similarity
+from vlmflow.inference.masked import (
+    attention_maps,
+    fill_mask,
+    image_features,
+    prepare_inputs,
+    random_patch_mask,
+    reconstruct,
+    to_image,
+)
 
 CANDIDATES = 200
 ATTENTION_MAPS = 5  # words or phrases of a picture
@@ -42,7 +50,7 @@ def draw_figure(model: Path, pairs: Path, out: Path, count: int) -> None:
     _stacked([panel(loaded, captioned, count) for panel in panels]).save(out, format="png")
 
 
-def ranked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def ranked(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     """Each picture with the captions that are ranked first; its own is green."""
     images, captions = [_image(row) for row in rows], [row["caption"] for row in rows]
     order = np.argsort(-similarity(loaded, images[:count], captions), axis=1)[:, :3]
@@ -52,7 +60,7 @@ def ranked(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     return _listed(images[:count], texts)
 
 
-def filled(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def filled(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     """Each caption with a word hidden, and the word that is put there; the right one is green."""
     mask, images, texts = loaded.tokenizer.mask_token, [], []
     for row in rows:
@@ -61,7 +69,7 @@ def filled(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
         words = row["caption"].split()
         hidden = " ".join([*words[:word], mask, *words[word + 1 :]])
         try:
-            ((answer, *_),) = fill(loaded, [_image(row)], [hidden])
+            ((answer, *_),) = fill_mask(loaded, [_image(row)], [hidden])
         except ValueError:  # the word lies beyond what the model reads
             continue
         colour = "tab:green" if answer == words[word] else "tab:red"
@@ -70,12 +78,12 @@ def filled(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     return _listed(images, texts)
 
 
-def painted(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def painted(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     """What the model sees of each picture, what it paints, and the picture."""
     images = [_image(row) for row in rows[:count]]
-    hidden = hide(loaded, count, 0)
+    hidden = random_patch_mask(loaded, count, 0)
     found = reconstruct(loaded, images, [row["caption"] for row in rows[:count]], hidden)
-    truth = batch(loaded, images, None)["pixel_values"].cpu()
+    truth = prepare_inputs(loaded, images, None)["pixel_values"].cpu()
     side = round(hidden.shape[1] ** 0.5)
     patch = truth.shape[-1] // side
     where = hidden.view(count, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
@@ -83,16 +91,16 @@ def painted(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     figure, axes = plt.subplots(3, count, figsize=(1.3 * count, 4), squeeze=False)
     for row, (name, tensors) in zip(axes, lines.items(), strict=True):
         for axis, tensor in zip(row, tensors, strict=True):
-            axis.imshow(picture(loaded, tensor))
+            axis.imshow(to_image(loaded, tensor))
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     return figure
 
 
-def alike(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def alike(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     """Each picture, and those whose vectors are nearest to its own."""
     images = [_image(row) for row in rows]
-    vectors = represent(loaded, images)
+    vectors = image_features(loaded, images)
     vectors = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     order = np.argsort(-vectors[:count] @ vectors.T, axis=1)[:, :6]
@@ -106,7 +114,7 @@ def alike(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
     return figure
 
 
-def attention_rows(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> Any:
+def attention_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     """Each picture, and what its words or phrases look at: the rest is dark. Frames are around what they name."""
     rows = [row for row in rows if content_words(row["caption"])][:count]
     figure, axes = plt.subplots(len(rows), 1 + ATTENTION_MAPS, figsize=(6.5, 1.25 * len(rows)), squeeze=False)
@@ -122,14 +130,16 @@ def attention_rows(loaded: Loaded, rows: list[dict[str, Any]], count: int) -> An
     return figure
 
 
-def _looks(loaded: Loaded, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+def _looks(loaded: LoadedModel, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
     """Texts, and where each looks: words that are hidden one by one, or phrases where a model fills in nothing."""
     caption, places = row["caption"], content_words(row["caption"])[:ATTENTION_MAPS]
     words = [caption.split()[place].strip(",.") for place in places]
     if "fill" in loaded.abilities:
-        return list(zip(words, look(loaded, [image] * len(words), [caption] * len(words), places), strict=True))
+        return list(
+            zip(words, attention_maps(loaded, [image] * len(words), [caption] * len(words), places), strict=True)
+        )
     phrases = [region["phrase"] for region in row["regions"] or []][:ATTENTION_MAPS] or words
-    return list(zip(phrases, look(loaded, [image] * len(phrases), phrases), strict=True))
+    return list(zip(phrases, attention_maps(loaded, [image] * len(phrases), phrases), strict=True))
 
 
 def _light(axis: Any, image: Image.Image, text: str, map: np.ndarray, regions: list[dict[str, Any]]) -> None:

@@ -14,6 +14,6 @@ def preferences(
     """Collect preference pairs: the truth against what the model itself makes up."""
     from pathlib import Path
 
-    from components.preferences.preferences import collect
+    from components.preferences.preferences import collect_preferences
 
-    collect(Path(model.path), Path(conversations.path), Path(preferences.path), recipe, section)
+    collect_preferences(Path(model.path), Path(conversations.path), Path(preferences.path), recipe, section)

@@ -7,10 +7,10 @@ list is preferred to its own. On-policy pairs teach about what this model does, 
 import logging
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.preferences.config import PreferenceConfig
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
@@ -22,22 +22,7 @@ from vlmflow.inference.prompts import NAME_OBJECTS
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreferenceConfig:
-    """How many pictures are asked about, and how freely the model answers."""
-
-    pictures: int = 1000
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.pictures < 1:
-            raise ValueError("pictures must be at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0: the answers are sampled")
-
-
-def collect(model: Path, conversations: Path, out: Path, recipe: str, section: str) -> Dataset:
+def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str, section: str) -> Dataset:
     """Write the dataset of preferences; empty, with the reason on its card, where there is nothing to prefer."""
     data = Dataset(conversations, "conversations")
     parents = [data.hash, Checkpoint(model).hash]
@@ -85,7 +70,7 @@ def collect(model: Path, conversations: Path, out: Path, recipe: str, section: s
         "preferences",
         rows(),
         step="preferences",
-        recipe=vars(preferring),
+        recipe=preferring.model_dump(),
         parents=parents,
         notes={"asked": len(asked)},
         revision=data.card.revision,

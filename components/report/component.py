@@ -23,7 +23,8 @@ def report(
     from pathlib import Path
 
     from components.report.artifacts import ArtifactPaths
-    from components.report.page import ReportConfig, render
+    from components.report.config import ReportConfig
+    from components.report.page import render
     from vlmflow.config.recipes import load
 
     inputs = {

@@ -3,7 +3,6 @@
 import itertools
 import logging
 import platform
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from markupsafe import Markup
 
 from components.report import figures, findings, formatting, samples
 from components.report.artifacts import ArtifactPaths, RunArtifacts
+from components.report.config import ReportConfig
 from components.report.lineage import graph
 from vlmflow.artifacts.ledger import MEANING
 from vlmflow.config.recipes import load
@@ -22,19 +22,6 @@ from vlmflow.runtime.step import revision
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "mlflow", "kserve", "kfp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """How many pairs and preference pairs the page shows, drawn by `seed`."""
-
-    pairs: int = 12
-    preferences: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.pairs, self.preferences) < 0:
-            raise ValueError("pairs and preferences count pictures and cannot be negative")
 
 
 def render(places: ArtifactPaths, out: Path, recipe: str, section: ReportConfig) -> None:
@@ -145,7 +132,7 @@ def _asked(life: RunArtifacts) -> dict[str, Any]:
             parts = exchange["request"]["messages"][-1]["content"]
             found["prompt"] = " ".join(part["text"] for part in parts if part["type"] == "text")
     if found["answer"]:
-        found["picture"] = samples.picture_of(life, life.transcript.get("picture", ""))
+        found["picture"] = samples.picture_of(life, life.transcript.get("image", ""))
     return found
 
 

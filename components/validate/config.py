@@ -1,29 +1,29 @@
-"""What a recipe says of validation."""
+"""The sections `validate_raw`, `validate_curated`, `validate_instructions` and `validate_preferences` of a recipe."""
 
-from dataclasses import dataclass
+from pydantic import Field
+
+from vlmflow.config.section import Section
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidateConfig:
-    """How strictly a dataset is judged.
+class ValidateConfig(Section):
+    """How strictly a dataset is checked."""
 
-    `strict` makes critical what curation removes: unreadable pictures, repeated pairs, pairs that say
-    nothing. `max_text` is the number of characters beyond which a caption or a conversation gets a warning.
-    Every picture's header is read; the pixels are decoded of those that look cut off and of about `decode`
-    others, chosen by content, or of all of them where `decode` is null. `decontaminate` names evaluation sets
-    (datasets, or folders of pictures): a row to learn from that shows a picture of theirs is critical.
-    """
-
-    strict: bool = False
-    min_rows: int = 1
-    max_text: int = 8192
-    decode: int | None = 500
-    decontaminate: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.min_rows < 0:
-            raise ValueError(f"min_rows cannot be negative, got {self.min_rows}")
-        if self.max_text < 1:
-            raise ValueError(f"max_text counts characters and must be at least 1, got {self.max_text}")
-        if self.decode is not None and self.decode < 0:
-            raise ValueError(f"decode counts pictures and cannot be negative, got {self.decode}; null means all")
+    strict: bool = Field(
+        False,
+        description="Make critical what curation removes: unreadable images, repeated pairs, pairs without content.",
+    )
+    min_rows: int = Field(1, ge=0, description="Rows that the dataset must have.")
+    max_text: int = Field(
+        8192, ge=1, description="Characters of a caption or conversation above which a warning is given."
+    )
+    decode: int | None = Field(
+        500,
+        ge=0,
+        description="Images to decode in full, chosen by content, about this many; images that look truncated are "
+        "always decoded, and the header of every image is read. Null decodes all.",
+    )
+    decontaminate: tuple[str, ...] = Field(
+        (),
+        description="Evaluation sets (datasets, or folders of images); a training row with one of their images is "
+        "critical. Empty skips the check.",
+    )

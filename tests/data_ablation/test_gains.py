@@ -11,9 +11,10 @@ import pytest
 
 from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from components.data_ablation.gains import DataAblationConfig, write
-from components.ingest.ingestion import IngestConfig, ingest
-from components.ingest.synthetic_scenes import ScenesConfig
+from components.data_ablation.config import DataAblationConfig
+from components.data_ablation.gains import write_gains
+from components.ingest.config import IngestConfig, ScenesConfig
+from components.ingest.ingestion import ingest
 from tests.conftest import vlmflow
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.ledger import RULES, STAGES, left_after
@@ -64,7 +65,7 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
     shares = dict(zip(STAGES, (20, 20, 30, 30, 60, 55), strict=True))
     scores = {stage: _scores(tmp_path / stage, np.arange(100) < share) for stage, share in shares.items()}
     section = DataAblationConfig(capabilities=("retrieval",))
-    found = write(scores, curated / "ledger", tmp_path / "returns.json", tmp_path / "page.html", section)
+    found = write_gains(scores, curated / "ledger", tmp_path / "returns.json", tmp_path / "page.html", section)
     stages = {stage["stage"]: stage for stage in found["stages"]}
     gain = stages["score"]["gains"]["over_raw"]["retrieval"]
     assert gain["difference"] == pytest.approx(0.4) and gain["low"] > 0.3 and gain["verdict"] == "better"
@@ -75,7 +76,7 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
     page = (tmp_path / "page.html").read_text()
     assert "+0.400" in page and "<svg" in page and "http-equiv" not in page
     with pytest.raises(DataError, match="'zero-shot' was not measured"):
-        write(scores, curated / "ledger", tmp_path / "r.json", tmp_path / "p.html", DataAblationConfig())
+        write_gains(scores, curated / "ledger", tmp_path / "r.json", tmp_path / "p.html", DataAblationConfig())
 
 
 def test_the_whole_pipeline(tmp_path: Path) -> None:

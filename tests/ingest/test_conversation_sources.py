@@ -119,7 +119,9 @@ SPOKEN = {
     ],
 )
 def test_every_shape_of_a_preference_says_the_same(tmp_path: Path, row: dict[str, Any], source: str) -> None:
-    made, rows, entries = run(written(tmp_path / "set", [row]), tmp_path / "out", source="preferences", judge="model")
+    made, rows, entries = run(
+        written(tmp_path / "set", [row]), tmp_path / "out", source="preferences", preference_source="model"
+    )
     assert entries == [] and made.card.schema == "preferences"
     assert [rows[0][name] for name in ("prompt", "chosen", "rejected", "source")] == [ASKED, ANSWERED, "A dog.", source]
     assert rows[0]["images"][0]["bytes"] == encoded(seed=0)

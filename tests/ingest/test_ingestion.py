@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.ingest.ingestion import IngestConfig, ingest
+from components.ingest.config import IngestConfig
+from components.ingest.ingestion import ingest
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, RecipeError

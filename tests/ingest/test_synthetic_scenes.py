@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.ingest.synthetic_scenes import COLOURS, SHAPES, ScenesConfig, generate
+from components.ingest.config import ScenesConfig
+from components.ingest.synthetic_scenes import COLOURS, SHAPES, generate
 from vlmflow.evaluation import objects
 from vlmflow.images.boxes import Box
 

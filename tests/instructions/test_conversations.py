@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.instructions.conversations import DESCRIBE, NAME, READ, InstructionConfig, make
+from components.instructions.config import InstructionConfig
+from components.instructions.conversations import DESCRIBE, NAME, READ_LINE, build_conversations
 from vlmflow.artifacts import dataset
 from vlmflow.errors import DataError
 from vlmflow.evaluation import objects
@@ -31,7 +32,7 @@ def region(phrase: str, category: str) -> dict:
 
 def conversations(tmp_path: Path, *pairs: dict, **settings: int) -> list[dict]:
     dataset.write(tmp_path / "pairs", "pairs", pairs)
-    return list(make(tmp_path / "pairs", tmp_path / "out", InstructionConfig(**settings)).rows())
+    return list(build_conversations(tmp_path / "pairs", tmp_path / "out", InstructionConfig(**settings)).rows())
 
 
 def turns(row: dict) -> list[tuple[str, str]]:
@@ -54,7 +55,7 @@ def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
     assert turns(by_task["objects"]) == [(NAME, "two circles and a star")]
     assert ("Where is the left star?", "<box>1,2,20.5,22</box>") in turns(by_task["ground"])
     assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
-    assert turns(by_task["ocr"]) == [(READ, "TOTAL")]
+    assert turns(by_task["ocr"]) == [(READ_LINE, "TOTAL")]
     crop = Image.open(io.BytesIO(by_task["ocr"]["images"][0]["bytes"]))
     assert crop.size == (30, 30)  # a strip of 30×10 between bars: its letters keep their shape
     assert {row["split"] for row in rows if row["pair"] == "b"} == {"test"}

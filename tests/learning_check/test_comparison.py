@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.learning_check import figure
-from components.learning_check.comparison import LearningCheckConfig, check_learning
+from components.learning_check.comparison import check_learning
+from components.learning_check.config import LearningCheckConfig
 from vlmflow.artifacts.checkpoint import CARD
 
 RNG = np.random.default_rng(0)
@@ -61,5 +62,5 @@ def test_a_section_that_cannot_be() -> None:
         LearningCheckConfig(confidence=1)
     with pytest.raises(ValueError, match="resamples"):
         LearningCheckConfig(resamples=5)
-    with pytest.raises(ValueError, match="shown"):
-        LearningCheckConfig(shown=0)
+    with pytest.raises(ValueError, match="figure_rows"):
+        LearningCheckConfig(figure_rows=0)

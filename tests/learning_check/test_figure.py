@@ -14,8 +14,8 @@ from components.learning_check.figure import ATTENTION_MAPS, attention_rows, dra
 from models.contrastive import llip
 from models.masked import vilbert
 from vlmflow.artifacts import checkpoint, dataset
-from vlmflow.inference.loading import Loaded
-from vlmflow.inference.masked import look
+from vlmflow.inference.loading import LoadedModel
+from vlmflow.inference.masked import attention_maps
 
 CAPTION = "we see a red square left of a blue star"
 SIZES: dict[str, dict[str, Any]] = {
@@ -48,10 +48,10 @@ def row(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def loaded(family: str, abilities: set[str]) -> Loaded:
+def loaded(family: str, abilities: set[str]) -> LoadedModel:
     torch.manual_seed(0)
     model, processor = BUILD[family]([CAPTION] * 9, **SIZES[family])
-    return Loaded(model.eval(), processor, {}, frozenset(abilities))
+    return LoadedModel(model.eval(), processor, {}, frozenset(abilities))
 
 
 @pytest.mark.parametrize("family", ["vilbert", "llip"])
@@ -71,7 +71,7 @@ def test_both_are_drawn_below_each_other(family: str, tmp_path: Path, monkeypatc
 def test_it_is_the_gap_that_looks() -> None:
     model = loaded("vilbert", {"fill"})
     picture = Image.open(io.BytesIO(row(0)["image"]))
-    found = look(model, [picture] * 2, [CAPTION] * 2, [3, 8])
+    found = attention_maps(model, [picture] * 2, [CAPTION] * 2, [3, 8])
     assert found.shape == (2, 4, 4)
     for place, map in zip((3, 8), found, strict=True):
         words = CAPTION.split()
@@ -104,7 +104,7 @@ class Pointing:
 )
 def test_words_or_phrases_are_shown_with_what_they_name(abilities: set[str], texts: list[str]) -> None:
     processor = loaded("vilbert", set()).processor
-    pointing = Loaded(Pointing(), processor, {}, frozenset(abilities))
+    pointing = LoadedModel(Pointing(), processor, {}, frozenset(abilities))
     given = {**row(0), "image": {"bytes": row(0)["image"]}}
     figure = attention_rows(pointing, [given, {**given, "caption": "there is a"}], 2)
     assert len(figure.axes) == 1 + ATTENTION_MAPS, "a caption that says nothing has no row"

@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPModel, CLIPProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from components.ingest.ingestion import IngestConfig, ingest
-from components.ingest.synthetic_scenes import ScenesConfig
+from components.ingest.config import IngestConfig, ScenesConfig
+from components.ingest.ingestion import ingest
 from models.contrastive import clip
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
@@ -55,7 +55,7 @@ def stock_mae(folder: Path) -> torch.nn.Module:
 @pytest.mark.parametrize(("family", "write"), [("clip", stock_clip), ("mae", stock_mae)])
 def test_it_goes_on_from_there(tmp_path: Path, pairs: Path, family: str, write: Any) -> None:
     before = write(tmp_path / "public")
-    section = PretrainConfig(family=family, start=str(tmp_path / "public"), training=BUDGET)
+    section = PretrainConfig(family=family, init_from=str(tmp_path / "public"), training=BUDGET)
     pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
     assert Checkpoint(tmp_path / "model").card["parent"] == str(tmp_path / "public")
     after = load(tmp_path / "model").model
@@ -70,15 +70,15 @@ def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
     (tmp_path / "empty").mkdir()
     for start in ("nobody/nothing", str(tmp_path / "empty")):
         with pytest.raises(ModelError, match="pretrain.start") as caught:
-            section = PretrainConfig(family="clip", start=start, training=BUDGET)
+            section = PretrainConfig(family="clip", init_from=start, training=BUDGET)
             pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
         assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
     with pytest.raises(ValueError, match="leave model out"):
-        PretrainConfig(family="clip", start="nobody/nothing", model={"image_size": 32})
+        PretrainConfig(family="clip", init_from="nobody/nothing", model={"image_size": 32})
 
 
 def test_a_start_of_another_family_is_refused(tmp_path: Path, pairs: Path) -> None:
     stock_mae(tmp_path / "public")
     with pytest.raises(ModelError, match="is a vit_mae, not a clip"):
-        section = PretrainConfig(family="clip", start=str(tmp_path / "public"), training=BUDGET)
+        section = PretrainConfig(family="clip", init_from=str(tmp_path / "public"), training=BUDGET)
         pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)

@@ -20,11 +20,11 @@ from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.launcher import launch
-from vlmflow.training.pretraining.callbacks import Average
-from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.pretraining.callbacks import EMACallback
+from vlmflow.training.pretraining.collator import PretrainCollator
 from vlmflow.training.pretraining.config import AugmentConfig, PretrainConfig
-from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
-from vlmflow.training.pretraining.training import begin, check_options, corpus, fit, pretrain
+from vlmflow.training.pretraining.hard_negative_sampler import HardNegativeSampler
+from vlmflow.training.pretraining.training import build_or_load, check_options, corpus, fit, pretrain
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SIZES = {
@@ -60,13 +60,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(pairs: Path, asked: PretrainConfig) -> tuple[Any, TrainingBatches, list[dict[str, Any]]]:
+def prepared(pairs: Path, asked: PretrainConfig) -> tuple[Any, PretrainCollator, list[dict[str, Any]]]:
     table = dataset.Dataset(pairs).table(["image", "caption"]).to_pylist()
-    model, processor = begin(asked, corpus(pairs, None))
-    batches = TrainingBatches(model, processor, asked)
+    model, processor = build_or_load(asked, corpus(pairs, None))
+    batches = PretrainCollator(model, processor, asked)
     check_options(asked, model, batches)
-    rows = batches.rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
-    batches.learn(rows)
+    rows = batches.make_rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
+    batches.fit_negatives(rows)
     return model, batches, rows
 
 
@@ -110,7 +110,7 @@ def test_the_average_is_the_closed_form_and_is_what_is_kept(pairs: Path) -> None
 
 
 def test_an_average_of_nothing_is_the_start() -> None:
-    model, average = nn.Linear(2, 2), Average(0.9)
+    model, average = nn.Linear(2, 2), EMACallback(0.9)
     start = deepcopy(model.state_dict())
     average.on_train_begin(None, None, None, model=model)  # type: ignore[arg-type]
     average.on_train_end(None, None, None, model=model)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_negative_captions_stand_in_the_batch_and_teach_the_difference(pairs: Pa
     asked = section(negatives=2)
     model, batches, rows = prepared(pairs, asked)
     batch = batches(rows[:8])
-    decoded = batches.words.batch_decode(batch["negative_input_ids"], skip_special_tokens=True)
+    decoded = batches.tokenizer.batch_decode(batch["negative_input_ids"], skip_special_tokens=True)
     words = [text.replace("<start>", "").replace("<end>", "").strip() for text in decoded]
     assert len(words) == len(batch["negative_attention_mask"]) == 16
     for i, near in enumerate(words):
@@ -157,7 +157,7 @@ def test_negative_captions_stand_in_the_batch_and_teach_the_difference(pairs: Pa
 
 
 def test_patches_are_dropped_while_the_model_learns_and_only_then(pairs: Path) -> None:
-    asked = section(drop_patches=0.5)
+    asked = section(patch_dropout=0.5)
     model, batches, rows = prepared(pairs, asked)
     seen: list[int] = []
     model.vision_model.encoder.register_forward_pre_hook(
@@ -171,11 +171,11 @@ def test_patches_are_dropped_while_the_model_learns_and_only_then(pairs: Path) -
 
 
 def _record(folder: str, pairs: str) -> None:
-    asked = section(mining=0.5, training={"processes": 2})
+    asked = section(hard_negative_fraction=0.5, training={"processes": 2})
     model, batches, rows = prepared(Path(pairs), asked)
     seen, collate = [], batches.__class__.__call__
 
-    class Recording(TrainingBatches):
+    class Recording(PretrainCollator):
         def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             seen.append([row["caption"] for row in rows])
             return collate(self, rows)
@@ -192,7 +192,7 @@ def test_two_processes_share_the_batches_of_alike_captions(
 ) -> None:
     apart(launch, _record, 2, str(tmp_path), str(pairs))
     (one, captions), (other, _) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    order = [captions[i] for i in HardBatches(captions, 8, 0.5, 0)]
+    order = [captions[i] for i in HardNegativeSampler(captions, 8, 0.5, 0)]
     for step in range(3):
         assert one[step] + other[step] == order[8 * step : 8 * (step + 1)]
 
@@ -213,7 +213,7 @@ def test_a_budget_in_seconds_is_spent_and_the_schedule_ends(pairs: Path, tmp_pat
 
 def test_values_that_cannot_be() -> None:
     for wrong in (
-        {"negatives": -1}, {"mining": 1.5}, {"max_logit_scale": 0.5}, {"ema": 1}, {"drop_patches": 1},
+        {"negatives": -1}, {"hard_negative_fraction": 1.5}, {"max_logit_scale": 0.5}, {"ema": 1}, {"patch_dropout": 1},
     ):  # fmt: skip
         with pytest.raises(RecipeError, match=next(iter(wrong))):
             recipes.load(PretrainConfig, {"pretrain": wrong}, "pretrain")
@@ -229,7 +229,7 @@ def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
     for asked, message in (
         (section(**sketch, negatives=1), "takes no negative captions"),
         (section(views=recipes.load(PretrainConfig, {"p": {"views": {}}}, "p").views), "slip_weight"),
-        (section(family="mae", model=hides, drop_patches=0.5), "no picture tower that can do without patches"),
+        (section(family="mae", model=hides, patch_dropout=0.5), "no picture tower that can do without patches"),
     ):
         with pytest.raises(RecipeError, match=message):
             prepared(pairs, asked)

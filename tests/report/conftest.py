@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from components.curate.config import CurateConfig
+from components.curate.config import CurateConfig, ScoreConfig
 from components.curate.curation import curate
-from components.curate.score import ScoreConfig
-from components.ingest.synthetic_scenes import ScenesConfig, generate
-from components.instructions.conversations import NAME, InstructionConfig, make
+from components.ingest.config import ScenesConfig
+from components.ingest.synthetic_scenes import generate
+from components.instructions.config import InstructionConfig
+from components.instructions.conversations import NAME, build_conversations
 from components.report.artifacts import ArtifactPaths
 from models.tiny import build_dual_encoder, grow
 from vlmflow.artifacts import checkpoint, dataset
@@ -86,7 +87,7 @@ def _data(where: ArtifactPaths) -> None:
     where.funnel.parent.mkdir(parents=True, exist_ok=True)
     section = CurateConfig(score=ScoreConfig(model="none"))
     curate(where.raw, where.curated, where.ledger, where.funnel, where.raw.parent / "scorer", section)
-    make(where.curated, where.conversations, InstructionConfig())
+    build_conversations(where.curated, where.conversations, InstructionConfig())
 
 
 def _models(where: ArtifactPaths) -> None:
@@ -105,7 +106,7 @@ def _models(where: ArtifactPaths) -> None:
                         parent=Checkpoint(parent).hash, datasets=datasets, **common)  # fmt: skip
         parent = getattr(where, name)
         next(model.parameters()).data.mul_(1.01)  # the next stage's weights are others
-    checkpoint.hand_on(where.ground, where.ocr, "the recipe has no section 'ocr'")
+    checkpoint.copy_unchanged(where.ground, where.ocr, "the recipe has no section 'ocr'")
     preferences = _preferences(where, conversations)
     for name in ("aligned", "control"):
         next(model.parameters()).data.mul_(1.01)
@@ -155,7 +156,7 @@ def _release(where: ArtifactPaths) -> None:
     message = {"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "Describe the picture."}]}
     answer = {"choices": [{"message": {"content": f"a red circle {EVIL}"}}]}
     _write(where.transcript / "transcript.json", {
-        "model": "vlm", "version": "1", "picture": uid,
+        "model": "vlm", "version": "1", "image": uid,
         "exchanges": [{
             "protocol": "OpenAI chat", "path": "/openai/v1/chat/completions", "request": {"messages": [message]},
             "status": 200, "response": answer, "latency_ms": 31.4,

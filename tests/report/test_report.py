@@ -12,8 +12,9 @@ import pytest
 
 from components.report import findings, samples
 from components.report.artifacts import ArtifactPaths, Capability, RunArtifacts
+from components.report.config import ReportConfig
 from components.report.lineage import graph
-from components.report.page import ReportConfig, render
+from components.report.page import render
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import ModelError

@@ -1,32 +1,27 @@
-"""A recipe: YAML with a section per step, read strictly into the dataclass that the step owns.
+"""Reading a recipe: YAML with a section for each step, validated strictly.
 
-YAML owns the values, the dataclass owns the meaning. A section is read with `load`:
+A section is a class derived from `Section`, and is read with `load`:
 
-    @dataclass(frozen=True, kw_only=True)
-    class Curation:
-        min_side: int = 16
+    curate = recipes.load(CurateConfig, text, "curate")
 
-        def __post_init__(self):
-            if self.min_side < 1:
-                raise ValueError("min_side must be at least 1")
-
-    curation = recipe.load(Curation, text, "curate")
+Every mistake in a recipe is a RecipeError of one line that names section and key, the value, and what is accepted.
 """
 
-import dataclasses
-import difflib
 import inspect
 import json
-import types
-import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section, bounds, from_yaml, is_section, type_name, union_members
 from vlmflow.errors import RecipeError
 
+S = TypeVar("S", bound=Section)
 T = TypeVar("T")
 
 
@@ -37,7 +32,7 @@ def parse(recipe: str | Path) -> dict[str, Any]:
         recipe: the path of a YAML file, or the YAML text itself (what a pipeline passes to its steps).
 
     Raises:
-        RecipeError: no such file, not YAML, or not a mapping of sections.
+        RecipeError: the file is missing, not YAML, or not a mapping of sections.
     """
     text, name = str(recipe), "recipe"
     if "\n" not in text and text.endswith((".yaml", ".yml")):
@@ -45,20 +40,22 @@ def parse(recipe: str | Path) -> dict[str, Any]:
         try:
             text = Path(text).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise RecipeError(f"{name}: no such recipe; the ones that ship are in recipes/") from None
+            raise RecipeError(f"{name}: no such recipe; the shipped ones are in recipes/") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{name}: cannot be read: {error}") from None
     try:
         sections = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{name}: not YAML: {_one_line(error)}") from None
     if not isinstance(sections, dict):
-        raise RecipeError(f"{name}: a recipe is a mapping of sections, got {sections!r}")
+        raise RecipeError(f"{name}: expected a mapping of sections, got {sections!r}")
     return sections
 
 
 def override(sections: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """Apply `section.key=value` assignments; the value is YAML, and `null` takes a section away: its defaults stand.
+    """Apply `section.key=value` assignments to a copy of the recipe.
+
+    The value is YAML. `section=null` removes the section's values, so that its defaults apply.
 
     Raises:
         RecipeError: an assignment without `=`, or a path through something that is not a mapping.
@@ -69,53 +66,53 @@ def override(sections: dict[str, Any], assignments: list[str]) -> dict[str, Any]
         if not equals:
             raise RecipeError(f"--set {assignment}: write section.key=value")
         *parents, key = path.split(".")
-        place = sections
+        mapping = sections
         for parent in parents:
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
-            if not isinstance(place, dict):
+            if mapping.get(parent) is None:
+                mapping[parent] = {}
+            mapping = mapping[parent]
+            if not isinstance(mapping, dict):
                 raise RecipeError(f"--set {assignment}: {parent!r} is a value, not a section")
         try:
-            place[key] = yaml.safe_load(value)
+            mapping[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {assignment}: {value!r} is not YAML") from None
     return sections
 
 
 def changed(sections: dict[str, Any], name: str, change: str) -> dict[str, Any]:
-    """The recipe with some values of section `name` replaced.
+    """Replace some values of section `name` in a copy of the recipe.
 
     Args:
-        change: a mapping from paths within the section to values, as JSON; "" changes nothing.
+        change: a JSON mapping from paths within the section to values; "" changes nothing.
 
     Raises:
-        RecipeError: it is no such mapping.
+        RecipeError: `change` is not such a mapping.
     """
     try:
         values = dict(json.loads(change or "{}"))
     except (TypeError, ValueError):
         raise RecipeError(
-            f'{name}: change {change!r} is no JSON mapping, such as {{"training.learning_rate": 0.001}}'
+            f'{name}: change {change!r} is not a JSON mapping; write, for example, {{"training.learning_rate": 0.001}}'
         ) from None
     return override(sections, [f"{name}.{path}={json.dumps(value)}" for path, value in values.items()])
 
 
 def dump(sections: dict[str, Any]) -> str:
-    """Write the recipe as text; the same sections give the same text."""
+    """Write the recipe as text; equal sections give equal text."""
     return yaml.safe_dump(sections, sort_keys=True, allow_unicode=True)
 
 
 def section(recipe: str | Path | dict[str, Any], name: str) -> dict[str, Any] | None:
-    """Return section `name` as it stands, or None where the recipe leaves it out."""
+    """Return the raw values of section `name`, or None if the recipe has no such section."""
     sections = recipe if isinstance(recipe, dict) else parse(recipe)
     return sections.get(name)
 
 
-def load(cls: type[T], recipe: str | Path | dict[str, Any], name: str) -> T:
-    """Read section `name` of `recipe` into the dataclass `cls`; an absent section means all defaults.
+def load(cls: type[S], recipe: str | Path | dict[str, Any], name: str) -> S:
+    """Validate section `name` of `recipe` against `cls`; a missing section has all defaults.
 
-    The recipe's top-level `seed` fills a field of that name which the section does not set.
+    The recipe's top-level `seed` is the default of the section's field `seed`.
 
     Raises:
         RecipeError: an unknown key, a wrong type or an impossible value.
@@ -124,105 +121,97 @@ def load(cls: type[T], recipe: str | Path | dict[str, Any], name: str) -> T:
     values = sections.get(name)
     if values is None:
         values = {}
-    if isinstance(values, dict) and "seed" in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+    if isinstance(values, dict) and "seed" in cls.model_fields:
         values = {"seed": sections.get("seed", 0), **values}
-    return _build(cls, values, name)
+    try:
+        return cls.model_validate(from_yaml(cls, values))
+    except ValidationError as error:
+        raise RecipeError(_explain(error, cls, name)) from None
 
 
-def call(function: Callable[..., T], *given: Any, values: dict[str, Any], where: str) -> T:
-    """`function(*given, **values)`: a section whose keys are a function's keyword-only parameters.
+def call(function: Callable[..., T], *arguments: Any, values: dict[str, Any], where: str) -> T:
+    """Call `function(*arguments, **values)`, where `values` come from a recipe.
 
-    What a function with `**more` hands on is for that one to judge.
+    The keyword-only parameters of the signature are the valid keys, and their annotations the types.
 
     Raises:
-        RecipeError: an unknown key, a wrong type or an impossible value.
+        RecipeError: an unknown key, a wrong type, or a value that the function refuses with a ValueError.
     """
-    from huggingface_hub.errors import StrictDataclassError  # what transformers' configs judge with
+    from huggingface_hub.errors import StrictDataclassError  # raised by the config classes of transformers
 
-    hints, parameters = typing.get_type_hints(function), inspect.signature(function).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        _check_keys(values, known, where)
-    taken = {k: _convert(hints[k], v, f"{where}.{k}") if k in known else v for k, v in values.items()}
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    types = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if unknown := [key for key in values if key not in types]:
+        raise RecipeError(_unknown_key(where, unknown[0], values[unknown[0]], types))
+    if missing := [p.name for p in parameters if p.name in types and p.default is p.empty and p.name not in values]:
+        raise RecipeError(f"{where}.{missing[0]}: required ({type_name(types[missing[0]])})")
+    converted = {key: _convert(types[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
-        return function(*given, **taken)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+        return function(*arguments, **converted)
+    except (ValueError, StrictDataclassError) as error:
+        raise RecipeError(f"{where}: {_one_line(error)}") from error
 
 
-def _check_keys(values: dict[str, Any], known: Collection[str], where: str) -> None:
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-            raise RecipeError(
-                f"{where}.{key}: no such key (value {values[key]!r}); the nearest is {near[0]!r}, "
-                f"all: {', '.join(sorted(known))}"
-            )
-
-
-def _build(cls: type[T], values: Any, where: str) -> T:
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}: expected a mapping, got {values!r}")
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    _check_keys(values, known, where)
-    given = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
-    for key, field in known.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and key not in given:
-            raise RecipeError(f"{where}.{key}: must be given ({_name(hints[key])})")
+def _convert(annotation: Any, value: Any, path: str) -> Any:
     try:
-        return cls(**given)
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        return TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(from_yaml(annotation, value))
+    except ValidationError:
+        raise RecipeError(_wrong_type(path, annotation, value)) from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    wrong = RecipeError(f"{where}: expected {_name(hint)}, got {value!r}")
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and types.NoneType in arguments:
-            return None
-        for option in arguments:
-            try:
-                return _convert(option, value, where)
-            except RecipeError as error:
-                if dataclasses.is_dataclass(option) and isinstance(value, dict):
-                    raise error
-        raise wrong
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0)
-        raise RecipeError(f"{where}: {value!r} is none of {', '.join(map(str, arguments))}; nearest: {near[0]}")
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, {} if value is None else value, where)  # type: ignore[arg-type]
-    if origin in (tuple, list, Sequence):
-        if not isinstance(value, list | tuple):
-            raise wrong
-        items = (_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        return tuple(items) if origin is tuple else list(items)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise wrong
-        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is type(None):
-        if value is None:
-            return None
-        raise wrong
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3 as a string
-        except (TypeError, ValueError):
-            raise wrong from None
-    if hint is int and isinstance(value, bool):
-        raise wrong
-    if isinstance(hint, type) and isinstance(value, hint):
-        return value
-    raise wrong
+def _explain(error: ValidationError, cls: type[Section], where: str) -> str:
+    """Describe the first mistake in one line; unknown keys come first, because other errors often follow from them."""
+    mistake = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    kind, value, location = mistake["type"], mistake["input"], list(mistake["loc"])
+    if kind in ("extra_forbidden", "missing"):
+        key = str(location.pop())
+        path, annotation, _ = _locate(cls, where, location)
+        known = _section_in(annotation).model_fields
+        if kind == "missing":
+            return f"{path}.{key}: required ({type_name(known[key].annotation)})"
+        return _unknown_key(path, key, value, known)
+    path, annotation, metadata = _locate(cls, where, location)
+    if kind == "value_error":
+        return f"{path}: {_one_line(mistake.get('ctx', {}).get('error', mistake['msg']))}"
+    if kind.startswith(("greater_than", "less_than")) and (limits := bounds(metadata)):
+        return f"{path}: must be {limits}{' or null' if NoneType in union_members(annotation) else ''}, got {value!r}"
+    if kind in ("too_short", "string_too_short"):
+        return f"{path}: must not be empty"
+    return _wrong_type(path, annotation, value)
 
 
-def _name(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+def _locate(cls: type[Section], path: str, location: list[int | str]) -> tuple[str, Any, Any]:
+    """Follow an error's location: its path in the recipe, and the type and bounds there.
+
+    Pydantic's location also names the members of unions; these are not part of the path.
+    """
+    annotation, metadata = cls, []
+    for item in location:
+        if isinstance(item, int):
+            path, annotation, metadata = f"{path}[{item}]", get_args(annotation)[0], []
+        elif section := _section_in(annotation):
+            field = section.model_fields[item]
+            path, annotation, metadata = f"{path}.{item}", field.annotation, field.metadata
+        elif get_origin(annotation) is dict:
+            path, annotation, metadata = f"{path}.{item}", get_args(annotation)[1], []
+    return path, annotation, metadata
+
+
+def _section_in(annotation: Any) -> Any:
+    return next((option for option in union_members(annotation) if is_section(option)), None)
+
+
+def _unknown_key(where: str, key: object, value: Any, known: Any) -> str:
+    return f"{where}.{key}: no such key (value {value!r}); {nearest(key, known)}, all: {', '.join(sorted(known))}"
+
+
+def _wrong_type(path: str, annotation: Any, value: Any) -> str:
+    if get_origin(annotation) is Literal:
+        known = get_args(annotation)
+        return f"{path}: {value!r} is none of {', '.join(map(str, known))}; {nearest(value, known)}"
+    expected = "a mapping" if is_section(annotation) else type_name(annotation)
+    return f"{path}: expected {expected}, got {value!r}"
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,61 +1,37 @@
-"""What a recipe says of evaluation."""
+"""The sections `evaluate`, and `gate` and `monitor`, of a recipe."""
 
-from dataclasses import dataclass
+from pydantic import Field
+
+from vlmflow.config.section import Section
 
 CONTROLS = ("blank", "shuffled")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How many held-out examples a capability is measured on, and how many its controls.
+class EvaluateConfig(Section):
+    """How many held-out examples each capability is measured on. An interval needs at least two examples."""
 
-    `held_out_loss` measures the family's own objective too, in batches of `loss_batch` pairs.
-    """
-
-    limit: int = 500
-    questions: int = 300
-    control_questions: int = 100
-    resamples: int = 1000
-    confidence: float = 0.95
-    samples: int = 6
-    held_out_loss: bool = False
-    loss_batch: int = 32
-    processes: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.limit, self.questions, self.control_questions) < 2:
-            raise ValueError(
-                "limit, questions and control_questions must be at least 2: an interval needs two examples"
-            )
-        if min(self.processes, self.loss_batch) < 1:
-            raise ValueError("processes and loss_batch must be at least 1")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence {self.confidence} must be between 0 and 1")
+    limit: int = Field(500, ge=2, description="Captioned and labelled test images for each capability, at most.")
+    questions: int = Field(300, ge=2, description="Test questions of each task, at most.")
+    control_questions: int = Field(
+        100, ge=2, description="Examples of each capability for the controls with blank and shuffled images, at most."
+    )
+    resamples: int = Field(1000, ge=1, description="Bootstrap resamples of each interval.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
+    samples: int = Field(6, ge=0, description="Answers of each capability kept for the report.")
+    held_out_loss: bool = Field(False, description="Also measure the family's own training objective on test pairs.")
+    loss_batch: int = Field(32, ge=1, description="Pairs in a batch of the held-out loss.")
+    processes: int = Field(1, ge=1, description="Processes that share the capabilities; does not change the values.")
+    seed: int = Field(0, description="Seed of the choice of examples and bootstrap; the recipe's seed by default.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """What a model must not lose.
+class GateConfig(Section):
+    """How a model is compared with the one before it, and what it must not lose."""
 
-    protected: capabilities that may not become worse; empty means all.
-    tolerance: a loss of mean score that is accepted.
-    min_examples: a capability with fewer examples is reported as unsure and does not refuse.
-    """
-
-    protected: tuple[str, ...] = ()
-    confidence: float = 0.95
-    resamples: int = 2000
-    tolerance: float = 0.0
-    min_examples: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}")
-        if self.resamples < 100:
-            raise ValueError(f"resamples must be at least 100, got {self.resamples}")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance must not be negative, got {self.tolerance}")
-        if self.min_examples < 2:
-            raise ValueError(f"min_examples must be at least 2, got {self.min_examples}")
+    protected: tuple[str, ...] = Field((), description="Capabilities that must not become worse; empty means all.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
+    resamples: int = Field(2000, ge=100, description="Bootstrap resamples of each interval.")
+    tolerance: float = Field(0.0, ge=0, description="Accepted loss of mean score.")
+    min_examples: int = Field(
+        10, ge=2, description="A capability with fewer examples is reported as unsure and never refuses a model."
+    )
+    seed: int = Field(0, description="Seed of the bootstrap; the recipe's seed by default.")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field, field_validator
+
+from vlmflow.config.section import Section
 from vlmflow.errors import ModelError
 from vlmflow.tracking import mlflow_run
 
@@ -18,18 +21,17 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegistryConfig:
-    """Where a model is registered.
+class RegistryConfig(Section):
+    """Where a model is registered."""
 
-    name: of the registered model; it is also the name that its endpoint answers to.
-    """
+    name: str = Field("vlm", description="Name of the registered model, and of its endpoint.")
 
-    name: str = "vlm"
-
-    def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set("/:@ "):
-            raise ValueError(f"name must be a word without / : @ and spaces, got {self.name!r}")
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not name or set(name) & set("/:@ "):
+            raise ValueError(f"must be a word without / : @ and spaces, got {name!r}")
+        return name
 
 
 @dataclass(frozen=True)

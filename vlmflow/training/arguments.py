@@ -6,7 +6,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from vlmflow.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-WARM, TIMED = 2, 8  # steps of a trial
-NOT_MUON = ("embed", "head", "positions", "tokens", "projection")
+WARMUP_STEPS, TIMED_STEPS = 2, 8  # steps of a trial
+ADAMW_NAMES = ("embed", "head", "positions", "tokens", "projection")
 
 
-def arguments(training: TrainingConfig, folder: Path, **extra: Any) -> dict[str, Any]:
+def trainer_arguments(training: TrainingConfig, folder: Path, **extra: Any) -> dict[str, Any]:
     """The keyword arguments of `TrainingArguments` (or TRL's configs) for this budget and this machine."""
     cuda = torch.cuda.is_available()
     saved = {"save_strategy": "steps", "save_steps": training.save_every, "save_total_limit": 2}
@@ -74,7 +73,7 @@ class Muon(torch.optim.Optimizer):
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if parameter.ndim == 2 and not any(part in name for part in NOT_MUON):
+            if parameter.ndim == 2 and not any(part in name for part in ADAMW_NAMES):
                 matrices.append(parameter)
                 self.parts.append(3 if "qkv" in name else 1)
             else:
@@ -106,7 +105,7 @@ class Muon(torch.optim.Optimizer):
             for place, part in zip(*(x.chunk(parts) for x in (target, update)), strict=True):
                 by_shape[part.shape].append((place, part))
         stacks = [torch.stack([update for _, update in pairs]) for pairs in by_shape.values()]
-        for (shape, pairs), updates in zip(by_shape.items(), shared_orthogonal(stacks), strict=True):
+        for (shape, pairs), updates in zip(by_shape.items(), orthogonalize_shared(stacks), strict=True):
             step = -group["lr"] * 0.2 * math.sqrt(max(shape))
             for (place, _), update in zip(pairs, updates, strict=True):
                 place.add_(update, alpha=step)
@@ -121,21 +120,21 @@ class Muon(torch.optim.Optimizer):
         self.adamw.state, self.adamw.param_groups = self.state, self.param_groups[1:]
 
 
-def shared_orthogonal(stacks: list[torch.Tensor]) -> list[torch.Tensor]:
+def orthogonalize_shared(stacks: list[torch.Tensor]) -> list[torch.Tensor]:
     """`orthogonal` of each stack (B, rows, columns); processes whose gradients agree (DDP) share the work."""
     if not (dist.is_available() and dist.is_initialized()):
-        return [orthogonal(stack) for stack in stacks]
+        return [orthogonalize(stack) for stack in stacks]
     rank, world = dist.get_rank(), dist.get_world_size()
     found = [torch.zeros_like(stack) for stack in stacks]
     for out, stack in zip(found, stacks, strict=True):
-        out[rank::world] = orthogonal(stack[rank::world])
+        out[rank::world] = orthogonalize(stack[rank::world])
     flat = torch.cat([out.flatten() for out in found])
     dist.all_reduce(flat)
     parts = flat.split([stack.numel() for stack in stacks])
     return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
 
 
-def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Nearest orthogonal matrices, roughly, by a quintic Newton–Schulz iteration; (B, rows, columns)."""
     x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -147,7 +146,7 @@ def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return (x if wide else x.mT).to(matrices.dtype)
 
 
-def optimizers(model: nn.Module, training: TrainingConfig) -> tuple[torch.optim.Optimizer | None, None]:
+def build_optimizers(model: nn.Module, training: TrainingConfig) -> tuple[torch.optim.Optimizer | None, None]:
     """The `optimizers` argument of a trainer: Muon, or None for the library's AdamW."""
     if training.optimizer == "adamw":
         return None, None
@@ -185,7 +184,7 @@ class Progress(TrainerCallback):
             )
 
 
-class Clock(TrainerCallback):
+class StepClock(TrainerCallback):
     """The times at which the steps of a trial ended."""
 
     def __init__(self) -> None:
@@ -193,10 +192,10 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note the time."""
-        self.ends.append(now())
+        self.ends.append(process_seconds())
 
 
-def now() -> float:
+def process_seconds() -> float:
     """This process's own time, so that a busy machine learns no less; with a GPU, which works beside it, the wall's."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -204,21 +203,23 @@ def now() -> float:
     return time.process_time()
 
 
-def steps_within(training: TrainingConfig, trial: Callable[[TrainingConfig, Clock], Any]) -> TrainingConfig:
+def steps_for_seconds(training: TrainingConfig, trial: Callable[[TrainingConfig, StepClock], Any]) -> TrainingConfig:
     """The budget `training.seconds` in steps, the same in every process; what a trial takes counts as spent.
 
     Args:
         trial: trains a copy of the model by the budget and with the clock that it is given.
     """
     assert training.seconds is not None
-    start, clock = now(), Clock()
+    start, clock = process_seconds(), StepClock()
     quiet = {**training.trainer, "logging_strategy": "no", "report_to": "none"}
-    trial(replace(training, seconds=None, max_steps=WARM + TIMED, trainer=quiet), clock)
-    each = (clock.ends[-1] - clock.ends[WARM - 1]) / TIMED
-    steps = torch.tensor((training.seconds - (now() - start)) / each)
+    trial(
+        training.model_copy(update={"seconds": None, "max_steps": WARMUP_STEPS + TIMED_STEPS, "trainer": quiet}), clock
+    )
+    each = (clock.ends[-1] - clock.ends[WARMUP_STEPS - 1]) / TIMED_STEPS
+    steps = torch.tensor((training.seconds - (process_seconds() - start)) / each)
     if dist.is_available() and dist.is_initialized():
         steps = steps.cuda() if torch.cuda.is_available() else steps
         dist.all_reduce(steps, dist.ReduceOp.MIN)
     chosen = max(1, int(steps))
     logger.info("%d steps of %.3f s in a budget of %g s", chosen, each, training.seconds)
-    return replace(training, seconds=None, max_steps=chosen)
+    return training.model_copy(update={"seconds": None, "max_steps": chosen})

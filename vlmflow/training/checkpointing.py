@@ -1,6 +1,6 @@
 """Checkpoints while a training runs: one that is killed or loses a node is run again, and ends as if it had not been.
 
-    with checkpoints(training, step="pretrain", data=data.hash, section=section.plain()) as kept:
+    with checkpoints(training, step="pretrain", data=data.hash, section=section.model_dump()) as kept:
         trainer = Trainer(args=TrainingArguments(**arguments(training, kept.folder)), callbacks=[*kept.callbacks])
         kept.train(trainer)
 
@@ -30,11 +30,11 @@ from vlmflow.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-MARK = "whole.json"  # written last: the names and sizes of all other files of a checkpoint
+MARKER = "whole.json"  # written last: the names and sizes of all other files of a checkpoint
 
 
 @contextmanager
-def checkpoints(training: TrainingConfig, **what: Any) -> Iterator["Checkpoints"]:
+def open_checkpoints(training: TrainingConfig, **what: Any) -> Iterator["Checkpoints"]:
     """The checkpoints of a training; removed when it has ended well. Without `training.save_every` there are none.
 
     Args:
@@ -61,14 +61,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, training: TrainingConfig | None = None):
         self.folder, self.training = folder, training
-        self.saving = Saving(training.save_every) if training and training.save_every else None
+        self.saving = SaveCallback(training.save_every) if training and training.save_every else None
         self.callbacks: list[TrainerCallback] = [self.saving] if self.saving else []
 
-    def repeatable(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def make_repeatable(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """`collate` with random draws that a resumed training repeats; itself where nothing is saved."""
         if not (self.saving and self.training):
             return collate
-        self.saving.draws = Draws(collate, self.training.seed)
+        self.saving.draws = SeededCollator(collate, self.training.seed)
         return self.saving.draws
 
     def train(self, trainer: Trainer) -> None:
@@ -82,7 +82,7 @@ class Checkpoints:
         """The newest whole checkpoint; what was half-written is removed."""
         found = sorted(self.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
         for path in found:
-            if whole(path):
+            if is_complete(path):
                 logger.info("going on from step %s of %s", path.name.split("-")[1], path.parent)
                 return str(path)
             logger.warning("%s: half-written, by a process that was killed meanwhile; skipped", path)
@@ -90,16 +90,16 @@ class Checkpoints:
         return None
 
 
-def whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every file that was written to `checkpoint` is there, in its size."""
     try:
-        sizes = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
+        sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
 
 
-class Saving(TrainerCallback):
+class SaveCallback(TrainerCallback):
     """Checkpoints between the first step and the last, each marked when all processes have written their part.
 
     The loss is logged with each, since what a killed process had summed up for the next line is gone with it.
@@ -107,7 +107,7 @@ class Saving(TrainerCallback):
 
     def __init__(self, every: int):
         self.every = every
-        self.draws: Draws | None = None
+        self.draws: SeededCollator | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any, **_: Any
@@ -122,7 +122,7 @@ class Saving(TrainerCallback):
         if hasattr(sampler.sampler, "set_epoch"):
             sampler.sampler.set_epoch(epoch)
         if self.draws:
-            self.draws.number, self.draws.process = epoch * batches + step * each, args.process_index
+            self.draws.batch_index, self.draws.process = epoch * batches + step * each, args.process_index
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A checkpoint at the end would be of no use: what comes then is the model itself."""
@@ -136,14 +136,14 @@ class Saving(TrainerCallback):
         if not state.is_world_process_zero:
             return
         checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-        files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK)
+        files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
         sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-        beside = checkpoint / f"{MARK}.partial"
+        beside = checkpoint / f"{MARKER}.partial"
         beside.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-        beside.replace(checkpoint / MARK)
+        beside.replace(checkpoint / MARKER)
 
 
-class Draws:
+class SeededCollator:
     """A collator whose draws (crops, views, negatives) are decided by the seed and the number of the batch alone.
 
     Batches are made ahead of the step that takes them, so that the state of torch's generator at the time of a
@@ -152,11 +152,11 @@ class Draws:
 
     def __init__(self, collate: Callable[[Any], Any], seed: int):
         self.collate, self.seed = collate, seed
-        self.number = self.process = 0
+        self.batch_index = self.process = 0
 
     def __call__(self, rows: Any) -> Any:
-        entropy = np.random.SeedSequence([self.seed, self.process, self.number])
-        self.number += 1
+        entropy = np.random.SeedSequence([self.seed, self.process, self.batch_index])
+        self.batch_index += 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
             return self.collate(rows)

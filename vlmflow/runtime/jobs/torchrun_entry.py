@@ -3,7 +3,6 @@
 python -m torch.distributed.run -m vlmflow.runtime.jobs.torchrun_entry JOB MODULE:FUNCTION
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vlmflow.config import recipes
+from vlmflow.config.section import is_section
 from vlmflow.errors import VlmflowError
 from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, Place
-from vlmflow.runtime.process import configure_logging, one_thread
+from vlmflow.runtime.process import configure_logging, limit_threads
 
 
 def main(job: str, function: str) -> None:
@@ -23,7 +23,7 @@ def main(job: str, function: str) -> None:
     A mistake of the user is an outcome, which no restart would mend.
     """
     configure_logging()
-    one_thread()
+    limit_threads()
     place = Place(job)
     finished = place.folder / "finished"
     finished.mkdir(exist_ok=True)
@@ -45,8 +45,7 @@ def _typed(hint: Any, value: Any, place: Place) -> Any:
     """An argument as the function declares it."""
     if hint is Path:
         return place.volume / value
-    section = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-    return recipes.load(hint, {"argument": value}, "argument") if section else value
+    return recipes.load(hint, {"argument": value}, "argument") if is_section(hint) else value
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@ Its pods run the image of the step; torchrun starts each node's processes, which
 function. The runtime `vlmflow-torch` (infra/trainer/runtime.yaml) says all that is the cluster's own affair.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlmflow.config.section import Section
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.runtime.jobs.cluster import Cluster, Kind
 from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, Place
-from vlmflow.runtime.step import image
-from vlmflow.runtime.step_cache import content_hash, key
+from vlmflow.runtime.step import image_name
+from vlmflow.runtime.step_cache import cache_key, content_hash
 from vlmflow.training.config import TrainingConfig
 
 RUNTIME = "vlmflow-torch"
@@ -36,7 +36,7 @@ def on_nodes(step: str, function: Callable[..., None], training: TrainingConfig,
         ServiceError: no cluster, no shared volume, or the job failed. VlmflowError: as `function`.
     """
     contents = [content_hash(part) if isinstance(part, Path) else part for part in arguments]
-    digest = key(function=function.__qualname__, contents=contents, code=code_hash(function.__module__))
+    digest = cache_key(function=function.__qualname__, contents=contents, code=code_hash(function.__module__))
     place = Place(f"{step.replace('_', '-')}-{digest[:10]}")
 
     def prepare() -> None:
@@ -54,7 +54,7 @@ def on_nodes(step: str, function: Callable[..., None], training: TrainingConfig,
 def _plain(argument: Any, place: Place) -> Any:
     if isinstance(argument, Path):
         return str(place.bring(argument))
-    return dataclasses.asdict(argument) if dataclasses.is_dataclass(argument) else argument  # type: ignore[arg-type]
+    return argument.model_dump() if isinstance(argument, Section) else argument
 
 
 def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, An
         spec=models.TrainerV1alpha1TrainJobSpec(
             runtimeRef=models.TrainerV1alpha1RuntimeRef(apiGroup=TRAINJOB.group, kind="TrainingRuntime", name=RUNTIME),
             trainer=models.TrainerV1alpha1Trainer(
-                image=image("train"),
+                image=image_name("train"),
                 numNodes=training.nodes,
                 numProcPerNode=training.processes,
                 command=["python", "-m", "torch.distributed.run"],

@@ -1,29 +1,31 @@
-"""The configuration of a fine-tuning stage: captioning, grounding or OCR."""
+"""The sections `caption`, `ground` and `ocr` of a recipe: supervised fine-tuning."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field, model_validator
+
+from vlmflow.config.section import Section
 from vlmflow.training.config import TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineTuneConfig:
-    """A stage of fine-tuning.
+class FineTuneConfig(Section):
+    """A stage of supervised fine-tuning."""
 
-    `task` is what the stage teaches; `also` are earlier tasks whose turns stay. Pictures that have a turn of
-    `task` make up 1 − `replay` of what is seen, other pictures the rest. `family` and `model` grow a new
-    language model where the incoming one is a dual encoder.
-    """
+    task: str = Field(description="Task that the stage trains: caption, objects, vqa, ground or ocr.")
+    also: tuple[str, ...] = Field((), description="Earlier tasks whose turns stay in the training data.")
+    replay: float = Field(
+        0.0, ge=0, lt=1, description="Fraction of the images drawn that have no turn of `task`; 0 draws none."
+    )
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Budget and optimizer.")
+    family: str = Field(
+        "",
+        description="Family of the new language model, if the incoming model is a dual encoder; unused otherwise.",
+    )
+    model: dict[str, Any] = Field(
+        default_factory=dict, description="Sizes of the new language model, by the parameters of the family's builder."
+    )
 
-    task: str
-    also: tuple[str, ...] = ()
-    replay: float = 0.0
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    family: str = ""
-    model: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.replay < 1:
-            raise ValueError(f"replay {self.replay} is a share and must be in [0, 1)")
-        if self.training.seconds is not None:
-            raise ValueError("training.seconds is a budget of pretraining alone; give max_steps")
+    @model_validator(mode="after")
+    def _check_training(self) -> "FineTuneConfig":
+        self.training.forbid_seconds()
+        return self

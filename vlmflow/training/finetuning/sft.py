@@ -5,7 +5,7 @@ one copy of it); other families go TRL's own way, one turn a row.
 """
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from vlmflow.images.boxes import transcode
 from vlmflow.images.decoding import decode, square
 from vlmflow.inference.loading import chat_prompt, load
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.training.arguments import Progress, arguments
-from vlmflow.training.checkpointing import checkpoints
+from vlmflow.training.arguments import Progress, trainer_arguments
+from vlmflow.training.checkpointing import open_checkpoints
 from vlmflow.training.finetuning.config import FineTuneConfig
-from vlmflow.training.fsdp import prepared, weights
+from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
 
 
 @dataclass
@@ -82,9 +82,9 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: FineTuneConfi
     rows = _packed(chosen, model, processor) if sketch else _turns(chosen, processor)
     progress = Progress()
     parent = Checkpoint(model_in).hash
-    what = {"parent": parent, "data": data.hash, "section": asdict(section), "code": code_hash(__name__)}
-    with checkpoints(training, step=step, **what) as kept:
-        options = arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
+    what = {"parent": parent, "data": data.hash, "section": section.model_dump(), "code": code_hash(__name__)}
+    with open_checkpoints(training, step=step, **what) as kept:
+        options = trainer_arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
         if sketch:
             options["ddp_find_unused_parameters"] = False  # every parameter that learns has a part in every batch
             collator = _Lookup(rows, PackedCollator(model.config.image_token_id, processor.image_tokens, 0))
@@ -99,8 +99,8 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: FineTuneConfi
             callbacks=[progress, *kept.callbacks],
             **kind,
         )
-        kept.train(prepared(trainer, training))
-        whole = weights(trainer)
+        kept.train(prepare_trainer(trainer, training))
+        whole = gather_state_dict(trainer)
         if trainer.is_world_process_zero():
             checkpoint.save(
                 out,
@@ -109,7 +109,7 @@ def fit(model_in: Path, chosen: list[Example], out: Path, section: FineTuneConfi
                 weights=whole,
                 family=family,
                 step=step,
-                recipe=asdict(section),
+                recipe=section.model_dump(),
                 parent=parent,
                 datasets=[data.hash],
                 curve=progress.curve,

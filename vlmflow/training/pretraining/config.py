@@ -1,112 +1,107 @@
-"""The configuration of pretraining: family, budget, augmentation and optional loss terms."""
+"""The section `pretrain` of a recipe, and its variants `untrained`, `trained` and `shuffled` for the learning check."""
 
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import Field, model_validator
+
 from models.zoo import ZOO
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section
 from vlmflow.training.config import TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """What may become of a picture; by default the crop alone.
+class AugmentConfig(Section):
+    """Random changes of an image each time it is used; by default the crop only.
 
-    `area` is the range of the crop's share of the picture, `aspect` the widest shape of it, and the tallest. `flip`,
-    `grey` and `blur` are probabilities. `brightness`, `contrast` and `saturation` are the most by which each is
-    multiplied, up or down from 1; `hue` is the most by which colours turn, where 1 is the whole circle; `jitter` is
-    the probability of these four. Captions say left and right, and name colours: a flip or a turn of the colours
-    makes them false.
+    Captions name left and right, and colours: a flip or a hue rotation makes them false.
 
-    Source: the crop is open_clip's for training.
+    Source: the crop is that of open_clip's training.
     """
 
-    area: tuple[float, ...] = (0.9, 1.0)
-    aspect: float = 4 / 3
-    flip: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter: float = 1.0
-    grey: float = 0.0
-    blur: float = 0.0
+    area: tuple[float, ...] = Field((0.9, 1.0), description="Range [least, most] of the crop's fraction of the image.")
+    aspect: float = Field(
+        4 / 3, ge=1, description="Largest aspect ratio of the crop, wide or tall: longer over shorter side."
+    )
+    flip: float = Field(0.0, ge=0, le=1, description="Probability of a horizontal flip.")
+    brightness: float = Field(0.0, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off.")
+    contrast: float = Field(0.0, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off.")
+    saturation: float = Field(0.0, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off.")
+    hue: float = Field(0.0, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off.")
+    jitter: float = Field(1.0, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue.")
+    grey: float = Field(0.0, ge=0, le=1, description="Probability of conversion to greyscale.")
+    blur: float = Field(0.0, ge=0, le=1, description="Probability of a Gaussian blur.")
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_area(self) -> "AugmentConfig":
         if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"area is a range [least, most] of shares above 0 and at most 1, got {list(self.area)}")
-        if self.aspect < 1:
-            raise ValueError(f"aspect is the longer side over the shorter, at least 1, got {self.aspect}")
-        for name in ("flip", "brightness", "contrast", "saturation", "jitter", "grey", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue must be from 0 to 0.5, which is the opposite colour, got {self.hue}")
+            raise ValueError(
+                f"area must be a range [least, most] of fractions above 0 and at most 1, got {list(self.area)}"
+            )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
 class ViewConfig(AugmentConfig):
-    """The two views of a picture that SLIP compares, as strong as comparing pictures asks for.
+    """The two views of an image that SLIP compares, with strong augmentation.
 
     Source: Mu et al. 2021, section 4; the values are those of SimCLR's line (Chen et al. 2020, appendix A).
     """
 
-    area: tuple[float, ...] = (0.08, 1.0)
-    flip: float = 0.5
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter: float = 0.8
-    grey: float = 0.2
-    blur: float = 0.5
+    area: tuple[float, ...] = Field((0.08, 1.0), description="Range [least, most] of the crop's fraction of the image.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    brightness: float = Field(0.4, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off.")
+    contrast: float = Field(0.4, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off.")
+    saturation: float = Field(0.4, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off.")
+    hue: float = Field(0.1, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off.")
+    jitter: float = Field(0.8, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue.")
+    grey: float = Field(0.2, ge=0, le=1, description="Probability of conversion to greyscale.")
+    blur: float = Field(0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """What to pretrain, and for how long.
+class PretrainConfig(Section):
+    """The family to pretrain, its sizes and its budget; everything after `shuffle_pairs` is off by default."""
 
-    `model` holds sizes by the names of the family's builder. `start` goes on from weights that are there: a folder, or
-    a name on the Hugging Face hub. `shuffle_pairs` trains the control: what belongs together is dealt at
-    random (see `control.py`).
+    family: str = Field("sketch-dual", description="Family of the zoo (docs/zoo.md).")
+    init_from: str | None = Field(
+        None,
+        description="Pretrained weights to continue from: a folder or a name on the Hugging Face Hub. Null starts from "
+        "a new model.",
+    )
+    model: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Sizes of a new model, by the parameters of the family's builder; empty uses the builder's "
+        "defaults, the sizes of the paper.",
+    )
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Budget and optimizer.")
+    shuffle_pairs: bool = Field(
+        False, description="Train the control: pair images and captions at random, so that nothing can be learned."
+    )
+    augment: AugmentConfig | None = Field(None, description="Augmentation of images; null is off.")
+    views: ViewConfig | None = Field(
+        None, description="Augmentation of the two views that SLIP compares; null uses the defaults of the views."
+    )
+    negatives: int = Field(0, ge=0, description="Hard-negative captions for each caption (NegCLIP); 0 is off.")
+    hard_negative_fraction: float = Field(
+        0.0, ge=0, le=1, description="Fraction of each batch that is drawn for similar captions; 0 is off."
+    )
+    max_logit_scale: float | None = Field(
+        None, ge=1, description="Upper bound of the logit scale, applied after every step; null is off."
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of the moving average of the weights, which is then saved; null is off."
+    )
+    patch_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Fraction of the patches that the image tower drops in training (FLIP); 0 is off."
+    )
 
-    What follows is off unless it is given. `augment` changes pictures each time they are seen, `views` says how for
-    the two that SLIP compares. `negatives` captions that are nearly right stand against every caption. `mining` is
-    the share of a batch whose captions are alike. `max_logit_scale` bounds the factor on cosines after every step.
-    `ema` is the decay of the weights' moving average, which is then what is kept. `drop_patches` is the share of the
-    patches that a picture tower does not see while it learns.
-    """
-
-    family: str = "sketch-dual"
-    start: str | None = None
-    model: dict[str, Any] = field(default_factory=dict)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    shuffle_pairs: bool = False
-    augment: AugmentConfig | None = None
-    views: ViewConfig | None = None
-    negatives: int = 0
-    mining: float = 0.0
-    max_logit_scale: float | None = None
-    ema: float | None = None
-    drop_patches: float = 0.0
-
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> "PretrainConfig":
         if self.family not in ZOO:
-            raise ValueError(f"family {self.family!r} is not in the zoo: {', '.join(ZOO)}")
-        if self.start is not None and self.model:
-            raise ValueError(f"start {self.start!r} brings its sizes with it; leave model out")
+            known = f"{nearest(self.family, ZOO)}, all: {', '.join(ZOO)}"
+            raise ValueError(f"family {self.family!r} is not in the zoo; {known}")
+        if self.init_from is not None and self.model:
+            raise ValueError(f"init_from {self.init_from!r} determines the sizes; remove model")
         if self.training.save_every and self.training.trainer.get("dataloader_num_workers"):
-            raise ValueError("save_every needs dataloader_num_workers 0: a worker's draws cannot be repeated")
-        if self.negatives < 0:
-            raise ValueError(f"negatives must not be negative, got {self.negatives}")
-        if not 0 <= self.mining <= 1:
-            raise ValueError(f"mining is a share from 0 to 1, got {self.mining}")
-        if self.max_logit_scale is not None and self.max_logit_scale < 1:
-            raise ValueError(f"max_logit_scale must be at least 1, got {self.max_logit_scale}")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"ema is a decay between 0 and 1, got {self.ema}")
-        if not 0 <= self.drop_patches < 1:
-            raise ValueError(f"drop_patches is a share from 0 to below 1, got {self.drop_patches}")
-
-    def plain(self) -> dict[str, Any]:
-        """The section as JSON holds it."""
-        return asdict(self)
+            raise ValueError(
+                "save_every needs dataloader_num_workers 0: random numbers of a worker process cannot be repeated"
+            )
+        return self

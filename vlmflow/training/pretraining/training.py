@@ -18,16 +18,16 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
 from vlmflow.errors import DataError, ModelError, RecipeError
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.training.arguments import Progress, arguments, steps_within
-from vlmflow.training.checkpointing import Checkpoints, checkpoints
+from vlmflow.training.arguments import Progress, steps_for_seconds, trainer_arguments
+from vlmflow.training.checkpointing import Checkpoints, open_checkpoints
 from vlmflow.training.config import TrainingConfig
-from vlmflow.training.fsdp import prepared, weights
-from vlmflow.training.launcher import spread
-from vlmflow.training.pretraining.callbacks import Average, Clamp
-from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
+from vlmflow.training.launcher import run_distributed
+from vlmflow.training.pretraining.callbacks import ClampLogitScale, EMACallback
+from vlmflow.training.pretraining.collator import PretrainCollator
 from vlmflow.training.pretraining.config import PretrainConfig
-from vlmflow.training.pretraining.hard_negative_sampler import HardBatches
-from vlmflow.training.pretraining.shuffled_control import deal
+from vlmflow.training.pretraining.hard_negative_sampler import HardNegativeSampler
+from vlmflow.training.pretraining.shuffled_control import shuffle_pairs
 
 
 def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: PretrainConfig) -> None:
@@ -40,7 +40,7 @@ def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: Pre
     Raises:
         DataError: fewer captioned pairs than one batch.
     """
-    spread("pretrain", train, section.training, pairs, corpus(pairs, conversations), section, out=out)
+    run_distributed("pretrain", train, section.training, pairs, corpus(pairs, conversations), section, out=out)
 
 
 def corpus(pairs: Path, conversations: Path | None) -> list[str]:
@@ -64,7 +64,7 @@ def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> 
 
     Raises:
         DataError: fewer captioned pairs than one batch.
-        ModelError: `section.start` names no such model.
+        ModelError: `section.init_from` names no such model.
         RecipeError: an option that the family has no place for.
     """
     training = section.training
@@ -82,19 +82,19 @@ def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> 
         )
     table = table.take(keep)
     set_seed(training.seed)
-    model, processor = begin(section, texts)
-    batches = TrainingBatches(model, processor, section)
+    model, processor = build_or_load(section, texts)
+    batches = PretrainCollator(model, processor, section)
     check_options(section, model, batches)
-    rows = batches.rows([image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist())
+    rows = batches.make_rows([image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist())
     if section.shuffle_pairs:
-        rows = deal(rows, batches.patch, training.seed)
-    batches.learn(rows)
+        rows = shuffle_pairs(rows, batches.patch_size, training.seed)
+    batches.fit_negatives(rows)
     run = partial(fit, rows=rows, batches=batches, section=section)
     if training.seconds is not None:
-        training = steps_within(training, lambda trial, clock: run(deepcopy(model), trial, [clock]))
+        training = steps_for_seconds(training, lambda trial, clock: run(deepcopy(model), trial, [clock]))
     progress = Progress()
-    what = {"data": data.hash, "texts": texts, "section": section.plain(), "code": code_hash(__name__)}
-    with checkpoints(training, step="pretrain", **what) as kept:
+    what = {"data": data.hash, "texts": texts, "section": section.model_dump(), "code": code_hash(__name__)}
+    with open_checkpoints(training, step="pretrain", **what) as kept:
         writes, whole = run(model, training, [progress], kept=kept) if training.max_steps else (True, None)
         if writes:
             checkpoint.save(
@@ -104,24 +104,24 @@ def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> 
                 weights=whole,
                 family=section.family,
                 step="pretrain",
-                recipe=section.plain(),
-                parent=section.start,
+                recipe=section.model_dump(),
+                parent=section.init_from,
                 datasets=[data.hash],
                 curve=progress.curve,
                 notes={"pairs": len(rows), "parameters": model.num_parameters()},
             )
 
 
-def check_options(section: PretrainConfig, model: Any, batches: TrainingBatches) -> None:
+def check_options(section: PretrainConfig, model: Any, batches: PretrainCollator) -> None:
     """Raise RecipeError where `section` asks for what the family has no place for."""
     takes, tower = inspect.signature(model.forward).parameters, patch_dropout.tower(model)
     needs = {
-        "augment": (section.augment, batches.pictures, "sees no pictures"),
+        "augment": (section.augment, batches.image_processor, "sees no pictures"),
         "views": (section.views, batches.views, "compares no views; give its model a slip_weight where it takes one"),
         "negatives": (section.negatives, "negative_input_ids" in takes, "takes no negative captions; clip does"),
-        "mining": (section.mining, batches.words, "reads no captions"),
+        "hard_negative_fraction": (section.hard_negative_fraction, batches.tokenizer, "reads no captions"),
         "max_logit_scale": (section.max_logit_scale, hasattr(model, "logit_scale"), "has no logit_scale"),
-        "drop_patches": (section.drop_patches, tower is not None, "has no picture tower that can do without patches"),
+        "patch_dropout": (section.patch_dropout, tower is not None, "has no picture tower that can do without patches"),
     }
     for name, (asked, there, why) in needs.items():
         if asked and not there:
@@ -133,7 +133,7 @@ def check_options(section: PretrainConfig, model: Any, batches: TrainingBatches)
         )
 
 
-class _Trainer(Trainer):
+class SamplerTrainer(Trainer):
     """The library's trainer, which takes rows in an `order` where one is given."""
 
     order: Sampler[int] | None = None
@@ -148,57 +148,59 @@ def fit(
     callbacks: list[TrainerCallback],
     *,
     rows: list[dict[str, Any]],
-    batches: TrainingBatches,
+    batches: PretrainCollator,
     section: PretrainConfig,
     kept: Checkpoints | None = None,
 ) -> tuple[bool, dict[str, torch.Tensor] | None]:
     """Train `model` in place; returns whether this process is the one that writes, and the weights if not `model`'s."""
     if section.max_logit_scale is not None:
-        callbacks = [*callbacks, Clamp(section.max_logit_scale)]
+        callbacks = [*callbacks, ClampLogitScale(section.max_logit_scale)]
     if section.ema is not None:
-        callbacks = [*callbacks, Average(section.ema)]
-    if section.drop_patches:
-        patch_dropout.attach(model, section.drop_patches)
-    with checkpoints(training) if kept is None else nullcontext(kept) as kept:
-        options = arguments(
+        callbacks = [*callbacks, EMACallback(section.ema)]
+    if section.patch_dropout:
+        patch_dropout.attach(model, section.patch_dropout)
+    with open_checkpoints(training) if kept is None else nullcontext(kept) as kept:
+        options = trainer_arguments(
             training,
             kept.folder,
             dataloader_drop_last=True,  # the whole batch gives the negatives: a short one is a different task
             ddp_find_unused_parameters=ZOO[section.family].paradigm != "contrastive",
         )
-        trainer = _Trainer(
+        trainer = SamplerTrainer(
             model=model,
             args=TrainingArguments(**options),
             train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
-            data_collator=kept.repeatable(batches),
+            data_collator=kept.make_repeatable(batches),
             callbacks=[*callbacks, *kept.callbacks],
         )
-        prepared(trainer, training)
-        if section.mining:
+        prepare_trainer(trainer, training)
+        if section.hard_negative_fraction:
             captions = [row["caption"] for row in rows]
-            trainer.order = HardBatches(captions, training.batch_size, section.mining, training.seed)
+            trainer.order = HardNegativeSampler(
+                captions, training.batch_size, section.hard_negative_fraction, training.seed
+            )
         # What is drawn for a batch (crops, masks) is drawn by each process for its own part.
         torch.manual_seed(training.seed + trainer.args.process_index)
         kept.train(trainer)
-        return trainer.is_world_process_zero(), weights(trainer)
+        return trainer.is_world_process_zero(), gather_state_dict(trainer)
 
 
-def begin(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
-    """The model to train and its processor: new, or `section.start`'s weights, from a folder or the Hub.
+def build_or_load(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
+    """The model to train and its processor: new, or `section.init_from`'s weights, from a folder or the Hub.
 
     Raises:
         RecipeError: sizes that the family does not have, or that do not go together.
         ModelError: no such model, or one of another family.
     """
     family = ZOO[section.family]
-    if section.start is None:
+    if section.init_from is None:
         return recipes.call(family.build, texts, values=section.model, where="pretrain.model")
     try:
-        found = AutoConfig.from_pretrained(section.start).model_type
+        found = AutoConfig.from_pretrained(section.init_from).model_type
         if found != (wanted := family.cls.config_class.model_type):
             raise ValueError(f"it is a {found}, not a {wanted}")  # transformers would make up the weights
-        return family.cls.from_pretrained(section.start), AutoProcessor.from_pretrained(section.start)
+        return family.cls.from_pretrained(section.init_from), AutoProcessor.from_pretrained(section.init_from)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
-            f"pretrain.start {section.start!r}: cannot be loaded as {section.family}: {' '.join(str(error).split())}"
+            f"pretrain.init_from {section.init_from!r}: cannot be loaded as {section.family}: {' '.join(str(error).split())}"
         ) from error
