@@ -11,26 +11,29 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmark-data benchmark-pretrain zoo images cluster cluster-down docs
+.PHONY: help demo test test-containers check benchmark-data benchmark-pretrain zoo images cluster cluster-down docs
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
-demo: $(READY)  ## Set up and run the whole life on this machine
+demo: $(READY)  ## Set up and run the end-to-end pipeline on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
 
-test: $(READY)  ## Set up and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## Set up and run the tests, except those in containers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
+
+test-containers: $(READY)  ## Build the images with podman and test them (as root; about 9 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers
 
 check: $(READY)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-benchmark-data: $(READY)  ## Pairs a second of the curation, against a plain script and datasets.map
+benchmark-data: $(READY)  ## Measure pairs per second of curation, against a plain script and datasets.map
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data
 
-benchmark-pretrain: $(READY)  ## Seconds of a CLIP training step, against open_clip's
+benchmark-pretrain: $(READY)  ## Measure seconds per CLIP training step, against open_clip
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pretrain
 
 zoo: $(READY)  ## Train every family and its control, two at a time; write benchmarks/results/zoo
@@ -45,16 +48,16 @@ images: $(READY)  ## Build the images step, train and serve, named by revision (
 			--tag $$($(BIN)/python -m vlmflow.runtime.step image $$target) . || exit 1; \
 	done
 
-cluster: $(READY)  ## A cluster on this machine with all of vlmflow in it (kind; see infra/README.md)
+cluster: $(READY)  ## Create a cluster on this machine with everything installed (kind; see infra/README.md)
 	infra/cluster.sh up
 
-cluster-down:  ## Delete that cluster, with all that is in it
+cluster-down:  ## Delete that cluster and everything in it
 	infra/cluster.sh down
 
 docs: $(READY)  ## Write the generated parts of README and docs
 	$(BIN)/python -m pipelines.docs
 
-# torch first and by itself: the exact version takes the CPU build where an index offers one.
+# torch first and separately: the exact version selects the CPU build if an index has one.
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)

@@ -1,7 +1,7 @@
-"""Each step in its container on this machine, by kfp.local's DockerRunner: what a cluster runs, without one.
+"""Run each step in a container on this machine, with kfp.local's DockerRunner: the same containers as on a cluster.
 
-The engine is docker, or podman through its docker socket (DOCKER_HOST). A container sees the folder of runs, and
-what the recipe names on this machine; its root file system is read-only and its user is not root.
+The engine is docker, or podman through its docker socket (DOCKER_HOST). A container can access the folder of runs and
+the local paths in the recipe. Its root file system is read-only and its user is not root.
 """
 
 import json
@@ -15,45 +15,45 @@ from kfp.local import docker_task_handler
 from kfp.local.status import Status
 
 from vlmflow.errors import ServiceError
-from vlmflow.runtime.step import image
-from vlmflow.runtime.step_cache import named
+from vlmflow.runtime.step import image_name
+from vlmflow.runtime.step_cache import hash_named_files
 from vlmflow.tracking import mlflow_run
 
-HANDED_ON = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")
-OWN_USER = "1000:0"  # of the image; files that root's group may write, it may write
-LIMIT = 32768  # of open files and of processes
-SHARED_MEMORY = "1g"  # workers hand batches over in it; an engine's own 64 MB are not enough
+PASSED_PREFIXES = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")
+IMAGE_USER = "1000:0"  # the user of our images; it can write files that root's group can write
+MAX_LIMIT = 32768  # upper bound of open files and of processes
+SHARED_MEMORY = "1g"  # data loader workers pass batches through it; the engine's default of 64 MB is too small
 
 
 def runner(folder: Path, sections: dict[str, Any]) -> local.DockerRunner:
-    """A runner of steps in containers.
+    """Return a runner that executes steps in containers.
 
     Args:
         folder: the run's folder.
-        sections: the recipe; the files and folders that it names are mounted where they are, read-only.
+        sections: the recipe; the local files and folders in it are mounted read-only at the same paths.
 
     Raises:
-        ServiceError: no engine answers, or it lacks the image.
+        ServiceError: the container engine does not answer or does not have the image.
     """
     from docker.types import Mount
 
-    _ready()
+    _check_engine()
     here = Path.cwd()
-    seen = {str((here / path).resolve()) for path in named(sections)}
+    mounted = {str((here / path).resolve()) for path in hash_named_files(sections)}
     if os.getuid() == 0:
-        _share(folder)
-    docker_task_handler.DockerTaskHandler = Checked
+        _allow_group_writes(folder)
+    docker_task_handler.DockerTaskHandler = CheckedTaskHandler
     return local.DockerRunner(
-        user=OWN_USER if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}",
+        user=IMAGE_USER if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}",
         environment={
-            **{name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)},
-            "VLMFLOW_STEP_IMAGE": image("step"),
+            **{name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)},
+            "VLMFLOW_STEP_IMAGE": image_name("step"),
         },
         mounts=[
             Mount(str(folder.parent), str(folder.parent), type="bind"),
-            *(Mount(place, place, type="bind", read_only=True) for place in sorted(seen)),
+            *(Mount(path, path, type="bind", read_only=True) for path in sorted(mounted)),
         ],
-        working_dir=str(here if seen else folder),
+        working_dir=str(here if mounted else folder),
         network_mode="host",
         read_only=True,
         tmpfs={"/tmp": "exec,mode=1777"},
@@ -64,48 +64,50 @@ def runner(folder: Path, sections: dict[str, Any]) -> local.DockerRunner:
     )
 
 
-class Checked(docker_task_handler.DockerTaskHandler):
-    """kfp.local takes a container that failed and was gone at once for a success: the step's own file tells."""
+class CheckedTaskHandler(docker_task_handler.DockerTaskHandler):
+    """Checks the step's output file, because kfp.local reports success if a failed container is removed at once."""
 
     def run(self) -> Status:
-        """Run the container; FAILURE unless the step has ended and written what it put out."""
-        found = super().run()
+        """Run the container. Returns FAILURE unless the step has finished and written its output file."""
+        status = super().run()
         outputs = json.loads(self.full_command[self.full_command.index("--executor_input") + 1])["outputs"]
-        return found if Path(outputs["outputFile"]).exists() else Status.FAILURE
+        return status if Path(outputs["outputFile"]).exists() else Status.FAILURE
 
 
-def _share(folder: Path) -> None:
-    """Let root's group write what root makes in the folder of runs: the containers' user is in it."""
+def _allow_group_writes(folder: Path) -> None:
+    """Let root's group write to the folder of runs, because the containers' user belongs to it."""
     os.umask(0o002)
-    for place in (folder.parent, folder):
-        place.chmod(0o775)
+    for path in (folder.parent, folder):
+        path.chmod(0o775)
     if mlflow_run.enabled() and mlflow_run.store().startswith("sqlite"):
         mlflow_run.client()
-        for file in folder.parent.glob("mlflow.db*"):  # SQLite does not go by the umask
+        for file in folder.parent.glob("mlflow.db*"):  # SQLite ignores the umask
             file.chmod(0o664)
 
 
 def _limit(name: str, kind: int) -> Any:
-    """This process's own limit, as far as podman's service, which has lowered its own, may hand it on."""
+    """Return this process's own limit, at most MAX_LIMIT: podman's service lowers its limits and cannot grant more."""
     from docker.types import Ulimit
 
-    soft, hard = (LIMIT if value == resource.RLIM_INFINITY else min(value, LIMIT) for value in resource.getrlimit(kind))
+    soft, hard = (
+        MAX_LIMIT if value == resource.RLIM_INFINITY else min(value, MAX_LIMIT) for value in resource.getrlimit(kind)
+    )
     return Ulimit(name=name, soft=soft, hard=hard)
 
 
-def _ready() -> None:
+def _check_engine() -> None:
     import docker
     from docker.errors import DockerException, ImageNotFound
 
     try:
         client = docker.from_env()
-        client.images.get(image("step"))
+        client.images.get(image_name("step"))
     except ImageNotFound:
         raise ServiceError(
-            f"{image('step')}: no such image here; `make images`, or name one by VLMFLOW_STEP_IMAGE"
+            f"{image_name('step')}: image not found; run `make images`, or set VLMFLOW_STEP_IMAGE to an existing one"
         ) from None
     except DockerException as error:
         raise ServiceError(
-            f"no container engine at {os.environ.get('DOCKER_HOST', 'the default socket')}: {error}; start docker, or "
-            "`podman system service --time 0` and set DOCKER_HOST=unix:///run/podman/podman.sock"
+            f"no container engine answers at {os.environ.get('DOCKER_HOST', 'the default socket')}: {error}; start docker, "
+            "or run `podman system service --time 0` and set DOCKER_HOST=unix:///run/podman/podman.sock"
         ) from None

@@ -1,4 +1,4 @@
-"""Where each step runs on a cluster: a strict YAML, read into dataclasses and put on the tasks of a pipeline."""
+"""The resources of each step on a cluster: read from a strict YAML file and applied to the tasks of a pipeline."""
 
 import re
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.step import image_name
 
-SHIPPED = ROOT / "infra" / "kubeflow" / "placement.yaml"
-CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # as KFP takes them
+DEFAULT_FILE = ROOT / "infra" / "kubeflow" / "placement.yaml"
+CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # KFP's format
 BYTES = re.compile(r"\d+([EPTGMK]i?)?")
 DURATION = re.compile(r"\d+s")
 
-Names = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → an environment variable
+EnvMapping = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → an environment variable
 
 
 class Toleration(Section):
@@ -52,11 +52,11 @@ class StepResources(Section):
     gpu: str = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
     node: dict[str, str] = Field(default_factory=dict, description="Labels that the node must have.")
     tolerations: tuple[Toleration, ...] = Field((), description="Tolerated taints of nodes.")
-    secrets: Names = Field(
+    secrets: EnvMapping = Field(
         default_factory=dict,
         description="Secret → its key → environment variable; a missing Secret or key leaves the variable unset.",
     )
-    config: Names = Field(
+    config: EnvMapping = Field(
         default_factory=dict,
         description="ConfigMap → its key → environment variable; a missing ConfigMap or key leaves the variable unset.",
     )
@@ -80,13 +80,13 @@ class StepResources(Section):
         return self
 
     def apply(self, task: PipelineTask) -> None:
-        """Ask for all of it on `task`."""
+        """Set all of this on `task`."""
         task.set_container_image(image_name(self.image) if self.image in ("step", "train") else self.image)
         task.set_cpu_request(str(self.cpu)).set_cpu_limit(str(self.cpu))
         task.set_memory_request(self.memory).set_memory_limit(self.memory)
         if self.gpus:
             task.set_accelerator_type(self.gpu).set_accelerator_limit(self.gpus)
-        if not self.cache:  # else as the pipeline has it
+        if not self.cache:  # otherwise the pipeline's setting applies
             task.set_caching_options(False)
         if self.retries:
             task.set_retry(self.retries, backoff_duration=self.backoff, backoff_factor=2.0)
@@ -100,7 +100,7 @@ class StepResources(Section):
             kubernetes.add_toleration(
                 task, taint.key or None, taint.operator, taint.value or None, taint.effect or None
             )
-        # A step names images too: of its record, of the jobs that it starts, of the endpoint.
+        # A step also needs image names: for its record, for the jobs that it starts and for the endpoint.
         images = {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
         for name, value in {**images, **self.environment}.items():
             task.set_env_variable(name, value)
@@ -114,34 +114,36 @@ class StepResources(Section):
 
 @dataclass(frozen=True)
 class Placement:
-    """The place of every step."""
+    """The resources of every step, by its name."""
 
-    places: dict[str, StepResources]
+    resources: dict[str, StepResources]
 
     def apply(self, tasks: Iterable[PipelineTask]) -> None:
-        """Give each task the place of its step."""
+        """Set the resources of each task."""
         for task in tasks:
-            self.places[task.component_spec.name].apply(task)
+            self.resources[task.component_spec.name].apply(task)
 
 
-def load(file: str | Path = SHIPPED) -> Placement:
-    """Read a placement: `defaults`, and under `steps` what differs. A step's mappings add to those of the defaults.
+def load(file: str | Path = DEFAULT_FILE) -> Placement:
+    """Read a placement file: `defaults`, and the differences of each step under `steps`.
+
+    Mappings of a step are merged with those of the defaults; other values replace them.
 
     Raises:
-        RecipeError: an unknown step or key, a wrong type or an impossible quantity, by name.
+        RecipeError: an unknown step or key, a wrong type or an impossible quantity; the message names it.
     """
     try:
         sections = recipes.parse(Path(file).read_text(encoding="utf-8") + "\n")
     except (OSError, UnicodeDecodeError, RecipeError) as error:
-        raise RecipeError(f"{file}: no placement: {error}") from None
+        raise RecipeError(f"{file}: cannot be read as a placement: {error}") from None
     for name in sections:
         if name not in ("defaults", "steps"):
-            raise RecipeError(f"{file}: {name}: a placement has only `defaults` and `steps`")
+            raise RecipeError(f"{file}: {name}: unknown; a placement has only `defaults` and `steps`")
     defaults, own = sections.get("defaults") or {}, sections.get("steps") or {}
     for name in own:
         if name not in names():
             raise RecipeError(
-                f"{file}: steps.{name}: no such step; {nearest(name, names())}, all: {', '.join(names())}"
+                f"{file}: steps.{name}: no such step; {nearest(name, names())}; all steps: {', '.join(names())}"
             )
     try:
         recipes.load(StepResources, {"defaults": defaults}, "defaults")

@@ -1,7 +1,8 @@
-"""The image of the steps, built from a base made here, and podman to run it: no registry of images is asked.
+"""Build the image of the steps from a local base image, and run it with podman: no image registry is used.
 
-Needs root, podman and debootstrap (`apt-get install podman buildah runc netavark debootstrap`); skipped elsewhere.
-VLMFLOW_TEST_IMAGE names an image that is built already, for whoever works on these tests.
+These tests are slow and run only with `make test-containers`. They need root, podman and debootstrap (`apt-get install
+podman buildah runc netavark debootstrap`) and are skipped otherwise. To work on the tests themselves, set
+VLMFLOW_TEST_IMAGE to an image that is already built.
 """
 
 import os
@@ -15,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import image
+from vlmflow.runtime.step import image_name
 
-# What pip goes by on this machine: its settings, the certificates, and folders of wheels that they may name.
+# Files that pip uses on this machine: its settings, certificates, and wheel folders that the settings may name.
 PIP = (
     "/etc/pip.conf",
     "/etc/xdg/pip",
@@ -39,7 +40,7 @@ def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """podman's docker socket; yields what DOCKER_HOST is to be."""
+    """Run podman's docker socket. Yields the value for DOCKER_HOST."""
     if os.getuid() or not shutil.which("podman") or not shutil.which("debootstrap"):
         pytest.skip("containers need root, podman and debootstrap")
     socket = tmp_path_factory.mktemp("podman") / "socket"
@@ -56,10 +57,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def built(engine: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of the image `step`, built by `make images`' own command."""
+    """Build the images with `make images`. Returns the name of the image `step`."""
     if given := os.environ.get("VLMFLOW_TEST_IMAGE"):
         return given
-    name = image("step")
+    name = image_name("step")
     if podman("image", "exists", name, check=False).returncode == 0:
         return name
     if podman("image", "exists", BASE, check=False).returncode:
@@ -71,7 +72,7 @@ def built(engine: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         f"BUILD_FLAGS={flags} --build-arg BASE={BASE}",
         "ENGINE=podman --runtime runc",
         "TARGETS=step serve",
-        "CPU_INDEX=",  # the wheel of torch that pip finds by itself
+        "CPU_INDEX=",  # the torch wheel from pip's default index
     ]
     done = subprocess.run(["make", "images", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

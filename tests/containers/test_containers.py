@@ -1,4 +1,4 @@
-"""The images are what they are said to be, and the whole life runs in them as it does in processes."""
+"""The images have the documented properties, and the end-to-end pipeline gives the same results in containers."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,18 @@ import pytest
 
 from tests.conftest import vlmflow
 from tests.containers.conftest import LIMITS, podman
-from vlmflow.runtime.step import image, revision
+from vlmflow.runtime.step import image_name, revision
 
 pytestmark = pytest.mark.timeout(1500)
 
 
 def inside(name: str, *command: str) -> str:
-    """What a command prints in a container as a cluster would start it: restricted, and read-only but for /tmp."""
+    """Return the output of a command in a container as on a cluster: restricted, and read-only except for /tmp."""
     restricted = ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--read-only", "--tmpfs", "/tmp"]
     return podman("run", "--rm", "--network", "host", *LIMITS, *restricted, name, *command).stdout
 
 
-def test_an_image_says_what_it_is_and_holds_no_tools(built: str) -> None:
+def test_the_step_image_has_its_labels_and_sbom_and_no_tools(built: str) -> None:
     (facts,) = json.loads(podman("image", "inspect", built).stdout)
     assert facts["Labels"]["org.opencontainers.image.revision"] == revision() == built.split(":")[1]
     assert facts["Config"]["User"] == "1000"
@@ -35,14 +35,14 @@ def test_an_image_says_what_it_is_and_holds_no_tools(built: str) -> None:
     assert names["transformers"] == lock["transformers"]
 
 
-def test_the_predictor_is_the_image_serve(built: str) -> None:
-    (facts,) = json.loads(podman("image", "inspect", image("serve")).stdout)
-    assert facts["Config"]["Entrypoint"] == ["python", "-m", "vlmflow.serving.predictor"]
+def test_the_serve_image_starts_the_predictor(built: str) -> None:
+    (facts,) = json.loads(podman("image", "inspect", image_name("serve")).stdout)
+    assert facts["Config"]["Entrypoint"] == ["python", "-m", "vlmflow.serving.server"]
     (step,) = json.loads(podman("image", "inspect", built).stdout)
-    assert facts["RootFS"]["Layers"][: len(step["RootFS"]["Layers"])] == step["RootFS"]["Layers"]  # nothing twice
+    assert facts["RootFS"]["Layers"][: len(step["RootFS"]["Layers"])] == step["RootFS"]["Layers"]  # layers are shared
 
 
-def test_the_life_in_containers_makes_what_the_life_in_processes_makes(
+def test_a_run_in_containers_gives_the_same_outputs_as_in_processes(
     engine: str, built: str, finished_run: Path, tmp_path: Path
 ) -> None:
     done = vlmflow(
@@ -50,27 +50,27 @@ def test_the_life_in_containers_makes_what_the_life_in_processes_makes(
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "runs" / "latest"
-    here, there = (
-        {file.stem: json.loads(file.read_text()) for file in sorted((place / "steps").glob("*.json"))}
-        for place in (finished_run, run)
+    process_steps, container_steps = (
+        {file.stem: json.loads(file.read_text()) for file in sorted((folder / "steps").glob("*.json"))}
+        for folder in (finished_run, run)
     )
-    assert set(here) == set(there)
-    assert not any(record["cached"] for record in there.values())
-    for name, record in there.items():
-        found = {label: output["hash"] for label, output in record["outputs"].items()}
-        expected = {label: output["hash"] for label, output in here[name]["outputs"].items()}
+    assert set(process_steps) == set(container_steps)
+    assert not any(record["cached"] for record in container_steps.values())
+    for name, record in container_steps.items():
+        actual = {label: output["hash"] for label, output in record["outputs"].items()}
+        expected = {label: output["hash"] for label, output in process_steps[name]["outputs"].items()}
         changing = CHANGING.get(name.split("-")[0], ())
-        assert {k: v for k, v in found.items() if k not in changing} == {
+        assert {k: v for k, v in actual.items() if k not in changing} == {
             k: v for k, v in expected.items() if k not in changing
         }, name
     verdicts = Path("curate", "ledger", "ledger.parquet")
     assert (finished_run / verdicts).read_bytes() == (run / verdicts).read_bytes()
 
 
-# What names a run, a time or a place, and so is another file each time.
+# Outputs that contain a run ID, a time or a path, and so differ in each run.
 CHANGING: dict[str, tuple[str, ...]] = {
-    "validate": ("report",),  # Great Expectations' pages name the time
-    "curate": ("ledger",),  # its cost.json has seconds; the verdicts are compared by themselves
+    "validate": ("report",),  # Great Expectations' pages contain the time
+    "curate": ("ledger",),  # its cost.json contains seconds; the verdicts are compared separately
     "register": ("version",),
     "deploy": ("manifest", "transcript"),
     "report": ("report",),
@@ -87,10 +87,10 @@ def test_a_step_that_fails_in_its_container_fails_the_run(engine: str, built: st
     assert not (tmp_path / "runs" / "latest" / "ingest" / "raw").exists()
 
 
-def test_without_an_engine_or_an_image_the_run_says_so(engine: str, tmp_path: Path) -> None:
-    for environment, said in (
-        ({"DOCKER_HOST": f"unix://{tmp_path}/none"}, "no container engine at"),
-        ({"DOCKER_HOST": engine, "VLMFLOW_STEP_IMAGE": "localhost/none:1"}, "localhost/none:1: no such image here"),
+def test_a_missing_engine_or_image_is_named(engine: str, tmp_path: Path) -> None:
+    for environment, message in (
+        ({"DOCKER_HOST": f"unix://{tmp_path}/none"}, "no container engine answers at"),
+        ({"DOCKER_HOST": engine, "VLMFLOW_STEP_IMAGE": "localhost/none:1"}, "localhost/none:1: image not found"),
     ):
         done = vlmflow(tmp_path / "runs", "run", "recipes/mini.yaml", "--containers", **environment)
-        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert done.returncode == 2 and message in done.stderr, done.stderr
