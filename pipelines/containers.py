@@ -107,7 +107,8 @@ def _check_engine() -> None:
             f"{image_name('step')}: image not found; run `make images`, or set VLMFLOW_STEP_IMAGE to an existing one"
         ) from None
     except DockerException as error:
+        engine = os.environ.get("DOCKER_HOST", "the default socket")
         raise ServiceError(
-            f"no container engine answers at {os.environ.get('DOCKER_HOST', 'the default socket')}: {error}; start docker, "
-            "or run `podman system service --time 0` and set DOCKER_HOST=unix:///run/podman/podman.sock"
+            f"no container engine answers at {engine}: {error}; start docker, or run "
+            "`podman system service --time 0` and set DOCKER_HOST=unix:///run/podman/podman.sock"
         ) from None
