@@ -101,9 +101,9 @@ def _sample_request(served: dict[str, Any], encoded: str, prompt: str) -> dict[s
     abilities, image = set(served["abilities"]), {"image": {"b64": encoded}}
     if "chat" in abilities:
         return {**image, "prompt": prompt}
-    if abilities & {"embed", "represent"}:
+    if abilities & {"embed", "features"}:
         return image
-    if abilities & {"match", "rank"}:
+    if abilities & {"image_text_matching", "retrieval"}:
         return {**image, "text": prompt}
     return {"text": f"a {served['mask_token']}"}
 

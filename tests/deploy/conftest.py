@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.deploy.config import DeployConfig
 from components.deploy.runtimes import serving_runtime
-from models.tiny import build_language_model
+from models.tiny.build import build_language_model
 from tests.deploy.fake_kube_api import Node
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint, save
@@ -23,7 +23,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("volumes")
     for name in ("one", "two"):
         built = build_language_model(["a red circle"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1)
-        save(folder / name, *built, family="sketch", step="align")
+        save(folder / name, *built, family="tiny-vlm", step="align")
     (folder / "none").mkdir()
     return folder
 

@@ -16,7 +16,7 @@ import pytest
 
 from components.deploy.deployment import DeployConfig, deploy
 from components.deploy.smoke_test import local_predictor, smoke_test
-from models.tiny import build_dual_encoder
+from models.tiny.build import build_dual_encoder
 from tests.deploy.conftest import pairs, png, version
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import save
@@ -26,7 +26,7 @@ from vlmflow.errors import DataError, ServiceError
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = build_dual_encoder(["a red circle"] * 20, vision_layers=1, text_layers=1)
-    return save(tmp_path_factory.mktemp("models"), *built, family="sketch-dual", step="pretrain").path
+    return save(tmp_path_factory.mktemp("models"), *built, family="tiny-dual-encoder", step="pretrain").path
 
 
 def predictors(parent: int | None = None) -> list[int]:

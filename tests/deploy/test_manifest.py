@@ -169,8 +169,8 @@ def test_scaling_and_node_placement() -> None:
 
 def test_an_architecture_that_vllm_does_not_support_is_rejected(tmp_path: Path) -> None:
     section = DeployConfig(runtime="vllm", image="vllm:1")
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SketchForConditionalGeneration"]}))
-    with pytest.raises(ModelError, match="vLLM does not support the architecture SketchForConditionalGeneration"):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["TinyForConditionalGeneration"]}))
+    with pytest.raises(ModelError, match="vLLM does not support the architecture TinyForConditionalGeneration"):
         runtimes.check_architecture(tmp_path, section)
     runtimes.check_architecture(tmp_path, DeployConfig())
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Idefics3ForConditionalGeneration"]}))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from components.deploy.smoke_test import local_predictor
-from models.tiny import build_dual_encoder, build_language_model
+from models.tiny.build import build_dual_encoder, build_language_model
 from vlmflow.artifacts.checkpoint import save
 
 SIZES = {"vision_layers": 1, "text_layers": 1}
@@ -21,7 +21,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that can chat and embed."""
     folder = tmp_path_factory.mktemp("models") / "chat"
     model, processor = build_language_model(["a red circle", "what is it"] * 20, **SIZES, num_hidden_layers=1)
-    return save(folder, model, processor, family="sketch", step="align").path
+    return save(folder, model, processor, family="tiny-vlm", step="align").path
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that can only embed and classify."""
     folder = tmp_path_factory.mktemp("models") / "embedding"
     model, processor = build_dual_encoder(["a red circle", "what is it"] * 20, **SIZES)
-    return save(folder, model, processor, family="sketch-dual", step="pretrain").path
+    return save(folder, model, processor, family="tiny-dual-encoder", step="pretrain").path
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ async def models(request: Request) -> Response:
     """List the served model with its abilities, its mask token if it fills masks, and the hash that lineage uses."""
     predictor: Predictor = request.app.state.predictor
     entry = {"id": predictor.name, "object": "model", "created": 0, "owned_by": "vlmflow"}
-    mask = getattr(predictor.loaded.tokenizer, "mask_token", None) if "fill" in predictor.abilities else None
+    mask = getattr(predictor.loaded.tokenizer, "mask_token", None) if "fill_mask" in predictor.abilities else None
     extras = {"abilities": sorted(predictor.abilities), **({"mask_token": mask} if mask else {})}
     extras["model_hash"] = predictor.model_hash
     return JSONResponse({"object": "list", "data": [{**entry, **extras}]})

@@ -58,22 +58,22 @@ class Predictor(Model):
         Raises:
             ValueError: the model cannot chat, or a prompt contains one of its control tokens or is too long.
         """
-        from vlmflow.inference import loading
+        from vlmflow.inference import generation
         from vlmflow.serving.v1_instances import require_ability
 
         require_ability(self.loaded, "chat")
         for prompt in prompts:
             self._check_prompt(prompt, options["max_new_tokens"])
-        return await self._run(loading.chat, self.loaded, images, prompts, **options)
+        return await self._run(generation.chat, self.loaded, images, prompts, **options)
 
     def _check_prompt(self, prompt: str, max_new_tokens: int) -> None:
-        from vlmflow.inference import loading
+        from vlmflow.inference import generation
 
         processor, config = self.loaded.processor, self.loaded.model.config.get_text_config()
         if control_tokens := [token for token in processor.tokenizer.all_special_tokens if token in prompt]:
             raise ValueError(f"prompt: {control_tokens[0]!r} is a control token of the model; leave it out")
         image_tokens = getattr(processor, "image_tokens", None) or getattr(processor, "image_seq_len", 0)
-        length = len(processor.tokenizer(loading.chat_prompt(processor, prompt))["input_ids"]) + image_tokens
+        length = len(processor.tokenizer(generation.chat_prompt(processor, prompt))["input_ids"]) + image_tokens
         if length + max_new_tokens > (limit := config.max_position_embeddings):
             raise ValueError(
                 f"prompt: too long: {length} tokens and {max_new_tokens} new ones exceed the model's limit of {limit}"

@@ -24,12 +24,12 @@ class VisionLanguageModel(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Answer each row of `image` (encoded bytes) and `prompt` with a text."""
         from vlmflow.images import decoding
-        from vlmflow.inference import loading
+        from vlmflow.inference import generation
         from vlmflow.serving import v1_instances
 
         images, prompts = list(model_input["image"]), list(model_input["prompt"])
         if "chat" in self.loaded.abilities:
-            return loading.chat(self.loaded, [decoding.decode(image) for image in images], prompts)
+            return generation.chat(self.loaded, [decoding.decode(image) for image in images], prompts)
         instances = [
             {"image": {"b64": base64.b64encode(image).decode()}, **({"text": prompt} if prompt else {})}
             for image, prompt in zip(images, prompts, strict=True)
