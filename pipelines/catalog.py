@@ -1,4 +1,4 @@
-"""Wiring, and the ways in. Every pipeline that ships, by name."""
+"""The pipelines that ship, by the name that `vlmflow submit` and a recipe's `pipeline` key use."""
 
 from importlib import import_module
 from typing import Any
@@ -17,15 +17,15 @@ PIPELINES = {
     "monitor-champion-revision": "pipelines.monitor:monitor_champion_revision",
 }
 
-# The pipeline that does the same on the data of a revision, instead of making its own.
+# With --data-rev, the pipeline on the right fetches versioned data and then runs the same steps as the one on the left.
 ON_REVISION = {"end-to-end": "train", "monitor-champion": "monitor-champion-revision"}
 
 
 def load_pipeline(name: str) -> Any:
-    """The pipeline of that name.
+    """Import and return the pipeline called `name`.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: no pipeline has that name.
     """
     if name not in PIPELINES:
         raise RecipeError(f"{name}: no such pipeline; {nearest(name, PIPELINES)}, all: {', '.join(PIPELINES)}")

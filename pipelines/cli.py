@@ -1,4 +1,4 @@
-"""The command line: `vlmflow --help`."""
+"""The command line of vlmflow, a platform for training, aligning and serving vision-language models."""
 
 import json
 import os
@@ -12,44 +12,66 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.placement import SHIPPED
 from pipelines.zoo import zoo
-from vlmflow.config import recipes as recipes
 from vlmflow.errors import EXIT_CODE, RecipeError, VlmflowError
 
-console = Console(highlight=False, file=sys.stdout)  # bound now: a run redirects what its libraries print
+console = Console(highlight=False, file=sys.stdout)  # bound to stdout now: a run redirects sys.stdout
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Recipe = Annotated[str, typer.Argument(help="A recipe: the path of a YAML file.")]
+Recipe = Annotated[str, typer.Argument(help="Path of a recipe, a YAML file.")]
 Assignments = Annotated[
-    list[str], typer.Option("--set", help="Change a value: section.key=value; section=null leaves a step out.")
+    list[str], typer.Option("--set", help="Override a value: section.key=value; section=null skips a step.")
 ]
 
 Placement = Annotated[
-    Path, typer.Option(help="Where each step runs: a YAML file.", show_default="infra/kubeflow/placement.yaml")
+    Path,
+    typer.Option(
+        help="Resources, image and secrets of each step, a YAML file.", show_default="infra/kubeflow/placement.yaml"
+    ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.print(f"vlmflow {version('vlmflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Accept the options that stand before a command."""
 
 
 @app.command()
 def run(
     recipe: Recipe,
-    assignments: Assignments = [],  # noqa: B006  typer copies it
+    assignments: Assignments = [],  # noqa: B006  typer copies the default
     data_rev: Annotated[
-        str | None, typer.Option(help="Train on the data of this revision (see `fetch` in the recipe); make none.")
+        str | None,
+        typer.Option(
+            help="Use the data of this DVC revision (see the recipe's `fetch` section) instead of building it."
+        ),
     ] = None,
     containers: Annotated[
-        bool, typer.Option("--containers", help="Each step in its container, by docker or podman; see `make images`.")
+        bool,
+        typer.Option("--containers", help="Run each step in its container, with docker or podman; see `make images`."),
     ] = False,
 ) -> None:
-    """Run the whole life on this machine, or the pipeline that the recipe names."""
-    from components.plan.sections import check
+    """Run a recipe's pipeline on this machine (end-to-end unless the recipe sets `pipeline`)."""
     from pipelines.catalog import ON_REVISION, load_pipeline
 
-    sections = recipes.override(recipes.parse(recipe), assignments)
-    check(sections)
+    sections = _checked(recipe, assignments)
     name = sections.get("pipeline", "end-to-end")
     if data_rev is not None and name not in ON_REVISION:
-        raise RecipeError(f"--data-rev {data_rev}: the pipeline {name!r} makes its own data; leave it out")
+        raise RecipeError(
+            f"--data-rev {data_rev}: the pipeline {name!r} does not fetch versioned data; leave --data-rev out"
+        )
     from pipelines.local_runner import run as start
 
     if data_rev is None:
@@ -58,8 +80,18 @@ def run(
         _show(start(load_pipeline(ON_REVISION[name]), sections, console, containers, data_rev=data_rev))
 
 
+def _checked(recipe: str, assignments: list[str]) -> dict[str, Any]:
+    """Return the recipe with the assignments applied, after checking every section."""
+    from components.plan.sections import check
+    from vlmflow.config import recipes
+
+    sections = recipes.override(recipes.parse(recipe), assignments)
+    check(sections)
+    return sections
+
+
 def _show(folder: Path) -> None:
-    """The end of a run: what the served model can do, what was left out, and where to go on."""
+    """Print the end of a run: scores of the last stage, skipped steps, the registered version, next commands."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = summary["results"]
     if "sweep" in summary["steps"]:
@@ -97,7 +129,7 @@ def _show(folder: Path) -> None:
 
 
 def _compare(settings: dict[str, dict[str, Any]]) -> None:
-    """A row for each setting of a sweep, with the interval of each capability; the best value is green."""
+    """Print a row for each setting of a sweep, with intervals; the best value is green."""
     first = next(iter(settings.values()))
     table = Table(Column("setting", overflow="fold"), *(f"{name} ({score['metric']})" for name, score in first.items()))
     ways = {name: max if score["higher_is_better"] else min for name, score in first.items()}
@@ -111,19 +143,18 @@ def _compare(settings: dict[str, dict[str, Any]]) -> None:
 
 @app.command()
 def step(
-    name: Annotated[str, typer.Argument(help="A step: ingest, validate, curate, tasks, …")],
-    recipe: Annotated[str, typer.Option(help="The recipe's path.")],
+    name: Annotated[str, typer.Argument(help="A step: ingest, validate, curate, instructions, …")],
+    recipe: Annotated[str, typer.Option(help="Path of the recipe.")],
     inputs: Annotated[list[str], typer.Option("--in", help="An input artifact: name=path.")] = [],  # noqa: B006
     outputs: Annotated[list[str], typer.Option("--out", help="An output artifact: name=path.")] = [],  # noqa: B006
-    parameters: Annotated[list[str], typer.Option("--param", help="A further parameter: name=value.")] = [],  # noqa: B006
+    parameters: Annotated[list[str], typer.Option("--param", help="Another parameter: name=value.")] = [],  # noqa: B006
     assignments: Assignments = [],  # noqa: B006
 ) -> None:
-    """Run one step on artifacts given by path: what `dvc repro` calls."""
-    from components.plan.sections import check
+    """Run one step on artifacts given by path; `dvc repro` calls this."""
     from pipelines.step_cli import run_step
+    from vlmflow.config import recipes
 
-    sections = recipes.override(recipes.parse(recipe), assignments)
-    check(sections)
+    sections = _checked(recipe, assignments)
     run_step(name, recipes.dump(sections), _pairs(inputs), _pairs(outputs), _pairs(parameters))
 
 
@@ -139,11 +170,8 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 @app.command()
 def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
-    """Train one small model on what each stage of curation left, and say what each stage bought and cost."""
-    from components.plan.sections import check
-
-    sections = recipes.override(recipes.parse(recipe), assignments)
-    check(sections)
+    """Train one small model on the survivors of each curation stage; print each stage's gain and cost."""
+    sections = _checked(recipe, assignments)
     from pipelines.data_ablation import data_ablation as pipeline
     from pipelines.local_runner import run as start
 
@@ -166,12 +194,12 @@ def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: As
 
 @app.command()
 def export(
-    dataset: Annotated[Path, typer.Argument(help="A dataset of pairs: the folder of its shards and card.json.")],
-    out: Annotated[str, typer.Argument(help="A folder, here or at any address such as s3://bucket/shards.")],
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Pairs in a shard, at most.")] = 10000,
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset of pairs (shards and card.json).")],
+    out: Annotated[str, typer.Argument(help="Target folder: a path, or an address such as s3://bucket/shards.")],
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Maximum number of pairs in a shard.")] = 10000,
 ) -> None:
-    """Write pairs as webdataset shards, for other people's loaders."""
-    from components.ingest.export import export as write
+    """Export pairs as webdataset shards."""
+    from components.ingest.export import export_webdataset as write
     from vlmflow.artifacts.dataset import Dataset
 
     pairs = Dataset(dataset, "pairs")
@@ -180,59 +208,65 @@ def export(
 
 @app.command()
 def compile(
-    out: Annotated[Path, typer.Option(help="The folder of the YAML files.")] = Path("compiled"),
-    placement: Placement = SHIPPED,
+    out: Annotated[Path, typer.Option(help="Folder for the YAML files.")] = Path("compiled"),
+    placement: Placement = None,
 ) -> None:
-    """Write every pipeline as Kubeflow Pipelines IR, each step in its place."""
+    """Compile every pipeline to Kubeflow Pipelines IR, with the resources of each step."""
     from pipelines.catalog import PIPELINES, load_pipeline
-    from pipelines.flow import compiled
+    from pipelines.flow import compile
     from pipelines.placement import load
 
     places = load(placement)
     out.mkdir(parents=True, exist_ok=True)
     for name in PIPELINES:
-        (out / f"{name}.yaml").write_text(compiled(load_pipeline(name), places), encoding="utf-8")
+        (out / f"{name}.yaml").write_text(compile(load_pipeline(name), places), encoding="utf-8")
         console.print(f"{out / name}.yaml")
 
 
 @app.command()
 def submit(
     name: Annotated[str, typer.Argument(metavar="PIPELINE", help="end-to-end, train, pretraining, …")],
-    host: Annotated[str, typer.Option(help="Kubeflow Pipelines; by default $KF_PIPELINES_ENDPOINT.")] = "",
-    recipe: Annotated[str | None, typer.Option(help="A recipe's path; by default the one that is compiled in.")] = None,
+    host: Annotated[str, typer.Option(help="URL of Kubeflow Pipelines; default: $KF_PIPELINES_ENDPOINT.")] = "",
+    recipe: Annotated[
+        str | None, typer.Option(help="Path of a recipe; default: the one compiled into the pipeline.")
+    ] = None,
     assignments: Assignments = [],  # noqa: B006
     data_rev: Annotated[
-        str | None, typer.Option(help="The data of this revision, for a pipeline that fetches.")
+        str | None, typer.Option(help="Data revision, for a pipeline that fetches versioned data.")
     ] = None,
-    experiment: Annotated[str, typer.Option(help="KFP's experiment, which groups runs.")] = "vlmflow",
-    namespace: Annotated[str, typer.Option(help="The profile, in a Kubeflow of several users.")] = "",
-    token: Annotated[str, typer.Option(help="A bearer token; by default $VLMFLOW_KFP_TOKEN, or the pod's own.")] = "",
-    placement: Placement = SHIPPED,
-    every: Annotated[str | None, typer.Option(help="Recur: a cron expression, such as '0 6 * * 1', or @daily.")] = None,
-    wait: Annotated[bool, typer.Option(help="Follow the run; the exit code is 1 if it fails.")] = True,
+    experiment: Annotated[str, typer.Option(help="KFP experiment of the run.")] = "vlmflow",
+    namespace: Annotated[str, typer.Option(help="Profile namespace, in a multi-user Kubeflow.")] = "",
+    token: Annotated[str, typer.Option(help="Bearer token; default: $VLMFLOW_KFP_TOKEN, or the pod's own.")] = "",
+    placement: Placement = None,
+    cron: Annotated[
+        str | None, typer.Option(help="Schedule: a cron expression such as '0 6 * * 1', or @daily.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the run; exit code 1 if it fails.")] = True,
 ) -> None:
-    """Run a pipeline on Kubeflow: upload it where it has changed, start it, and follow it."""
+    """Run a pipeline on Kubeflow: upload it if it has changed, start it, and wait for it."""
     from pipelines.catalog import load_pipeline
-    from pipelines.flow import compiled
+    from pipelines.flow import compile
     from pipelines.kubeflow import Server
     from pipelines.placement import load
-    from pipelines.submit import order
+    from pipelines.submit import build_request
     from pipelines.submit import submit as start
 
-    wanted = order(name, recipe, assignments, data_rev)
-    server = Server.at(host, token, namespace)
-    text = compiled(load_pipeline(name), load(placement))
-    if not start(server, wanted, text, console, experiment=experiment, every=every, wait=wait):
+    wanted = build_request(name, recipe, assignments, data_rev)
+    server = Server.from_env(host, token, namespace)
+    text = compile(load_pipeline(name), load(placement))
+    if not start(server, wanted, text, console, experiment=experiment, cron=cron, wait=wait):
         raise typer.Exit(1)
 
 
 @app.command()
 def serve(
-    reference: Annotated[str, typer.Argument(help="A model folder, a run's folder, or models:/vlm@champion.")],
+    reference: Annotated[
+        str, typer.Argument(help="Model folder, run folder, or registered version such as models:/vlm@champion.")
+    ],
     port: Annotated[int, typer.Option(help="The HTTP port.")] = 8080,
-    name: Annotated[str, typer.Option(help="The model's name in requests.")] = "vlm",
+    name: Annotated[str, typer.Option(help="Model name in requests.")] = "vlm",
 ) -> None:
-    """Serve a model: KServe's V1 and V2, and OpenAI chat."""
+    """Serve a model over KServe V1, KServe V2 and OpenAI chat."""
     from vlmflow.serving.server import serve as start
 
     raise typer.Exit(start(reference, port, name))
@@ -243,22 +277,22 @@ def lineage(
     reference: Annotated[
         str,
         typer.Argument(
-            help="An endpoint's address or manifest, models:/…, a folder of a model, a dataset or a run, the id of a "
-            "run of MLflow or KFP, a hash, a data revision, or a pair's uid."
+            help="Endpoint URL or manifest, models:/…, folder of a model, dataset or run, MLflow or KFP run ID, "
+            "hash, data revision, or pair uid."
         ),
     ],
-    up: Annotated[bool, typer.Option("--up", help="What it came from; the default, but for a uid.")] = False,
-    down: Annotated[bool, typer.Option("--down", help="What it went into; the default for a uid.")] = False,
+    up: Annotated[bool, typer.Option("--up", help="Show ancestors (default, except for a pair uid).")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Show descendants (default for a pair uid).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a tree.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw it too: a file ending in .svg, .png or .pdf.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="Also draw the graph: a .svg, .png or .pdf file.")] = None,
 ) -> None:
-    """What something came from, and what was made of it; for a uid, what was learned from it."""
+    """Trace an artifact to its sources, or a pair to the models trained on it."""
     from pipelines.lineage.render_graph import draw
     from pipelines.lineage.trace import lineage as trace
 
     found = trace(reference, up=up, down=down)
-    if picture is not None:
-        draw(found.graph, picture)
+    if graph is not None:
+        draw(found.graph, graph)
     if as_json:
         console.print_json(json.dumps(found.content))
     else:
@@ -267,28 +301,28 @@ def lineage(
 
 @app.command()
 def takedown(
-    uid: Annotated[str, typer.Argument(help="A pair's uid.")],
-    out: Annotated[Path, typer.Option(help="The exclusion list that it is added to.")] = Path("takedown.txt"),
+    uid: Annotated[str, typer.Argument(help="Uid of a pair.")],
+    out: Annotated[Path, typer.Option(help="Exclusion list to append to.")] = Path("takedown.txt"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """What used a pair, and what to do about each; `curate.exclude` keeps what the list holds from coming back."""
+    """List everything that used a pair and the action required; add it to an exclusion list for `curate.exclude`."""
     from pipelines.lineage.takedown import takedown as take
 
     found = take(uid, out)
     if as_json:
         console.print_json(json.dumps(found.content))
     else:
-        console.print(found.text, soft_wrap=True, markup=False)  # commands are there to be copied
+        console.print(found.text, soft_wrap=True, markup=False)  # commands must stay copyable
 
 
 @app.command()
 def explain(
-    uid: Annotated[str, typer.Argument(help="A pair's uid, or how it begins.")],
+    uid: Annotated[str, typer.Argument(help="Uid of a pair, or its first digits.")],
     where: Annotated[
-        Path | None, typer.Option("--in", help="A ledger's folder, or a run's; by default the latest run's.")
+        Path | None, typer.Option("--in", help="Folder of a ledger or a run; default: the latest run.")
     ] = None,
 ) -> None:
-    """What curation did to one pair, and why."""
+    """Explain what curation did to one pair, and why."""
     from vlmflow.artifacts.ledger import history
     from vlmflow.tracking import mlflow_run
 
@@ -300,7 +334,7 @@ def explain(
 
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None:
-    """Open MLflow's pages on the runs' own store."""
+    """Start the MLflow UI on the local store."""
     from vlmflow.serving.server import check_port
     from vlmflow.tracking import mlflow_run
 
@@ -308,7 +342,7 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
     mlflow_run.client()
     uri = mlflow_run.store()
     if uri.startswith("http"):
-        console.print(f"MLFLOW_TRACKING_URI is set; its pages are at {uri}")
+        console.print(f"MLFLOW_TRACKING_URI is set; open {uri}")
         return
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     command += [
@@ -328,11 +362,11 @@ app.add_typer(zoo)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2."""
-    from vlmflow.runtime.process import configure_logging, one_thread
+    """Entry point; a user's mistake is printed as one line, with exit code 2."""
+    from vlmflow.runtime.process import configure_logging, limit_threads
 
     configure_logging()
-    one_thread()
+    limit_threads()
     try:
         app()
     except VlmflowError as error:

@@ -13,10 +13,10 @@ from typing import Any
 from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.status import Status
+from vlmflow.runtime.fingerprint import hash_named_files
 
 from vlmflow.errors import ServiceError
 from vlmflow.runtime.step import image_name
-from vlmflow.runtime.step_cache import hash_named_files
 from vlmflow.tracking import mlflow_run
 
 PASSED_PREFIXES = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from components.learning_check.comparison import LOSS
+from pipelines import reference
 from pipelines.catalog import PIPELINES, load_pipeline
 from pipelines.step_cli import names
 from pipelines.zoo import RECIPES, measure
@@ -103,9 +104,12 @@ def updated(file: str) -> str:
 
 
 def main() -> None:
-    """Write the generated parts."""
+    """Write the generated parts and files."""
     for file in GENERATED:
         Path(ROOT / file).write_text(updated(file), encoding="utf-8")
+    for file, write in reference.FILES.items():
+        Path(ROOT / file).parent.mkdir(parents=True, exist_ok=True)
+        Path(ROOT / file).write_text(write(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole life of a vision-language model, raw pairs to a served, preference-aligned model."""
+"""The end-to-end pipeline: from raw image-text pairs to a served, preference-aligned model."""
 
 from components.align.component import align
 from components.caption.component import caption
@@ -16,11 +16,11 @@ from components.pretrain.component import pretrain
 from components.register.component import register
 from components.report.component import report
 from components.validate.component import validate
-from pipelines.flow import flow, shipped
+from pipelines.flow import default_recipe, flow
 
 
 def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
-    """What follows once there are data: training, gate, endpoint, report."""
+    """Training, evaluation, gate, registration, deployment and report; common to `end_to_end` and `train`."""
     validated = validate(data=questions, recipe=recipe, section="validate_instructions")
 
     def measure(stage: str, model):
@@ -38,9 +38,9 @@ def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
     reader = ocr(start=grounded, conversations=questions, recipe=recipe).outputs["model"]
     ocr_scores = measure("ocr", reader)
 
-    pairs_of_answers = preferences(model=reader, conversations=questions, recipe=recipe).outputs["preferences"]
-    preferred = validate(data=pairs_of_answers, recipe=recipe, section="validate_preferences")
-    aligned = align(start=reader, preferences=pairs_of_answers, recipe=recipe).after(preferred)
+    preference_pairs = preferences(model=reader, conversations=questions, recipe=recipe).outputs["preferences"]
+    preferred = validate(data=preference_pairs, recipe=recipe, section="validate_preferences")
+    aligned = align(start=reader, preferences=preference_pairs, recipe=recipe).after(preferred)
     aligned_scores = measure("align", aligned.outputs["model"])
     control_scores = measure("control", aligned.outputs["control"])
 
@@ -74,7 +74,7 @@ def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
         ground_scores=ground_scores,
         ocr=reader,
         ocr_scores=ocr_scores,
-        preferences=pairs_of_answers,
+        preferences=preference_pairs,
         aligned=aligned.outputs["model"],
         aligned_scores=aligned_scores,
         control=aligned.outputs["control"],
@@ -87,22 +87,22 @@ def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
 
 
 @flow
-def end_to_end(recipe: str = shipped("demo")):
-    """The whole life of a vision-language model: raw image-text pairs in, a served model out.
+def end_to_end(recipe: str = default_recipe("demo")):
+    """Train, align and deploy a vision-language model: raw image-text pairs in, a served model out.
 
     1. Ingest raw pairs and validate them.
-    2. Curate them, a verdict for every pair, and validate what is left; make the task sets, and validate those.
-    3. Pretrain by contrast, then a language model on captions.
-    4. Teach it to ground phrases, then to read lines.
-    5. Collect preferences against its own mistakes, validate them, and align it; train the control.
+    2. Curate them, with a verdict for every pair; build conversations for each task; validate both.
+    3. Pretrain a dual encoder, then a language model on captions.
+    4. Fine-tune it to ground phrases, then to read lines of text.
+    5. Collect preference pairs from its own mistakes, validate them, and align it with DPO; train the SFT control.
     6. Evaluate after every stage.
     7. Gate: keep the aligned model or the one before it.
-    8. Register the choice, deploy it and try the endpoint.
-    9. Report.
+    8. Register the chosen model, deploy it and smoke-test the endpoint.
+    9. Write the report.
 
     Args:
-        recipe: every value of the run, as YAML: a section for each step. A section that is `null` or missing
-            leaves its step out. The default is recipes/demo.yaml.
+        recipe: the configuration of the run, as YAML: a section for each step. A step whose section is `null` or
+            missing is skipped. The default is recipes/demo.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
@@ -114,16 +114,16 @@ def end_to_end(recipe: str = shipped("demo")):
 
 
 @flow
-def train(recipe: str = shipped("demo"), data_rev: str = "HEAD"):
-    """The life of a model on the data of a revision, exactly as they were versioned: none are made.
+def train(recipe: str = default_recipe("demo"), data_rev: str = "HEAD"):
+    """Train, align and deploy a model on the data of a DVC revision, exactly as they were versioned.
 
-    1. Fetch raw and curated pairs, ledger and task sets from DVC, and validate the task sets.
-    2. From there on as `end-to-end`: training, evaluation, gate, registration, endpoint, report.
+    1. Fetch raw and curated pairs, ledger and conversations from DVC, and validate the conversations.
+    2. Continue as `end-to-end`: training, evaluation, gate, registration, deployment, report.
 
     Args:
-        recipe: every value of the run, as YAML: a section for each step. `fetch.repo` says where the data are, an
-            address that the cluster can read. The default is recipes/demo.yaml.
-        data_rev: a commit, a tag or a branch of that repository; HEAD is its default branch as it is now.
+        recipe: the configuration of the run, as YAML: a section for each step. `fetch.repo` is the address of the
+            data's repository, which the cluster must be able to read. The default is recipes/demo.yaml.
+        data_rev: a commit, tag or branch of that repository; HEAD is the tip of its default branch.
     """
     data = fetch(recipe=recipe, data_rev=data_rev).outputs
     train_and_release(data["raw"], data["curated"], data["ledger"], data["funnel"], data["conversations"], recipe)

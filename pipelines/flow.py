@@ -1,10 +1,11 @@
-"""How a function that wires steps becomes a pipeline: as it stands for this machine, placed and reported for a cluster.
+"""Turn a function that wires steps into a pipeline, for this machine or for a cluster.
 
     @flow
-    def life(recipe: str = shipped("demo")):
-        \"\"\"What Kubeflow's UI says of it, and of each parameter under `Args:`.\"\"\"
+    def end_to_end(recipe: str = default_recipe("demo")):
+        \"\"\"The description in Kubeflow's UI; `Args:` describes each parameter.\"\"\"
 
-kfp.local knows no exit handler that would tell of a failure, and needs none: the runner tells.
+On a cluster the pipeline also gets the steps `plan` (first) and `finish` (exit handler), and each task gets its
+resources. kfp.local has no exit handler; there the local runner reports the result.
 """
 
 import functools
@@ -26,19 +27,20 @@ from vlmflow.runtime.code_hash import ROOT
 
 
 def flow(function: Callable[..., Any]) -> GraphComponent:
-    """Make `function` a pipeline of its own name."""
+    """Make `function` a KFP pipeline; its name is the function's, with dashes."""
     return dsl.pipeline(function, name=function.__name__.replace("_", "-"))  # type: ignore[return-value]
 
 
-def shipped(name: str) -> str:
-    """The text of a recipe that ships: what a run has whose form in the UI was left as it is."""
+def default_recipe(name: str) -> str:
+    """Return the text of recipes/`name`.yaml, the default of a pipeline's `recipe` parameter in the UI."""
     return (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def on_cluster(pipeline: GraphComponent, placement: Placement) -> GraphComponent:
-    """The same pipeline with every step in its place, `plan` before them, and `finish` after, whatever became of them.
+    """Return the pipeline for a cluster: `plan` runs first, `finish` runs last in any case, resources are set.
 
-    KFP's cache goes by a step's parameters: were the recipe one of each, any change would run all of them again.
+    `plan` splits the recipe, so that each task gets its own section only. KFP's cache key contains the parameters: with
+    the whole recipe as a parameter, any change would miss the cache of every step.
     """
     wire = pipeline.pipeline_func
 
@@ -50,30 +52,30 @@ def on_cluster(pipeline: GraphComponent, placement: Placement) -> GraphComponent
         tasks = Pipeline.get_default_pipeline().tasks.values()  # type: ignore[union-attr]
         for task in tasks:
             if "recipe" in task.inputs and task.component_spec.name not in WHOLE:
-                _give(task, parts[_section(task)])
-        placement.put(tasks)
+                _set_recipe(task, parts[_section(task)])
+        placement.apply(tasks)
 
     return flow(whole)
 
 
 def _section(task: dsl.PipelineTask) -> str:
-    """The section of the recipe that a task reads."""
+    """Return the name of the recipe section that a task reads."""
     default = (task.component_spec.inputs or {}).get("section")
     return str(task.inputs.get("section") or (default.default if default else task.component_spec.name))
 
 
-def _give(task: dsl.PipelineTask, part: PipelineChannel) -> None:
-    """Make `part` the task's recipe. KFP has no call for that: a task's inputs are set when it is made."""
+def _set_recipe(task: dsl.PipelineTask, part: PipelineChannel) -> None:
+    """Replace the task's recipe input by `part`; KFP has no call for changing an input of an existing task."""
     whole = task.inputs["recipe"]
     task.inputs["recipe"] = part
     channels = task.channel_inputs
-    channels[next(place for place, channel in enumerate(channels) if channel is whole)] = part
+    channels[next(i for i, channel in enumerate(channels) if channel is whole)] = part
 
 
-def compiled(pipeline: GraphComponent, placement: Placement) -> str:
-    """The pipeline for a cluster as KFP's IR, YAML of two documents; the same code and placement give the same text.
+def compile(pipeline: GraphComponent, placement: Placement) -> str:
+    """Compile the pipeline for a cluster to KFP's IR, two YAML documents; the output is deterministic.
 
-    Not by KFP's own writer: it repeats defaults in a comment, which one of several lines breaks out of.
+    KFP's own writer is not used: it repeats default values in a comment, and a multi-line default breaks that comment.
     """
     placed = on_cluster(pipeline, placement)
     documents = [MessageToDict(placed.pipeline_spec), MessageToDict(placed.platform_spec)]

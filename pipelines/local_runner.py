@@ -1,4 +1,4 @@
-"""Run a pipeline on this machine by kfp.local, with a story that a person can follow."""
+"""Run a pipeline on this machine with kfp.local, and report its progress on the terminal."""
 
 import contextlib
 import io
@@ -27,12 +27,12 @@ from pipelines.summary import summarise
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import SpaceError, VlmflowError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.prefork import ADDRESS
+from vlmflow.runtime.prefork import PREFORK_ADDRESS
 from vlmflow.tracking import mlflow_run, step_run
 
 
 class StepFailed(VlmflowError):
-    """A step ended by its user's mistake; its own line says which."""
+    """A step failed because of a user's mistake; the message is the step's own error line."""
 
 
 def run(
@@ -42,52 +42,54 @@ def run(
     containers: bool = False,
     **parameters: str,
 ) -> Path:
-    """Run `pipeline` with the recipe `sections` and its further `parameters`; returns the run's folder.
+    """Run `pipeline` with the recipe `sections` and further `parameters`; return the run's folder.
 
     Args:
-        containers: each step in its container, instead of a process.
+        containers: run each step in its container instead of a process.
 
     Raises:
-        StepFailed: a step refused its input. RuntimeError: a step broke; the run's log has the traceback.
+        StepFailed: a step rejected its input. RuntimeError: a step crashed; the traceback is in the run's log.
     """
-    folder = _folder(mlflow_run.home())
+    folder = _new_run_folder(mlflow_run.home())
     recipe = recipes.dump(sections)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     tasks = pipeline.pipeline_spec.root.dag.tasks.values()  # type: ignore[attr-defined]
     total = 0 if any(task.WhichOneof("iterator") for task in tasks) else len(tasks)
     started = time.monotonic()
-    warm = contextlib.nullcontext("") if containers else _warm(folder)
-    with warm as address, _environment(folder, address):
+    prefork = contextlib.nullcontext("") if containers else _preforked_process(folder)
+    with prefork as address, _environment(folder, address):
         if containers:
             from pipelines.containers import runner
 
             local.init(runner=runner(folder, sections), pipeline_root=str(folder))
         else:
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
-        _follow(pipeline, sections, folder, console, total, {"recipe": recipe, **parameters})
+        _run_pipeline(pipeline, sections, folder, console, total, {"recipe": recipe, **parameters})
     summary = summarise(folder, seconds=time.monotonic() - started)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def _follow(pipeline: Any, sections: Any, folder: Path, console: Console, total: int, given: dict[str, str]) -> None:
-    """Run the pipeline, and tell and track how it goes."""
-    with _tracked(folder, sections) as finished:
-        narrator = Narrator(folder, console, total, finished)
+def _run_pipeline(
+    pipeline: Any, sections: Any, folder: Path, console: Console, total: int, given: dict[str, str]
+) -> None:
+    """Run the pipeline while reporting on the console and in MLflow."""
+    with _tracking_run(folder, sections) as finished:
+        reporter = ConsoleReporter(folder, console, total, finished)
         log = (folder / "run.log").open("w", encoding="utf-8")
-        with log as narrator.log, contextlib.redirect_stdout(narrator), contextlib.redirect_stderr(narrator):
+        with log as reporter.log, contextlib.redirect_stdout(reporter), contextlib.redirect_stderr(reporter):
             try:
                 pipeline(**given)
-                narrator.catch_up()
+                reporter.report_finished()
             except RuntimeError as error:
-                narrator.catch_up()
-                if "outputs" in (record := _failed(folder)):
-                    finished(record)  # a refusal is logged with its report, as any step
-                raise _failure(record, folder, error) from error
+                reporter.report_finished()
+                if "outputs" in (record := _failed_record(folder)):
+                    finished(record)  # a failed step is logged with its outputs, like any other
+                raise _as_exception(record, folder, error) from error
 
 
-def _folder(home: Path) -> Path:
-    """A new run's folder, `latest` pointing at it; half-written outputs of dead runs go."""
+def _new_run_folder(home: Path) -> Path:
+    """Create the folder of a new run, point `latest` at it, and delete partial outputs of dead runs."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         for left in home.glob("*/*/*.partial"):
@@ -99,14 +101,14 @@ def _folder(home: Path) -> Path:
         (folder / "pid").write_text(str(os.getpid()))
         link = folder / "latest"
         link.symlink_to(folder.name)
-        link.replace(home / "latest")  # in one move: another run may be starting beside us
+        link.replace(home / "latest")  # atomic: another run may start at the same time
     except OSError as error:
         raise SpaceError(f"{home}: cannot be written: {error.strerror}; make room, or set VLMFLOW_HOME") from None
     return folder
 
 
-def _failed(folder: Path) -> dict[str, Any]:
-    """The record of the step that ended by its user's mistake; empty where there is none."""
+def _failed_record(folder: Path) -> dict[str, Any]:
+    """Return the record of the step that failed because of a user's mistake; empty if there is none."""
     for file in (folder / "steps").glob("*.json"):
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["status"] == "failed" and record.get("users"):
@@ -114,7 +116,7 @@ def _failed(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _failure(record: dict[str, Any], folder: Path, error: RuntimeError) -> Exception:
+def _as_exception(record: dict[str, Any], folder: Path, error: RuntimeError) -> Exception:
     if not record:
         return RuntimeError(f"{error}; the traceback is in {folder / 'run.log'}")
     pages = [output["path"] for output in record.get("outputs", {}).values() if step_run.is_page(Path(output["path"]))]
@@ -122,12 +124,12 @@ def _failure(record: dict[str, Any], folder: Path, error: RuntimeError) -> Excep
 
 
 @contextlib.contextmanager
-def _warm(folder: Path) -> Iterator[str]:
-    """A process with everything imported, which the steps are forks of; yields its address."""
+def _preforked_process(folder: Path) -> Iterator[str]:
+    """Start a process with the large libraries imported, from which the steps are forked; yield its address."""
     with (
-        tempfile.TemporaryDirectory() as place,  # a run's folder can be too long a path for a socket
+        tempfile.TemporaryDirectory() as place,  # the path of a run's folder may be too long for a socket
         socket.socket(socket.AF_UNIX) as listener,
-        (folder / "warm.log").open("w") as log,
+        (folder / "prefork.log").open("w") as log,
     ):
         address = f"{place}/socket"
         listener.bind(address)
@@ -140,7 +142,7 @@ def _warm(folder: Path) -> Iterator[str]:
             stderr=log,
             pass_fds=[listener.fileno()],
         )
-        listener.close()  # if it dies, the steps' calls are refused, and they import for themselves
+        listener.close()  # if the process dies, connections are refused and steps import the libraries themselves
         try:
             yield address
         finally:
@@ -148,10 +150,10 @@ def _warm(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _environment(folder: Path, warm: str) -> Iterator[None]:
-    """Steps find this interpreter, this repository and the run's folder."""
+def _environment(folder: Path, prefork: str) -> Iterator[None]:
+    """Set the environment of the steps: this interpreter, this repository and the run's folder."""
     given = {
-        ADDRESS: warm,
+        PREFORK_ADDRESS: prefork,
         "VLMFLOW_RUN": str(folder),
         "VLMFLOW_HOME": str(folder.parent),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -172,68 +174,70 @@ def _environment(folder: Path, warm: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-class Narrator(io.TextIOBase):
-    """Takes what kfp.local prints: all of it to the run's log, the story to the terminal.
+class ConsoleReporter(io.TextIOBase):
+    """Receives what kfp.local prints: writes everything to the run's log and the progress to the terminal.
 
-    total: how many tasks there are, or 0 where a loop makes that unknown.
+    total: number of tasks, or 0 where a loop makes it unknown.
     """
 
     log: io.TextIOBase
 
     def __init__(self, folder: Path, console: Console, total: int, finished: Callable[[dict[str, Any]], None]):
         self.folder, self.console, self.total, self.finished = folder, console, total, finished
-        self.place, self.rest = 0, ""
-        self.told: set[str] = set()
+        self.started, self.rest = 0, ""
+        self.reported: set[str] = set()
 
     def write(self, text: str) -> int:
-        """Log `text`, and tell each whole line of it."""
+        """Log `text` and report each complete line."""
         self.log.write(text)
         self.log.flush()
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            self._tell(re.sub(r"\x1b\[\d+m", "", line).strip())
+            self._report(re.sub(r"\x1b\[\d+m", "", line).strip())
         return len(text)
 
-    def _tell(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         if match := re.search(r"Executing task '([\w-]+)'", line):
-            self.place += 1
+            self.started += 1
             total = f"/{self.total}" if self.total else ""
-            self.console.print(f"[bold cyan]{self.place:>2}{total}[/] [bold]{match[1]}[/]")
+            self.console.print(f"[bold cyan]{self.started:>2}{total}[/] [bold]{match[1]}[/]")
         elif re.search(r"Task '([\w-]+)' finished with status SUCCESS", line):
-            self.catch_up()
+            self.report_finished()
         elif match := re.match(r"\d\d:\d\d:\d\d (.*)", line):
             self.console.print(f"      [dim]{match[1]}[/]", highlight=False, markup=True)
 
-    def catch_up(self) -> None:
-        """Tell of each step that has ended well, once; of two that run side by side kfp.local may say only one."""
+    def report_finished(self) -> None:
+        """Report each finished step once; of two parallel steps kfp.local may announce only one."""
         for file in sorted((self.folder / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
             record = json.loads(file.read_text(encoding="utf-8"))
-            if record["status"] != "done" or record["label"] in self.told:
+            if record["status"] != "done" or record["label"] in self.reported:
                 continue
-            self.told.add(record["label"])
+            self.reported.add(record["label"])
             took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
             self.console.print(f"      [green]✓[/] {record['label']} ({took})")
             self.finished(record)
 
 
 @contextlib.contextmanager
-def _tracked(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """The pipeline's MLflow run, and below it one for each step that ends; written beside the work."""
+def _tracking_run(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open the pipeline's MLflow run; a background thread adds a nested run for each finished step."""
     if not mlflow_run.enabled():
         yield lambda record: None
         return
     work: queue.Queue[dict[str, Any] | None] = queue.Queue()
     problems: list[BaseException] = []
-    mlflow_run.client()  # a server that is gone is told before the first step, not after the last
+    mlflow_run.client()  # fail before the first step if the server is unreachable
     tags = {"vlmflow.run": folder.name, "vlmflow.recipe": sections.get("title", "")}
-    with mlflow_run.run(f"life {folder.name}", params=sections, tags=tags) as parent:
+    with mlflow_run.run(
+        f"{sections.get('pipeline', 'end-to-end')} {folder.name}", params=sections, tags=tags
+    ) as parent:
         (folder / "mlflow_run_id").write_text(parent.id or "")
 
         def log() -> None:
             while (record := work.get()) is not None:
                 try:
                     _log_step(folder, record, parent.id)
-                except BaseException as error:  # told at the end, in the thread that can be heard
+                except BaseException as error:  # raised at the end, in the main thread
                     problems.append(error)
                     return
 
@@ -253,7 +257,7 @@ def _tracked(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[
 
 
 def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:
-    """Log the step's record, and write down in it which run that is."""
+    """Log the step's record to MLflow and add the run's id to it."""
     here = step_run.log(record, parent)
     (folder / "steps" / f"{record['label']}.json").write_text(
         json.dumps({**record, "mlflow_run_id": here}, indent=1), encoding="utf-8"

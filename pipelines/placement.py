@@ -124,14 +124,15 @@ class Placement:
             self.resources[task.component_spec.name].apply(task)
 
 
-def load(file: str | Path = DEFAULT_FILE) -> Placement:
-    """Read a placement file: `defaults`, and the differences of each step under `steps`.
+def load(file: str | Path | None = None) -> Placement:
+    """Read a placement file (default: infra/kubeflow/placement.yaml): `defaults`, and the changes of each step.
 
     Mappings of a step are merged with those of the defaults; other values replace them.
 
     Raises:
         RecipeError: an unknown step or key, a wrong type or an impossible quantity; the message names it.
     """
+    file = file or DEFAULT_FILE
     try:
         sections = recipes.parse(Path(file).read_text(encoding="utf-8") + "\n")
     except (OSError, UnicodeDecodeError, RecipeError) as error:

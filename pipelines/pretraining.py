@@ -1,4 +1,4 @@
-"""A family that trains by itself: raw pairs to an endpoint, with no language model after it."""
+"""Pretrain one family of the zoo, and check that a family learns."""
 
 from typing import Any
 
@@ -12,23 +12,23 @@ from components.learning_check.component import learning_check
 from components.pretrain.component import pretrain
 from components.register.component import register
 from components.validate.component import validate
-from pipelines.flow import flow, shipped
+from pipelines.flow import default_recipe, flow
 from vlmflow.config import recipes as recipes
 
 
 @flow
-def pretraining(recipe: str = shipped("zoo/clip")):
-    """A family of the zoo that trains by itself: raw pairs to an endpoint, with no language model after it.
+def pretraining(recipe: str = default_recipe("zoo/clip")):
+    """Pretrain and deploy one family of the zoo: raw pairs in, an endpoint out, no language-model stage.
 
     1. Ingest raw pairs and validate them.
-    2. Curate them, and validate what is left.
+    2. Curate them, and validate the kept pairs.
     3. Pretrain the family and evaluate it.
-    4. Gate: may it become the champion?
-    5. Register it, deploy it and try the endpoint.
+    4. Gate: decide whether it may become the champion.
+    5. Register it, deploy it and smoke-test the endpoint.
 
     Args:
-        recipe: every value of the run, as YAML: a section for each step; `pretrain.family` says which family. The
-            default is recipes/zoo/clip.yaml.
+        recipe: the configuration of the run, as YAML: a section for each step; `pretrain.family` selects the family.
+            The default is recipes/zoo/clip.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     checked = validate(data=raw, recipe=recipe, section="validate_raw")
@@ -60,7 +60,7 @@ VARIANTS = ("untrained", "trained", "shuffled")
 
 
 def control_variants(sections: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
-    """The recipe with its section `pretrain` made three: untrained, trained and shuffled."""
+    """Return the recipe with section `pretrain` replaced by three variants: untrained, trained and shuffled."""
     pretrain = sections["pretrain"]
     budget = dict(pretrain.get("training", {}))
     if seconds is not None:
@@ -74,17 +74,17 @@ def control_variants(sections: dict[str, Any], seconds: float | None = None) -> 
 
 
 @flow
-def zoo_check(recipe: str = recipes.dump(control_variants(recipes.parse(shipped("zoo/clip"))))):
-    """Whether a family of the zoo learns: it is trained beside its untrained self and a control, and compared.
+def zoo_check(recipe: str = recipes.dump(control_variants(recipes.parse(default_recipe("zoo/clip"))))):
+    """Check that a family of the zoo learns: compare it with its untrained state and with a shuffled control.
 
     1. Ingest pairs and curate them.
-    2. Begin the family and leave it; train it; train it on shuffled pairs.
+    2. Pretrain three variants: untrained, trained, and trained on shuffled pairs.
     3. Evaluate all three on the same held-out pairs.
-    4. Say whether it learned.
+    4. Compare, and report whether it learned.
 
     Args:
-        recipe: every value of the run, as YAML, with the sections `untrained`, `trained` and `shuffled` for the
-            three. The default is made from recipes/zoo/clip.yaml.
+        recipe: the configuration of the run, as YAML, with the sections `untrained`, `trained` and `shuffled`.
+            The default is made from recipes/zoo/clip.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     pairs = curate(raw=raw, recipe=recipe).outputs["curated"]

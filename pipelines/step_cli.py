@@ -1,4 +1,4 @@
-"""One step on artifacts given by path, through the same door as in a pipeline."""
+"""`vlmflow step`: run one step on artifacts given by path, with the same runner as in a pipeline."""
 
 import shutil
 import tempfile
@@ -13,19 +13,19 @@ from vlmflow.runtime.step_runner import Task
 
 
 def names() -> list[str]:
-    """Every step: the folders of components that have a component.py."""
+    """Return the names of all steps: the folders of components with a component.py."""
     return sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
 
 
 def run_step(
     name: str, recipe: str, inputs: dict[str, str], outputs: dict[str, str], parameters: dict[str, Any]
 ) -> None:
-    """Run step `name`; its outputs appear whole at their paths when it has ended, or not at all.
+    """Run step `name`; its outputs appear complete at their paths, or not at all.
 
     Raises:
-        GateError: the step refused to go on; what it wrote of its reasons is there.
-        RecipeError: no such step, or artifacts that are not the step's.
-        DataError: an input that is not there.
+        GateError: the step stopped the pipeline; the outputs with its reasons are written.
+        RecipeError: the step does not exist, or an artifact's name is not one of its inputs or outputs.
+        DataError: an input path does not exist.
     """
     if name not in names():
         raise RecipeError(f"step {name}: no such step; {nearest(name, names())}, all: {', '.join(names())}")
@@ -36,7 +36,7 @@ def run_step(
     _check_names("--out", outputs, set(spec.outputs or {}), set(spec.outputs or {}))
     for key, path in inputs.items():
         if not Path(path).exists():
-            raise DataError(f"{name} --in {key}={path}: no such artifact; run the step that writes it")
+            raise DataError(f"{name} --in {key}={path}: file not found; run the step that writes it")
     defaults = {key: value.default for key, value in spec.inputs.items() if value.default is not None}
     first = Path(next(iter(outputs.values()))).resolve().parent
     first.mkdir(parents=True, exist_ok=True)
@@ -85,4 +85,4 @@ def _check_names(option: str, given: dict[str, str], needed: set[str], known: se
     if missing := needed - set(given):
         raise RecipeError(f"{option}: missing {', '.join(sorted(missing))}; write {option} name=path for each")
     if extra := set(given) - known:
-        raise RecipeError(f"{option}: {', '.join(sorted(extra))}: the step has only {', '.join(sorted(known))}")
+        raise RecipeError(f"{option}: unknown {', '.join(sorted(extra))}; the step has {', '.join(sorted(known))}")

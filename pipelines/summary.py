@@ -1,4 +1,4 @@
-"""What a run came to, in one JSON file: cost of each step, rows by verdict, capabilities by stage."""
+"""The summary of a run, one JSON file: cost of each step, rows by verdict, capabilities by stage."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def summarise(folder: Path, seconds: float) -> dict[str, Any]:
-    """Gather `summary.json` from the records and artifacts of a finished run.
+    """Build the content of `summary.json` from the records and artifacts of a finished run.
 
-    `seconds` and `steps` differ from run to run; everything under `results` is the same for the same seed.
+    `seconds` and `steps` vary from run to run; `results` is identical for the same seed.
     """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "steps").glob("*.json"))]
     steps = {
@@ -37,10 +37,10 @@ def summarise(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def _skipped(records: list[dict[str, Any]]) -> dict[str, str]:
-    """Steps that had nothing to do, and why, as their outputs' cards say."""
+    """Return the steps that were skipped and the reason, from their outputs' cards."""
     reasons = {}
     for record in records:
-        # An evaluation of a model that was handed on is not itself a skipped step.
+        # The evaluation of a model that a skipped step passed through is not itself skipped.
         for output in record["outputs"].values() if record["step"] not in ("evaluate", "gate") else ():
             card = _read(Path(output["path"]) / "card.json")
             reason = card.get("skipped") or card.get("notes", {}).get("skipped")

@@ -1,4 +1,4 @@
-"""A family trained with every combination of some values, side by side."""
+"""Hyperparameter sweep: train a family with every combination of the given values, in parallel."""
 
 from kfp import dsl
 
@@ -9,22 +9,22 @@ from components.instructions.component import instructions
 from components.pretrain.component import pretrain
 from components.sweep.component import sweep as combinations
 from components.validate.component import validate
-from pipelines.flow import flow, shipped
+from pipelines.flow import default_recipe, flow
 
 
 @flow
-def sweep(recipe: str = shipped("sweep")):
-    """A family of the zoo, trained with every combination of some values, side by side on the same pairs.
+def sweep(recipe: str = default_recipe("sweep")):
+    """Train a family of the zoo with every combination of the given values, in parallel, on the same pairs.
 
-    1. Ingest raw pairs, curate them, and validate what is left.
-    2. List the combinations, and refuse the sweep if one is impossible.
+    1. Ingest raw pairs, curate them, and validate the kept pairs.
+    2. List the combinations; fail if one of them is invalid.
     3. For each: pretrain the family, and evaluate it on the same held-out pairs.
 
-    MLflow's page of the experiment compares them: a row for each, with what was varied and what came of it.
+    MLflow's experiment page compares them, one row each with its values and scores.
 
     Args:
-        recipe: every value of the run, as YAML: a section for each step. `sweep.grid` says what is varied, and
-            `pretrain` what is not. The default is recipes/sweep.yaml.
+        recipe: the configuration of the run, as YAML: a section for each step. `sweep.grid` lists the varied values,
+            `pretrain` holds the fixed ones. The default is recipes/sweep.yaml.
     """
     settings = combinations(recipe=recipe).output
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]

@@ -1,4 +1,4 @@
-"""A run on Kubeflow, followed from here: a line for each change, and what it failed of."""
+"""Wait for a run on Kubeflow: print each change of a task's state, and why the run failed."""
 
 import time
 from datetime import datetime
@@ -11,32 +11,32 @@ from pipelines.kubeflow import Server
 from vlmflow.errors import ServiceError
 
 ENDED = {"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"}
-PATIENCE = 6  # answers in a row that may be missing
+MAX_MISSED_POLLS = 6  # in a row, before the server counts as unreachable
 
 
-def follow(server: Server, client: Any, run_id: str, name: str, console: Console, pause: float) -> bool:
-    """Print a line for each task whose state changes, until the run has ended; says whether it succeeded.
+def wait_for_run(server: Server, client: Any, run_id: str, name: str, console: Console, pause: float) -> bool:
+    """Print each task's state changes until the run ends; return whether it succeeded.
 
     Raises:
-        ServiceError: the server has been silent for long.
+        ServiceError: the server did not answer several polls in a row.
     """
     titles = {key: task.task_info.name for key, task in load_pipeline(name).pipeline_spec.root.dag.tasks.items()}
     titles["finish"] = "finish"
     seen: dict[str, str] = {}
-    silent = 0
+    missed = 0
     while True:
         try:
-            with server.answering():
+            with server.translate_errors():
                 run = client.get_run(run_id)
-            silent = 0
+            missed = 0
         except ServiceError:
-            silent += 1
-            if silent >= PATIENCE:
+            missed += 1
+            if missed >= MAX_MISSED_POLLS:
                 raise
             time.sleep(pause)
             continue
         details = (run.run_details.task_details if run.run_details else None) or []
-        # Beside the tasks there are KFP's own nodes: drivers, executors, the exit handler's group.
+        # The details also list KFP's own nodes: drivers, executors, the exit handler's group.
         tasks = [task for task in details if task.display_name in titles]
         for task in tasks:
             if task.state and seen.get(task.task_id) != task.state:
@@ -51,18 +51,18 @@ def follow(server: Server, client: Any, run_id: str, name: str, console: Console
     for task in tasks:
         if task.state == "FAILED":
             console.print(f"error: {titles[task.display_name]}: {_message(task, details)}", markup=False)
-    said = run.error.message if run.error else None
-    console.print(f"[red]✗[/] {run.state.lower()}" + (f": {said}" if said else ""))
+    message = run.error.message if run.error else None
+    console.print(f"[red]✗[/] {run.state.lower()}" + (f": {message}" if message else ""))
     return False
 
 
 def _message(task: Any, details: list[Any]) -> str:
-    """What a task says of its failure: itself, or the nodes below it."""
+    """Return the error message of a failed task or of the first node below it that has one."""
     by_id = {each.task_id: each for each in details}
-    waiting = [task]
-    while waiting:
-        here = waiting.pop(0)
-        if here.error and here.error.message:
-            return here.error.message
-        waiting += [by_id[child.task_id] for child in here.child_tasks or [] if child.task_id in by_id]
-    return "no reason given; its log in the UI has it"
+    queue = [task]
+    while queue:
+        node = queue.pop(0)
+        if node.error and node.error.message:
+            return node.error.message
+        queue += [by_id[child.task_id] for child in node.child_tasks or [] if child.task_id in by_id]
+    return "no message; see its log in the UI"

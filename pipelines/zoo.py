@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.pretraining import VARIANTS, control_variants
-from vlmflow.config import recipes as recipes
 from vlmflow.config.nearest import nearest
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
@@ -53,12 +51,12 @@ def check(
     """Train a family and a control on shuffled pairs; print as JSON what it learned, with intervals."""
     from components.plan.sections import check as check_sections
     from pipelines.local_runner import run
+    from pipelines.pretraining import VARIANTS, control_variants, zoo_check
+    from vlmflow.config import recipes
 
     sections = control_variants(recipes.override(recipes.parse(recipe_of(name)), assignments), seconds)
     check_sections(sections)
-    from pipelines.pretraining import zoo_check
-
-    # Bound now: a run redirects what its libraries print.
+    # Bound to stderr now: a run redirects sys.stderr.
     folder = run(zoo_check, sections, Console(file=sys.stderr, highlight=False))
     found = json.loads((folder / "learning_check" / "finding").read_text(encoding="utf-8"))
     records = {v: json.loads((folder / "steps" / f"pretrain-{v}.json").read_text("utf-8")) for v in VARIANTS}
@@ -68,7 +66,7 @@ def check(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        shutil.copyfile(folder / "learning_check" / "picture", out / f"{name}.png")
+        shutil.copyfile(folder / "learning_check" / "figure", out / f"{name}.png")
 
 
 @zoo.command()
@@ -85,6 +83,7 @@ def measure(name: str, large: bool) -> dict[str, Any]:
     import torch
 
     from models.zoo import ZOO
+    from vlmflow.config import recipes
     from vlmflow.training.pretraining.config import PretrainConfig
 
     section = recipes.load(PretrainConfig, recipes.parse(recipe_of(name, large)), "pretrain")

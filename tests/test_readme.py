@@ -43,7 +43,7 @@ def test_every_command_is_one_of_ours() -> None:
              "vlmflow data-ablation recipes/data-ablation.yaml",
              "vlmflow export data/curated shards", "make benchmark-data", "make images", "vlmflow zoo",
              "vlmflow zoo check mae", "vlmflow compile --out compiled", "vlmflow submit end-to-end --host http://localhost:8080",
-             "vlmflow submit watch --every '0 6 * * 1'"}  # fmt: skip
+             "vlmflow submit monitor-champion --cron '0 6 * * 1'"}  # fmt: skip
     for command in COMMANDS:
         if command and not command.startswith(("vlmflow run", "curl", "-d")):
             assert command in known, command

@@ -1,4 +1,4 @@
-"""The history that folders on this machine tell: the artifacts under the folder of runs, and the steps' records."""
+"""Lineage from this machine: the artifacts under the folder of runs, and the steps' records."""
 
 import json
 import os
@@ -13,35 +13,35 @@ from vlmflow.errors import DataError, ModelError
 
 logger = getLogger(__name__)
 
-_PASSED = ("mlartifacts", ".memo", ".shards", "steps")  # MLflow's copies are its own source's to tell of
+_SKIPPED_FOLDERS = ("mlartifacts", ".memo", ".shards", "steps")  # MLflow's own copies come from `mlflow_source`
 
 
 def read(history: History, root: Path) -> None:
     """Add every artifact under `root`, and every step of its runs."""
     for folder in _folders(root):
         add(history, folder)
-    lying: dict[str, list[str]] = {}
+    ids_by_folder: dict[str, list[str]] = {}
     for node in history.nodes.values():
         for place in node.places:
-            lying.setdefault(place, []).append(node.id)
+            ids_by_folder.setdefault(place, []).append(node.id)
     for file in sorted(root.glob("*/steps/*.json")):
-        if not file.parent.parent.is_symlink():  # runs/latest is a run that stands there already
-            _ran(history, file.parent.parent, json.loads(file.read_text(encoding="utf-8")), lying)
+        if not file.parent.parent.is_symlink():  # runs/latest is a link to a run that is read already
+            _add_step(history, file.parent.parent, json.loads(file.read_text(encoding="utf-8")), ids_by_folder)
 
 
 def add(history: History, folder: Path) -> list[str]:
-    """Add what lies in `folder`; returns the ids."""
+    """Add the artifacts in `folder`; return their ids."""
     try:
-        return [history.add(one, str(folder.resolve())).id for one in provenance.read(folder)]
+        return [history.add(one, str(folder.resolve())).id for one in provenance.read_origins(folder)]
     except (DataError, ModelError) as error:
-        logger.warning("left out of the lineage: %s", error)
+        logger.warning("not included in the lineage: %s", error)
         return []
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """The folders that may be artifacts; not those of a run that is going on or was killed, nor a link's target."""
+    """Yield folders that may hold artifacts; skip partial outputs of running or killed steps, and links."""
     for place, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in _PASSED and not name.endswith(".partial"))
+        names[:] = sorted(name for name in names if name not in _SKIPPED_FOLDERS and not name.endswith(".partial"))
         if "card.json" in files or "version.json" in files:
             names.clear()
             yield Path(place)
@@ -49,13 +49,15 @@ def _folders(root: Path) -> Iterator[Path]:
             yield Path(place)
 
 
-def _ran(history: History, run: Path, record: dict[str, Any], lying: dict[str, list[str]]) -> None:
+def _add_step(history: History, run: Path, record: dict[str, Any], ids_by_folder: dict[str, list[str]]) -> None:
     pipeline = run / "mlflow_run_id"
     contents: dict[str, list[str]] = {}
     for output in record.get("outputs", {}).values():
-        place = run.resolve().joinpath(*Path(output["path"]).parts[-2:])  # the folder of runs may have been moved
+        place = run.resolve().joinpath(
+            *Path(output["path"]).parts[-2:]
+        )  # resolved again: the folder of runs may have moved
         if "hash" in output:
-            contents[output["hash"]] = lying.get(str(place), [])
+            contents[output["hash"]] = ids_by_folder.get(str(place), [])
     step = Step(
         label=record["label"],
         run=run.name,
@@ -64,4 +66,4 @@ def _ran(history: History, run: Path, record: dict[str, Any], lying: dict[str, l
         cached=bool(record.get("cached")),
         inputs=list(record.get("inputs", {}).values()),
     )
-    history.ran(step, contents)
+    history.add_step(step, contents)

@@ -1,10 +1,10 @@
-"""The history that MLflow tells: the steps' runs by their tags, and the registered versions."""
+"""Lineage from MLflow: the steps' runs by their tags, and the registered model versions."""
 
 import json
 from logging import getLogger
 
 from pipelines.lineage.history import History, Step
-from vlmflow.artifacts.provenance import TAG, Origin
+from vlmflow.artifacts.provenance import ORIGIN_TAG, Origin
 from vlmflow.tracking import mlflow_run
 from vlmflow.tracking.registry import Version, versions
 from vlmflow.tracking.step_run import KFP_RUN
@@ -15,37 +15,37 @@ _PAGE = 1000
 
 
 def read(history: History) -> None:
-    """Add what the steps' runs made, and the versions.
+    """Add the outputs of the steps' runs, and the registered versions.
 
     Raises:
-        ServiceError: the store is out of reach.
+        ServiceError: MLflow does not answer.
     """
     client = mlflow_run.client()
     with mlflow_run.answering(mlflow_run.store()):
         experiment = client.get_experiment_by_name(mlflow_run.EXPERIMENT)
         assert experiment is not None  # `client` has made it
         token: str | None = None
-        while True:  # the store hands runs out in pages
+        while True:  # search_runs is paginated
             page = client.search_runs([experiment.experiment_id], max_results=_PAGE, page_token=token)
             for run in page:
                 if "vlmflow.step" in run.data.tags:
-                    _ran(history, run.info.run_id, run.info.run_name or "", run.data.tags)
+                    _add_step(history, run.info.run_id, run.info.run_name or "", run.data.tags)
             token = page.token
             if not token:
                 break
         for registered in client.search_registered_models():
             for version in versions(registered.name):
                 place = client.get_model_version_download_uri(version.name, version.version)
-                _registered(history, version, place)
+                _add_version(history, version, place)
 
 
-def _ran(history: History, run: str, label: str, tags: dict[str, str]) -> None:
+def _add_step(history: History, run: str, label: str, tags: dict[str, str]) -> None:
     contents: dict[str, list[str]] = {}
     for name, text in tags.items():
-        if name.startswith(TAG):
+        if name.startswith(ORIGIN_TAG):
             told = json.loads(text)
             ids = [history.add(Origin(**one), told["place"]).id for one in told["origins"]]
-            contents[tags.get(f"output.{name.removeprefix(TAG)}", name)] = ids
+            contents[tags.get(f"output.{name.removeprefix(ORIGIN_TAG)}", name)] = ids
     step = Step(
         label=label,
         mlflow_run=run,
@@ -56,11 +56,11 @@ def _ran(history: History, run: str, label: str, tags: dict[str, str]) -> None:
         cached=tags.get("cached") == "True",
         inputs=[value for name, value in tags.items() if name.startswith("input.")],
     )
-    history.ran(step, contents)
+    history.add_step(step, contents)
 
 
-def _registered(history: History, version: Version, place: str) -> None:
-    """A version's tags tell of the checkpoint too, which may lie nowhere else any more."""
+def _add_version(history: History, version: Version, place: str) -> None:
+    """Add the version and its checkpoint, whose other copies may be deleted by now."""
     tags = version.tags
     facts = {
         "mlflow_run": version.run_id,

@@ -1,4 +1,4 @@
-"""Where a pair is: the datasets that hold it, what their ledgers say of it, and what learned from it."""
+"""Find a pair: the datasets that contain it, its verdicts in the ledgers, and the models trained on it."""
 
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
@@ -14,28 +14,28 @@ from upath import UPath
 from pipelines.lineage.history import Graph, History, Node
 from vlmflow.errors import DataError
 
-pc: Any = pyarrow.compute  # whose functions are made at run time
-_KEYS = ("uid", "pair")  # a row is the pair itself, or was made from it
+pc: Any = pyarrow.compute  # its functions are created at run time, which pyright cannot see
+_KEYS = ("uid", "pair")  # the pair's own row, or a row made from it
 
 
 @dataclass
-class Holders:
-    """Datasets by id → rows of each split; `unread` are those that are out of reach, and why."""
+class PairLocations:
+    """Dataset id → number of rows by split; `unread` gives the datasets that could not be read, and why."""
 
     rows: dict[str, dict[str, int]] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
 
 
-def holders(uids: Iterable[str], history: History) -> Holders:
-    """The datasets that hold one of the pairs, or rows made from one; of every shard only two columns are read."""
-    wanted, found = pa.array(sorted(uids), pa.string()), Holders()
+def locate_pairs(uids: Iterable[str], history: History) -> PairLocations:
+    """Return the datasets that contain one of the pairs or rows made from one; reads only the id columns."""
+    wanted, found = pa.array(sorted(uids), pa.string()), PairLocations()
     for node in [node for node in history.nodes.values() if node.kind == "dataset"]:
         splits: Counter[str] = Counter()
         try:
             with shards(node) as files:
                 for file in files:
                     columns = [name for name in (*_KEYS, "split") if name in file.schema_arrow.names]
-                    splits.update(_held(file.read(columns), wanted)["split"].to_pylist())
+                    splits.update(_matching_rows(file.read(columns), wanted)["split"].to_pylist())
         except DataError as error:
             found.unread[node.id] = str(error)
         if splits:
@@ -43,47 +43,47 @@ def holders(uids: Iterable[str], history: History) -> Holders:
     return found
 
 
-def _held(table: pa.Table, wanted: pa.Array) -> pa.Table:
+def _matching_rows(table: pa.Table, wanted: pa.Array) -> pa.Table:
     masks = [pc.is_in(table[name], wanted) for name in _KEYS if name in table.column_names]
     return table.filter(masks[0] if len(masks) == 1 else pc.or_(*masks))
 
 
 @contextmanager
 def shards(node: Node) -> Iterator[Iterator[pq.ParquetFile]]:
-    """The shards of a dataset, from the first of its places where they are.
+    """Open the shards of a dataset at the first location where they exist.
 
     Raises:
-        DataError: they are in none.
+        DataError: no location can be read.
     """
-    refusals = []
+    reasons = []
     for place in node.places:
         try:
-            # KFP's minio:// is S3 by another name; where it is, AWS_ENDPOINT_URL says.
+            # KFP writes minio:// for S3; AWS_ENDPOINT_URL gives the server.
             files = sorted(UPath(place.replace("minio://", "s3://")).glob("*.parquet"), key=str)
-        except Exception as error:  # each protocol has errors of its own: no credentials, no route, no right
-            refusals.append(f"{place}: {' '.join(str(error).split())[:120]}")
+        except Exception as error:  # each protocol raises its own errors: credentials, network, permissions
+            reasons.append(f"{place}: {' '.join(str(error).split())[:120]}")
             continue
         if files:
-            with closing(_opened(files)) as opened:
+            with closing(_open_files(files)) as opened:
                 yield opened
             return
-        refusals.append(f"{place}: no longer there")
-    raise DataError(f"dataset {node.short}: {'; '.join(refusals) or 'no place is known'}")
+        reasons.append(f"{place}: not found")
+    raise DataError(f"dataset {node.short}: {'; '.join(reasons) or 'no location is recorded'}")
 
 
-def _opened(files: list[UPath]) -> Generator[pq.ParquetFile, None, None]:
+def _open_files(files: list[UPath]) -> Generator[pq.ParquetFile, None, None]:
     for file in files:
         with file.open("rb") as handle, pq.ParquetFile(handle) as shard:
             yield shard
 
 
 def verdicts(uids: Iterable[str], history: History) -> Iterator[dict[str, Any]]:
-    """What the ledgers beside the curated datasets say of the pairs."""
+    """Yield the verdicts on the pairs in the ledgers that lie beside the curated datasets."""
     wanted, seen = sorted(uids), set()
     for node in history.nodes.values():
         for folder in node.folders if node.kind == "dataset" else ():
             for file in sorted((folder.parent / "ledger").glob("*.parquet")):
-                if (inode := file.stat().st_ino) in seen:  # an unchanged step's output is a link to the first one
+                if (inode := file.stat().st_ino) in seen:  # the output of a cached step is a hard link to the first one
                     continue
                 seen.add(inode)
                 columns = ["uid", "verdict", "rule", "value", "threshold"]
@@ -91,22 +91,22 @@ def verdicts(uids: Iterable[str], history: History) -> Iterator[dict[str, Any]]:
                     yield {**row, "ledger": str(file.parent)}
 
 
-def learned(holders: Holders, history: History) -> Graph:
-    """The datasets that hold the pair, and what learned from it.
+def models_trained_on(locations: PairLocations, history: History) -> Graph:
+    """Return the datasets that contain the pair, and every model, version and endpoint trained on it.
 
-    Only training rows teach, and a checkpoint that goes on from another has learned what that one had; a version and
-    an endpoint are their checkpoint.
+    Only training rows count. A checkpoint inherits the training data of the checkpoint that it starts from; a version
+    and an endpoint inherit those of their checkpoint.
     """
     graph = Graph([], {}, [])
-    for id, splits in holders.rows.items():
+    for id, splits in locations.rows.items():
         node = history.nodes[id]
         graph.nodes[id] = node
         graph.notes[id] = ", ".join(f"{count} {split}" for split, count in sorted(splits.items()))
-        within = [parent for parent in node.parents if parent in holders.rows and parent != id]
+        within = [parent for parent in node.parents if parent in locations.rows and parent != id]
         graph.edges += [(parent, id) for parent in within]
         if not within:
             graph.start.append(id)
-    frontier = [id for id, splits in holders.rows.items() if "train" in splits]
+    frontier = [id for id, splits in locations.rows.items() if "train" in splits]
     done: set[str] = set()
     while frontier:
         id = frontier.pop(0)

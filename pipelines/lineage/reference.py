@@ -1,4 +1,4 @@
-"""From what a person types to the artifacts that it means."""
+"""Resolve a user's reference (URL, path, id, hash, revision, uid) to artifacts."""
 
 import re
 import subprocess
@@ -15,41 +15,41 @@ from vlmflow.errors import DataError, ModelError, ServiceError
 from vlmflow.tracking import mlflow_run
 
 UID = re.compile(r"[0-9a-f]{32}")
-_PREFIX = 6  # digits that a hash may be cut to, at least
+_PREFIX = 6  # minimum length of an abbreviated hash
 _SECONDS = 10.0
-_CALLS = re.compile(r"/(v1|v2|openai)(/.*)?$")  # what may follow an endpoint's own address
+_CALLS = re.compile(r"/(v1|v2|openai)(/.*)?$")  # API path after an endpoint's base address
 
 KINDS = (
-    "an endpoint's address or manifest, models:/name@alias, a run's, model's or dataset's folder, the id of a run of "
-    "MLflow or KFP, a hash or how it begins, a data revision, or a pair's uid of 32 hex digits"
+    "an endpoint URL or manifest, models:/name@alias, the folder of a run, model or dataset, an MLflow or KFP run ID, "
+    "a hash (at least 6 digits), a data revision, or a pair's uid (32 hex digits)"
 )
 
 
 @dataclass
-class Meant:
-    """The artifacts that a reference means, and what kind of reference it is."""
+class Reference:
+    """The artifacts that a reference stands for, and the kind of reference."""
 
     kind: str
     ids: list[str]
 
 
-def find(reference: str, history: History) -> Meant:
-    """The artifacts that `reference` means; none where it is a pair's uid.
+def resolve(reference: str, history: History) -> Reference:
+    """Resolve `reference` to artifacts; `ids` is empty for a pair's uid.
 
     Raises:
-        ModelError, DataError: it means nothing, or several things.
+        ModelError, DataError: nothing matches, or several things match.
         ServiceError: the endpoint or MLflow does not answer.
     """
     if reference.startswith(("http://", "https://")):
-        return Meant("endpoint", [_live(reference, history)])
+        return Reference("endpoint", [_query_endpoint(reference, history)])
     if reference.startswith("models:/"):
-        return Meant("version", [_version(reference, history)])
+        return Reference("version", [_version(reference, history)])
     if Path(reference).exists():
-        return _place(Path(reference), history)
-    return _name(reference, history)
+        return _from_path(Path(reference), history)
+    return _from_identifier(reference, history)
 
 
-def _live(url: str, history: History) -> str:
+def _query_endpoint(url: str, history: History) -> str:
     """Ask a running endpoint which checkpoint it serves."""
     import httpx
 
@@ -61,11 +61,11 @@ def _live(url: str, history: History) -> str:
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
         raise ServiceError(
             f"{base}/openai/v1/models: {type(error).__name__}: {' '.join(str(error).split())[:120]}; give the address "
-            "of an endpoint of ours, or its manifest"
+            "of a vlmflow endpoint, or its manifest"
         ) from None
     model = served.get("model_hash")
     if not model:
-        raise ServiceError(f"{base}: does not say which checkpoint it serves; give its manifest, or its version")
+        raise ServiceError(f"{base}: the endpoint reports no model_hash; give its manifest or its version")
     versions = [id for id in history.children.get(model, []) if history.nodes[id].kind == "version"]
     return _endpoint(f"{served.get('id', '')} at {base}", versions or [model], history)
 
@@ -83,88 +83,92 @@ def _version(reference: str, history: History) -> str:
         mine = node.kind == "version" and node.id.startswith(f"models:/{name}/")
         if mine and (which in node.name.split(", ") if at == "@" else node.id == reference):
             return node.id
-    mlflow_run.client()  # a store that is gone is the reason then
+    mlflow_run.client()  # if the store cannot be reached, report that instead
     raise ModelError(f"{reference}: no such version; registered: {listing()}")
 
 
-def _place(path: Path, history: History) -> Meant:
+def _from_path(path: Path, history: History) -> Reference:
     if path.is_file():
-        return Meant("endpoint", _file(path, history))
+        return Reference("endpoint", _from_file(path, history))
     if (path / "steps").is_dir():
         run = path.resolve()
         made = [node.id for node in history.nodes.values() if any(run in Path(p).parents for p in node.places)]
         if not made:
-            raise DataError(f"{path}: this run has made no artifact yet; see {run / 'run.log'}")
-        return Meant("run", made)
+            raise DataError(f"{path}: this run has produced no artifacts yet; see {run / 'run.log'}")
+        return Reference("run", made)
     if (path / "transcript.json").is_file():
-        return Meant("endpoint", _file(path / "transcript.json", history))
-    ids = [history.add(one, str(path.resolve())).id for one in provenance.read(path)]
+        return Reference("endpoint", _from_file(path / "transcript.json", history))
+    ids = [history.add(one, str(path.resolve())).id for one in provenance.read_origins(path)]
     if not ids:
         from vlmflow.serving.resolve import resolve
 
         path = resolve(path)
-        ids = [history.add(one, str(path.resolve())).id for one in provenance.read(path)]
-    for beside in sorted(path.resolve().parent.glob("*/card.json")):  # as dvc.yaml lays out data
+        ids = [history.add(one, str(path.resolve())).id for one in provenance.read_origins(path)]
+    for beside in sorted(
+        path.resolve().parent.glob("*/card.json")
+    ):  # the layout of dvc.yaml: data/raw, data/curated, …
         local_source.add(history, beside.parent)
-    return Meant(history.nodes[ids[-1]].kind, ids)
+    return Reference(history.nodes[ids[-1]].kind, ids)
 
 
-def _file(path: Path, history: History) -> list[str]:
+def _from_file(path: Path, history: History) -> list[str]:
     if path.name == "transcript.json":
         beside = path.parent.parent / "manifest"
         if not (files := sorted(beside.glob("*.yaml"))):
-            raise DataError(f"{path}: no manifest in {beside}; give the endpoint's manifest, or its version")
+            raise DataError(f"{path}: no manifest in {beside}; give the endpoint's manifest or its version")
     else:
         files = [path]
-    ids = [history.add(one, str(file.resolve().parent)).id for file in files for one in provenance.manifest(file)]
+    ids = [
+        history.add(one, str(file.resolve().parent)).id for file in files for one in provenance.manifest_origins(file)
+    ]
     if not ids:
-        raise DataError(f"{path}: no InferenceService in it; give {KINDS}")
+        raise DataError(f"{path}: contains no InferenceService; give {KINDS}")
     return ids
 
 
-def _name(reference: str, history: History) -> Meant:
-    """A name that steps go by, a hash, a revision or a uid."""
+def _from_identifier(reference: str, history: History) -> Reference:
+    """Resolve a run id, a hash, a revision or a uid."""
     named = [step for step in history.steps.values() if reference in step.names]
     if named:
         made = [id for step in named for id in step.made]
-        if not made:  # such as an evaluation: what it was about
+        if not made:  # a step without artifacts, such as an evaluation: use its inputs
             made = [id for step in named for content in step.inputs for id in history.contents.get(content, [])]
         if made:
-            return Meant("run", made)
+            return Reference("run", made)
     told = [node.id for node in history.nodes.values() if reference in node.facts.get("kfp_run", [])]
     if told:
-        return Meant("run", told)
+        return Reference("run", told)
     if UID.fullmatch(reference):
-        return Meant("uid", [])
+        return Reference("uid", [])
     if re.fullmatch(rf"[0-9a-f]{{{_PREFIX},64}}", reference):
-        if id := history.beginning(reference):
-            return Meant(history.nodes[id].kind, [id])
+        if id := history.find_by_prefix(reference):
+            return Reference(history.nodes[id].kind, [id])
         if found := _revision(reference, history):
             return found
     if commit := _commit(reference):
         if found := _revision(commit, history):
             return found
-        raise DataError(f"{reference}: revision {commit[:12]} is that of no dataset in {history.place}")
-    raise ModelError(f"{reference}: no artifact, run or uid in {history.place}; give {KINDS}")
+        raise DataError(f"{reference}: no dataset of revision {commit[:12]} in {history.description}")
+    raise ModelError(f"{reference}: no artifact, run or uid matches in {history.description}; give {KINDS}")
 
 
-def _revision(prefix: str, history: History) -> Meant | None:
-    """What was made of the data, or by the code, of a revision."""
+def _revision(prefix: str, history: History) -> Reference | None:
+    """Return the artifacts made from the data, or by the code, of a revision."""
     for fact in ("data_revision", "code"):
         by: dict[str, list[str]] = {}
         for node in history.nodes.values():
-            for value in node.making.get(fact, []) if fact == "code" or node.kind == "dataset" else ():
+            for value in node.provenance.get(fact, []) if fact == "code" or node.kind == "dataset" else ():
                 if value.startswith(prefix) or (fact == "code" and prefix.startswith(value)):
                     by.setdefault(value, []).append(node.id)
         if len({value.removesuffix("-dirty") for value in by}) > 1 and fact == "data_revision":
             raise ambiguous(prefix, list(by))
         if by:
-            return Meant("revision", list(dict.fromkeys(id for ids in by.values() for id in ids)))
+            return Reference("revision", list(dict.fromkeys(id for ids in by.values() for id in ids)))
     return None
 
 
 def _commit(name: str) -> str:
-    """The commit of a tag or a branch of the repository that this is called in, or ""."""
+    """Return the commit of a tag or branch in the current directory's repository, or ""."""
     if name.startswith("-"):
         return ""
     try:

@@ -1,6 +1,6 @@
-"""A part of the history drawn: data on the left, endpoints on the right, kinds by colour.
+"""Draw the lineage graph: data on the left, endpoints on the right, one colour for each kind.
 
-The layers, the ordering by barycentres and the points that long edges go through are those of Sugiyama et al. 1981,
+Layers, barycentre ordering and dummy nodes for long edges follow Sugiyama et al. 1981,
 "Methods for Visual Understanding of Hierarchical System Structures".
 """
 
@@ -13,7 +13,7 @@ from pipelines.lineage.history import Graph, Node
 from vlmflow.errors import DataError
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 108.0, 44.0, 32.0, 14.0  # points
-POINT = 14.0  # height that an edge takes on its way past a layer
+POINT = 14.0  # height reserved for an edge that passes a layer
 MARGIN, LEGEND = 16.0, 26.0
 SWEEPS = 12
 COLOURS = {  # border and fill
@@ -27,66 +27,68 @@ ENDINGS = (".svg", ".png", ".pdf")
 
 
 @dataclass(eq=False)
-class Spot:
-    """A place in the drawing: an artifact, or a point that an edge goes through."""
+class LayoutNode:
+    """A node of the drawing: an artifact, or a dummy node of a long edge."""
 
     layer: int
     height: float
-    before: list["Spot"] = field(default_factory=list)
-    after: list["Spot"] = field(default_factory=list)
-    y: float = 0.0  # of its middle
+    before: list["LayoutNode"] = field(default_factory=list)
+    after: list["LayoutNode"] = field(default_factory=list)
+    y: float = 0.0  # of its centre
 
     @property
     def x(self) -> float:
-        """Left side."""
+        """Left edge, in points."""
         return MARGIN + self.layer * (WIDTH + GAP_X)
 
 
 def draw(graph: Graph, file: Path) -> None:
-    """Write the picture; the ending of `file` says which kind: .svg, .png or .pdf.
+    """Draw the graph into `file`, a .svg, .png or .pdf.
 
     Raises:
-        DataError: another ending, or a folder that is not there.
+        DataError: another file type, or the folder does not exist.
     """
     from matplotlib.figure import Figure
 
     if file.suffix.lower() not in ENDINGS or not file.resolve().parent.is_dir():
-        raise DataError(f"--picture {file}: give a file ending in {', '.join(ENDINGS)}, in a folder that is there")
-    spots, ways = placed(graph)
+        raise DataError(f"--graph {file}: write a {', '.join(ENDINGS)} file in an existing folder")
+    spots, routes = layout(graph)
     width = MARGIN + max(spot.x for spot in spots.values()) + WIDTH
-    points = [spot for way in ways for spot in way] + [*spots.values()]
+    points = [spot for route in routes for spot in route] + [*spots.values()]
     top = min(spot.y - spot.height / 2 for spot in points) - MARGIN - LEGEND
     bottom = max(spot.y + spot.height / 2 for spot in points) + MARGIN
     width = max(width, 4 * (WIDTH - 20) + MARGIN)
     figure = Figure(figsize=(width / 72, (bottom - top) / 72))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(bottom, top))
     axes.axis("off")
-    for way in ways:
-        _edge(axes, way)
+    for route in routes:
+        _draw_edge(axes, route)
     for id, spot in spots.items():
-        _box(axes, graph.nodes[id], spot, graph.notes.get(id, ""), id in graph.start)
+        _draw_box(axes, graph.nodes[id], spot, graph.notes.get(id, ""), id in graph.start)
     _legend(axes, [kind for kind in COLOURS if any(node.kind == kind for node in graph.nodes.values())], top)
     figure.savefig(file, dpi=160, facecolor="white")
 
 
-def placed(graph: Graph) -> tuple[dict[str, Spot], list[list[Spot]]]:
-    """Where each artifact stands, by id; and the way of each edge, from its parent to its child."""
+def layout(graph: Graph) -> tuple[dict[str, LayoutNode], list[list[LayoutNode]]]:
+    """Return the position of each artifact by id, and the route of each edge from parent to child."""
     edges = [(a, b) for a, b in dict.fromkeys(graph.edges) if a != b and a in graph.nodes and b in graph.nodes]
     layer = _layers(list(graph.nodes), edges)
-    spots = {id: Spot(layer[id], HEIGHT) for id in graph.nodes}
-    ways = []
+    spots = {id: LayoutNode(layer[id], HEIGHT) for id in graph.nodes}
+    routes = []
     for parent, child in edges:
-        between = [Spot(number, POINT) for number in range(layer[parent] + 1, layer[child])]
-        ways.append([spots[parent], *between, spots[child]])
-        for one, other in pairwise(ways[-1]):
+        between = [LayoutNode(number, POINT) for number in range(layer[parent] + 1, layer[child])]
+        routes.append([spots[parent], *between, spots[child]])
+        for one, other in pairwise(routes[-1]):
             one.after.append(other)
             other.before.append(one)
-    columns: list[list[Spot]] = [[] for _ in range(max(layer.values()) + 1)]
-    for spot in dict.fromkeys([*spots.values(), *(spot for way in ways for spot in way)]):
+    columns: list[list[LayoutNode]] = [[] for _ in range(max(layer.values()) + 1)]
+    for spot in dict.fromkeys([*spots.values(), *(spot for route in routes for spot in route)]):
         columns[spot.layer].append(spot)
     for column in columns:
         _stack(column, [0.0] * len(column))
-    for sweep in range(SWEEPS):  # to and fro: each column goes by its neighbours on one side, at the end on both
+    for sweep in range(
+        SWEEPS
+    ):  # alternate directions: order each column by its neighbours on one side, in the last sweeps on both
         for column in columns if sweep % 2 == 0 else reversed(columns):
             sides = [spot.before if sweep % 2 == 0 else spot.after for spot in column]
             if sweep >= SWEEPS - 4:
@@ -97,33 +99,33 @@ def placed(graph: Graph) -> tuple[dict[str, Spot], list[list[Spot]]]:
             order = sorted(range(len(column)), key=wanted.__getitem__)
             column[:] = [column[i] for i in order]
             _stack(column, [wanted[i] for i in order])
-    return spots, ways
+    return spots, routes
 
 
 def _layers(ids: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
-    """The longest way from a root; a start without parents stands right before its first child."""
+    """Layer = longest path from a root; a node without parents is placed just before its first child."""
     layer = dict.fromkeys(ids, 0)
-    for _ in ids:  # as many rounds as there are artifacts are always enough, a circle or not
+    for _ in ids:  # as many rounds as there are artifacts are alroutes enough, a circle or not
         for parent, child in edges:
             layer[child] = max(layer[child], min(layer[parent] + 1, len(ids)))
-    fed = {child for _, child in edges}
+    with_parents = {child for _, child in edges}
     for id in ids:
-        if id not in fed and (after := [layer[child] for parent, child in edges if parent == id]):
+        if id not in with_parents and (after := [layer[child] for parent, child in edges if parent == id]):
             layer[id] = min(after) - 1
     return layer
 
 
-def _stack(column: list[Spot], wanted: list[float]) -> None:
-    """Give each spot of a column its height, in order, as near to what is wanted as the gaps allow.
+def _stack(column: list[LayoutNode], wanted: list[float]) -> None:
+    """Set the y of a column's nodes, in order, as close to the wanted values as the gaps allow.
 
-    Neighbours that would overlap move as one block, to the mean of what they want.
+    Neighbours that would overlap move as one block, to the mean of their wanted positions.
     """
-    blocks: list[tuple[float, list[Spot], float]] = []  # where its top wants to be, its spots, its height
+    blocks: list[tuple[float, list[LayoutNode], float]] = []  # wanted top, nodes, height
     for spot, y in zip(column, wanted, strict=True):
         block = (y - spot.height / 2, [spot], spot.height)
         while blocks and blocks[-1][0] + blocks[-1][2] + GAP_Y > block[0]:
             top, spots, height = blocks.pop()
-            lower = block[0] - height - GAP_Y  # where the upper one's top would be if the lower had its will
+            lower = block[0] - height - GAP_Y  # top of the upper block if the lower block stayed in place
             share = len(spots) / (len(spots) + len(block[1]))
             block = (share * top + (1 - share) * lower, spots + block[1], height + GAP_Y + block[2])
         blocks.append(block)
@@ -133,24 +135,24 @@ def _stack(column: list[Spot], wanted: list[float]) -> None:
             top += spot.height + GAP_Y
 
 
-def _edge(axes, way: list[Spot]) -> None:
+def _draw_edge(axes, route: list[LayoutNode]) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
 
-    places, codes = [(way[0].x + WIDTH, way[0].y)], [Curve.MOVETO]
-    for one, other in pairwise(way):
+    points, codes = [(route[0].x + WIDTH, route[0].y)], [Curve.MOVETO]
+    for one, other in pairwise(route):
         x0, x1 = one.x + WIDTH, other.x
         middle = (x0 + x1) / 2
-        places += [(middle, one.y), (middle, other.y), (x1, other.y)]
+        points += [(middle, one.y), (middle, other.y), (x1, other.y)]
         codes += [Curve.CURVE4] * 3
-        if other is not way[-1]:
-            places.append((x1 + WIDTH, other.y))
+        if other is not route[-1]:
+            points.append((x1 + WIDTH, other.y))
             codes.append(Curve.LINETO)
     line = {"color": "#8a8f98", "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0, "zorder": 1}
-    axes.add_patch(FancyArrowPatch(path=Curve(places, codes), arrowstyle="-|>", mutation_scale=8, fill=False, **line))
+    axes.add_patch(FancyArrowPatch(path=Curve(points, codes), arrowstyle="-|>", mutation_scale=8, fill=False, **line))
 
 
-def _box(axes, node: Node, spot: Spot, note: str, start: bool) -> None:
+def _draw_box(axes, node: Node, spot: LayoutNode, note: str, start: bool) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     border, fill = COLOURS[node.kind]
@@ -160,7 +162,7 @@ def _box(axes, node: Node, spot: Spot, note: str, start: bool) -> None:
             linewidth=2.2 if start else 1.0, edgecolor=border, facecolor=fill, zorder=2,
         )
     )  # fmt: skip
-    head, *lines = words(node, note)
+    head, *lines = node_lines(node, note)
     middle = spot.x + WIDTH / 2
     heights = (-9, 4, 15) if len(lines) == 2 else (-6, 8)
     text = {"ha": "center", "va": "center", "zorder": 3, "parse_math": False}
@@ -169,14 +171,14 @@ def _box(axes, node: Node, spot: Spot, note: str, start: bool) -> None:
         axes.text(middle, spot.y + y, line, fontsize=7, color="#444444", **text)
 
 
-def words(node: Node, note: str = "") -> list[str]:
-    """What stands in an artifact's box: its name, and one or two lines below it."""
+def node_lines(node: Node, note: str = "") -> list[str]:
+    """Return the text in an artifact's box: its name, then one or two lines."""
     if node.kind == "version":
         return [_cut(node.id.removeprefix("models:/"), 19), _cut(node.name or "version", 24)]
     if node.kind == "endpoint":
         return [_cut(node.name, 19), "endpoint"]
     if not node.kind:
-        return [node.short, "not in this history"]
+        return [node.short, "unknown"]
     return [_cut(node.step or node.kind, 19), _cut(note or node.name or node.kind, 24), node.id[:12]]
 
 
@@ -187,8 +189,8 @@ def _cut(text: str, length: int) -> str:
 def _legend(axes, kinds: list[str], top: float) -> None:
     from matplotlib.patches import Rectangle
 
-    for place, kind in enumerate(kinds):
+    for column, kind in enumerate(kinds):
         border, fill = COLOURS[kind]
-        x, y = MARGIN + place * (WIDTH - 20), top + MARGIN
+        x, y = MARGIN + column * (WIDTH - 20), top + MARGIN
         axes.add_patch(Rectangle((x, y - 5), 10, 10, edgecolor=border, facecolor=fill, linewidth=1.0))
         axes.text(x + 15, y, kind or "unknown", fontsize=7.5, va="center", color="#333333")

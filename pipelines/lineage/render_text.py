@@ -1,4 +1,4 @@
-"""A part of the history as text for a person, and as mappings for a program."""
+"""Render the lineage graph as a text tree, and as JSON."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from rich.tree import Tree
 
 from pipelines.lineage.history import Graph, Node
 
-_SAID = {"run": "run", "mlflow_run": "MLflow", "kfp_run": "KFP", "code": "code", "image": "image"}
+_LABELS = {"run": "run", "mlflow_run": "MLflow", "kfp_run": "KFP", "code": "code", "image": "image"}
 
 
 def content(graph: Graph) -> dict[str, Any]:
-    """The graph as JSON takes it: start, nodes by id, and edges from parent to child."""
+    """Return the graph as JSON values: start, nodes by id, and edges from parent to child."""
     nodes = {}
     for id, node in graph.nodes.items():
         nodes[id] = {
@@ -22,8 +22,8 @@ def content(graph: Graph) -> dict[str, Any]:
             "kind": node.kind,
             "name": node.name,
             "step": node.step,
-            "places": node.places,
-            "made": node.making,
+            "locations": node.places,
+            "provenance": node.provenance,
             **({"note": graph.notes[id]} if id in graph.notes else {}),
             **({"ledger": counts} if (counts := ledger(node)) else {}),
         }
@@ -31,9 +31,9 @@ def content(graph: Graph) -> dict[str, Any]:
 
 
 def tree(title: str, graph: Graph, up: bool) -> Tree:
-    """The graph as a tree from its start, up to the parents or down to the children.
+    """Return the graph as a tree from its start nodes, up to the parents or down to the children.
 
-    What has been shown with all that follows is named once more, and not repeated.
+    A node that is reached again is named without repeating its subtree.
     """
     following: dict[str, list[str]] = {}
     for parent, child in graph.edges:
@@ -60,21 +60,23 @@ def tree(title: str, graph: Graph, up: bool) -> Tree:
 
 
 def _label(node: Node, note: str) -> Text:
-    label = Text(node.title + (f": {note}" if note else ""))  # Text: a path may hold brackets, rich's markup
+    label = Text(node.title + (f": {note}" if note else ""))  # Text, not str: brackets in a path are rich markup
     if counts := ledger(node):
         label.append(f"\nledger: {counts['rows_in']} in, {counts['kept']} kept")
     more = f" and {len(node.places) - 1} more" if len(node.places) > 1 else ""
-    places = [f"{_shown(node.places[0], node)}{more}"] if node.places else []
-    making = {name: values[0] for name, values in node.making.items() if not (places and values[0] in places[0])}
-    made = [f"{word} {making[name]}" for name, word in _SAID.items() if name in making]
+    places = [f"{_format_location(node.places[0], node)}{more}"] if node.places else []
+    provenance = {
+        name: values[0] for name, values in node.provenance.items() if not (places and values[0] in places[0])
+    }
+    made = [f"{word} {provenance[name]}" for name, word in _LABELS.items() if name in provenance]
     for line in (places, made):
         if line:
             label.append("\n" + " · ".join(line), style="dim")
     return label
 
 
-def _shown(place: str, node: Node) -> str:
-    """The place by the step's label rather than KFP's name of the task, and as seen from here."""
+def _format_location(place: str, node: Node) -> str:
+    """Return the location relative to the current folder, by the step's label instead of KFP's task name."""
     path = Path(place)
     for step in node.steps:
         if step.run in path.parts:
@@ -86,7 +88,7 @@ def _shown(place: str, node: Node) -> str:
 
 
 def ledger(node: Node) -> dict[str, Any] | None:
-    """The summary of the ledger that was written with a curated dataset."""
+    """Return the summary of the ledger written with a curated dataset, or None."""
     if node.kind != "dataset" or node.step != "curate":
         return None
     places = (folder.parent / "ledger" / "summary.json" for folder in node.folders)

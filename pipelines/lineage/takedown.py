@@ -1,6 +1,6 @@
-"""Taking a pair down: everything that used it, where each is, and what is to be done about it.
+"""Takedown of a pair: list everything that used it, its location, and the action required.
 
-A pair is taken down with its picture: every pair of the same picture, byte for byte, goes too, whatever its texts.
+A takedown covers the image: every pair with the same image, byte for byte, is included, whatever its caption.
 """
 
 import shlex
@@ -16,125 +16,125 @@ import pyarrow.parquet as pq
 
 from pipelines.lineage import pairs
 from pipelines.lineage.history import History, Node
-from pipelines.lineage.pairs import Holders
+from pipelines.lineage.pairs import PairLocations
 from pipelines.lineage.reference import UID
-from pipelines.lineage.trace import read as history_of
+from pipelines.lineage.trace import read_history as history_of
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.dataset import uid as digest
 from vlmflow.errors import DataError
 from vlmflow.tracking import mlflow_run
 
-pc: Any = pyarrow.compute  # whose functions are made at run time
+pc: Any = pyarrow.compute  # its functions are created at run time, which pyright cannot see
 _CLIENT = "from mlflow import MlflowClient; MlflowClient()."
 
-_USES = {"model": "learned from it", "version": "holds such a model", "endpoint": "serves such a model"}
+_USAGES = {"model": "trained on it", "version": "contains such a model", "endpoint": "serves such a model"}
 
 
 @dataclass(frozen=True)
-class Use:
-    """One thing that used the pair."""
+class Usage:
+    """An artifact or endpoint that used the pair."""
 
     id: str
     kind: str
     title: str
-    use: str  # such as `1 train`, or `learned from it`
-    places: list[str]
-    remedy: list[str]
+    usage: str  # such as `1 train`, or `trained on it`
+    locations: list[str]
+    actions: list[str]
 
 
 @dataclass(frozen=True)
 class Takedown:
-    """What is to go: the pairs, their picture, everything that used them, and what could not be looked into."""
+    """The pairs to remove, their images, everything that used them, and the datasets that could not be read."""
 
     uid: str
     pairs: list[str]
-    pictures: list[str]  # uids of the pictures alone
+    images: list[str]  # uids of the images alone
     exclusion_list: str
-    uses: list[Use]
+    usages: list[Usage]
     unread: list[str]
 
     @property
     def content(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The takedown as JSON values."""
         return asdict(self)
 
     @property
     def text(self) -> str:
-        """For a person: lines, of which those that are commands may be copied."""
+        """The takedown as text; commands stand on lines of their own, to be copied."""
         others = len(self.pairs) - 1
-        more = f", and {others} more of the same picture: {', '.join(self.pairs[1:4])}" if others else ""
+        more = f", and {others} more of the same image: {', '.join(self.pairs[1:4])}" if others else ""
         lines = [f"pair {self.uid}{more}{', …' if others > 3 else ''}"]
-        for kind in ("endpoint", "version", "model", "dataset"):  # what is seen by the world goes first
-            uses = [use for use in self.uses if use.kind == kind]
-            lines.append(f"{kind}s: {len(uses)}")
-            for use in uses:
-                lines += [f"  {use.title}: {use.use}", *(f"    at {place}" for place in use.places)]
-                lines += [f"    {line}" for line in use.remedy]
-        lines += [f"not looked into: {reason}" for reason in self.unread]
+        for kind in ("endpoint", "version", "model", "dataset"):  # what is publicly visible comes first
+            usages = [usage for usage in self.usages if usage.kind == kind]
+            lines.append(f"{kind}s: {len(usages)}")
+            for usage in usages:
+                lines += [f"  {usage.title}: {usage.usage}", *(f"    at {path}" for path in usage.locations)]
+                lines += [f"    {line}" for line in usage.actions]
+        lines += [f"not searched: {reason}" for reason in self.unread]
         file = self.exclusion_list
         return "\n".join([*lines, f"{file}: the exclusion list; `--set curate.exclude={file}` keeps the pair out"])
 
 
 def takedown(uid: str, out: Path, root: str | Path | None = None) -> Takedown:
-    """List what used the pair, and put it and its picture on the exclusion list `out`.
+    """List everything that used the pair, and add the pair and its image to the exclusion list `out`.
 
     Raises:
-        DataError: it is no uid, no dataset holds it, or the list cannot be written.
+        DataError: the uid is malformed or in no dataset, or the list cannot be written.
     """
     if not UID.fullmatch(uid):
-        raise DataError(f"{uid}: no uid; a pair's uid has 32 hex digits, `vlmflow ledger` shows it")
+        raise DataError(f"{uid}: not a uid; a pair's uid has 32 hex digits, `vlmflow explain` prints it")
     history = history_of(root)
-    own = pairs.holders([uid], history)
+    own = pairs.locate_pairs([uid], history)
     if not own.rows:
-        out_of_reach = f"; {len(own.unread)} datasets are out of reach" if own.unread else ""
-        raise DataError(f"{uid}: no dataset in {history.place} holds this pair{out_of_reach}")
+        out_of_reach = f"; {len(own.unread)} datasets could not be read" if own.unread else ""
+        raise DataError(f"{uid}: no dataset in {history.description} contains this pair{out_of_reach}")
     images = _images(uid, own, history)
-    alike = [uid, *sorted(_alike(images, history) - {uid})]
-    holders = pairs.holders(alike, history)
-    graph = pairs.learned(holders, history)
-    pictures = [digest(image) for image in images]
-    exclusion_list.add(out, _entries(alike, pictures))
+    same_image = [uid, *sorted(_uids_of_same_images(images, history) - {uid})]
+    locations = pairs.locate_pairs(same_image, history)
+    graph = pairs.models_trained_on(locations, history)
+    image_uids = [digest(image) for image in images]
+    exclusion_list.add(out, _entries(same_image, image_uids))
     nodes = sorted(graph.nodes.values(), key=lambda node: node.step)
-    uses = [_use(node, graph.notes.get(node.id), shlex.quote(str(out)), history) for node in nodes]
-    return Takedown(uid, alike, pictures, str(out), uses, list(holders.unread.values()))
+    usages = [_usage(node, graph.notes.get(node.id), shlex.quote(str(out)), history) for node in nodes]
+    return Takedown(uid, same_image, image_uids, str(out), usages, list(locations.unread.values()))
 
 
-def _entries(uids: list[str], pictures: list[str]) -> dict[str, str]:
+def _entries(uids: list[str], image_uids: list[str]) -> dict[str, str]:
     today = f"taken down {date.today()}"
-    return dict.fromkeys(uids, f"pair, {today}") | dict.fromkeys(pictures, f"picture of pair {uids[0]}, {today}")
+    return dict.fromkeys(uids, f"pair, {today}") | dict.fromkeys(image_uids, f"image of pair {uids[0]}, {today}")
 
 
-def _images(uid: str, holders: Holders, history: History) -> list[bytes]:
-    """The pictures of the pair, as they stand in a dataset of pairs, or in the row itself."""
-    for id in holders.rows:
+def _images(uid: str, locations: PairLocations, history: History) -> list[bytes]:
+    """Return the images of the pair, from the first dataset that contains it."""
+    for id in locations.rows:
         with pairs.shards(history.nodes[id]) as files:
             for file in files:
                 for group, mask in _groups(file, lambda table: pc.equal(table["uid"], uid), ["uid"]):
-                    column = file.read_row_group(group, [_pictures(file)])[0].filter(mask)
+                    column = file.read_row_group(group, [_image_column(file)])[0].filter(mask)
                     images = pc.list_flatten(column) if pa.types.is_list(column.type) else column
                     return [image["bytes"] for image in images.to_pylist() if image and image["bytes"]]
     return []
 
 
-def _alike(images: list[bytes], history: History) -> set[str]:
-    """The uids of every row, of pairs or of talk that no pair stands behind, that shows one of the pictures."""
+def _uids_of_same_images(images: list[bytes], history: History) -> set[str]:
+    """Return the uids of every pair, and of every conversation not made from a pair, with one of the images."""
     wanted, found = pa.array(images, pa.binary()), set[str]()
     for node in [node for node in history.nodes.values() if node.kind == "dataset" and images]:
         try:
             with pairs.shards(node) as files:
                 for file in files:
-                    found |= set(_showing(file, wanted))
+                    found |= set(_uids_showing(file, wanted))
         except DataError:
-            continue  # `holders` says so
+            continue  # reported as unread by `locate_pairs`
     return found
 
 
-def _showing(file: pq.ParquetFile, wanted: pa.Array) -> Iterator[str]:
-    talk = "pair" in file.schema_arrow.names  # a row made from a pair is found by the pair's uid
-    for group, mask in _groups(file, lambda table: pc.equal(table["pair"], ""), ["pair"] if talk else []):
-        table = file.read_row_group(group, ["uid", _pictures(file)]).filter(mask)
+def _uids_showing(file: pq.ParquetFile, wanted: pa.Array) -> Iterator[str]:
+    conversations = "pair" in file.schema_arrow.names  # a row made from a pair is found by the pair's uid
+    for group, mask in _groups(file, lambda table: pc.equal(table["pair"], ""), ["pair"] if conversations else []):
+        table = file.read_row_group(group, ["uid", _image_column(file)]).filter(mask)
         column = table[1].combine_chunks()
-        if talk:
+        if conversations:
             rows = pc.list_parent_indices(column)
             column = pc.list_flatten(column)
         else:
@@ -144,7 +144,7 @@ def _showing(file: pq.ParquetFile, wanted: pa.Array) -> Iterator[str]:
 
 
 def _groups(file: pq.ParquetFile, test: Any, columns: list[str]) -> Iterator[tuple[int, Any]]:
-    """The row groups that hold a row which passes, and the mask of those rows; only `columns` are read for it."""
+    """Yield the row groups with a row that passes `test`, and the mask of those rows; reads only `columns`."""
     for group in range(file.num_row_groups):
         if columns:
             mask = test(file.read_row_group(group, columns))
@@ -154,26 +154,26 @@ def _groups(file: pq.ParquetFile, test: Any, columns: list[str]) -> Iterator[tup
             yield group, mask
 
 
-def _pictures(file: pq.ParquetFile) -> str:
+def _image_column(file: pq.ParquetFile) -> str:
     return "image" if "image" in file.schema_arrow.names else "images"
 
 
-def _use(node: Node, rows: str | None, out: str, history: History) -> Use:
-    use = f"holds {rows}" if rows else _USES[node.kind]
-    return Use(node.id, node.kind, node.title, use, node.places, list(_remedy(node, out, history)))
+def _usage(node: Node, rows: str | None, out: str, history: History) -> Usage:
+    usage = f"contains {rows}" if rows else _USAGES[node.kind]
+    return Usage(node.id, node.kind, node.title, usage, node.places, list(_action(node, out, history)))
 
 
-def _remedy(node: Node, out: str, history: History) -> Iterator[str]:
+def _action(node: Node, out: str, history: History) -> Iterator[str]:
     if node.kind == "dataset":
         if node.step in ("ingest", "fetch") or not set(node.parents) & history.nodes.keys():
-            yield "take the row out of the source, so that it is not read again"
-        yield f"make it again: {_again(node, out)}"
+            yield "remove the row from the source, so that it is not ingested again"
+        yield f"rebuild: {_rerun_command(node, out)}"
         for revision in node.facts.get("data_revision", []):
-            yield f"revision {revision[:12]} still holds it: commit the new data, then `dvc gc --workspace --cloud`"
-        yield from _deleted(node)
+            yield f"revision {revision[:12]} still contains it: commit the new data, then `dvc gc --workspace --cloud`"
+        yield from _delete_commands(node)
     elif node.kind == "model":
-        yield f"train it again: {_again(node, out)}"
-        yield from _deleted(node)
+        yield f"retrain: {_rerun_command(node, out)}"
+        yield from _delete_commands(node)
     elif node.kind == "version":
         name, _, number = node.id.removeprefix("models:/").rpartition("/")
         calls = [f"delete_registered_model_alias({name!r}, {alias!r})" for alias in filter(None, node.name.split(", "))]
@@ -185,14 +185,14 @@ def _remedy(node: Node, out: str, history: History) -> Iterator[str]:
         yield f"kubectl delete inferenceservice {name} --namespace {namespace}"
 
 
-def _again(node: Node, out: str) -> str:
-    """The command of the run that made it; where only MLflow knows of that, of a recipe."""
+def _rerun_command(node: Node, out: str) -> str:
+    """Return the command that reruns the run that produced it; RECIPE where the run's folder is unknown."""
     folders = [folder for place in node.folders for folder in place.parents if (folder / "recipe.yaml").is_file()]
     recipe = shlex.quote(str(folders[0] / "recipe.yaml")) if folders else "RECIPE"
     return f"vlmflow run {recipe} --set curate.exclude={out}"
 
 
-def _deleted(node: Node) -> Iterator[str]:
+def _delete_commands(node: Node) -> Iterator[str]:
     for place in node.places:
         if place.startswith(("s3://", "minio://")):
             yield f"aws s3 rm --recursive {shlex.quote(place.replace('minio://', 's3://'))}"

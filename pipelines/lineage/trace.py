@@ -1,13 +1,13 @@
-"""Where a model comes from, and where a pair went.
+"""Trace lineage: what a model was made from, and where a pair was used.
 
 `lineage` walks up: endpoint → model version → checkpoint → the checkpoints and datasets it was made from → raw pairs;
 and down the same way. For a pair's uid it goes down: ledger's verdict → datasets that hold the pair → checkpoints that
-learned from it → versions → endpoints.
+trained on it → versions → endpoints.
 
-`history` is what is walked. It has two sources, merged by content hash: the artifacts and the steps' records under
-the folder of runs (`folders`), and the steps' runs and the registered versions in MLflow (`store`), which tell the
-same of what lies in a bucket. `reference` reads what a person types, `pairs` looks for a pair in the data, `telling`
-and `picture` show what was found; `takedown` says what is to be done about a pair that must go.
+`history` is the graph. It has two sources, merged by content hash: the artifacts and step records under the folder of
+runs (`local_source`), and the steps' runs and registered versions in MLflow (`mlflow_source`), which also cover
+artifacts in a bucket. `reference` resolves what the user typed, `pairs` searches the datasets for a pair,
+`render_text` and `render_graph` show the result, and `takedown` lists what to do about a pair that must be removed.
 """
 
 from dataclasses import dataclass
@@ -29,52 +29,51 @@ logger = getLogger(__name__)
 
 @dataclass
 class Lineage:
-    """What was found: for a person, for a program, and for a picture."""
+    """The result of a trace, as text, as JSON values and as a graph to draw."""
 
     text: RenderableType
     content: dict[str, Any]
     graph: Graph
 
 
-def lineage(what: str, root: str | Path | None = None, *, up: bool = False, down: bool = False) -> Lineage:
-    """Walk up from a thing or down from a pair; `up` and `down` ask for the one, the other or both.
+def lineage(target: str, root: str | Path | None = None, *, up: bool = False, down: bool = False) -> Lineage:
+    """Trace the ancestors of an artifact, or the descendants of a pair; `up` and `down` select one or both.
 
     Args:
-        what: an endpoint's address, manifest or transcript; `models:/vlm@champion`; the folder of a checkpoint, a run
-            or a dataset; the id of a run of MLflow or KFP; a hash of a dataset or a checkpoint, or how it begins; a
-            data revision; a pair's uid.
+        target: endpoint URL, manifest or transcript; `models:/vlm@champion`; folder of a checkpoint, run or dataset;
+            MLflow or KFP run ID; hash of a dataset or checkpoint, or its first digits; data revision; pair uid.
         root: the folder of runs.
 
     Raises:
-        ModelError, DataError: `what` means nothing, or several things.
-        ServiceError: an endpoint, or the registry that is asked for, does not answer.
+        ModelError, DataError: nothing matches `target`, or several things match.
+        ServiceError: the endpoint or the registry does not answer.
     """
-    history = read(root, registry=what.startswith("models:/"))
-    meant = reference.find(what, history)
-    if meant.kind == "uid":
-        return _pair(what, history, up=up, down=down or not up)
+    history = read_history(root, registry=target.startswith("models:/"))
+    resolved = reference.resolve(target, history)
+    if resolved.kind == "uid":
+        return _trace_pair(target, history, up=up, down=down or not up)
     texts: list[RenderableType] = []
-    content: dict[str, Any] = {"reference": what, "kind": meant.kind}
+    content: dict[str, Any] = {"reference": target, "kind": resolved.kind}
     graphs = []
     if up or not down:
-        graphs.append(history.above(meant.ids))
-        texts.append(render_text.tree(f"{what} comes from", graphs[-1], up=True))
+        graphs.append(history.ancestors(resolved.ids))
+        texts.append(render_text.tree(f"{target} comes from", graphs[-1], up=True))
         content["up"] = render_text.content(graphs[-1])
     if down:
-        graphs.append(history.below(meant.ids))
-        texts.append(render_text.tree(f"{what} went into", graphs[-1], up=False))
+        graphs.append(history.descendants(resolved.ids))
+        texts.append(render_text.tree(f"{target} went into", graphs[-1], up=False))
         content["down"] = render_text.content(graphs[-1])
-    return Lineage(Group(*texts), content, _joined(graphs))
+    return Lineage(Group(*texts), content, _merge_graphs(graphs))
 
 
-def read(root: str | Path | None = None, *, registry: bool = False) -> History:
-    """The history under `root` and in MLflow.
+def read_history(root: str | Path | None = None, *, registry: bool = False) -> History:
+    """Read the history under `root` and in MLflow.
 
     Args:
-        registry: it cannot do without MLflow.
+        registry: MLflow is required.
 
     Raises:
-        ServiceError: MLflow does not answer and `registry`.
+        ServiceError: `registry` is set and MLflow does not answer.
     """
     place = Path(root).resolve() if root else mlflow_run.home()
     local = place == mlflow_run.home() and (mlflow_run.enabled() or (place / "mlflow.db").exists())
@@ -86,40 +85,40 @@ def read(root: str | Path | None = None, *, registry: bool = False) -> History:
         except ServiceError as error:
             if registry:
                 raise
-            logger.warning("left out of the lineage: %s", error)
+            logger.warning("not included in the lineage: %s", error)
     return history
 
 
-def _pair(uid: str, history: History, *, up: bool, down: bool) -> Lineage:
-    holders = pairs.holders([uid], history)
-    if not holders.rows:
-        out = f"; {len(holders.unread)} datasets are out of reach" if holders.unread else ""
-        raise DataError(f"{uid}: no dataset in {history.place} holds this pair{out}")
-    graphs, texts = [], [_told(uid, history)]
+def _trace_pair(uid: str, history: History, *, up: bool, down: bool) -> Lineage:
+    locations = pairs.locate_pairs([uid], history)
+    if not locations.rows:
+        out = f"; {len(locations.unread)} datasets could not be read" if locations.unread else ""
+        raise DataError(f"{uid}: no dataset in {history.description} contains this pair{out}")
+    graphs, texts = [], [_ledger_tree(uid, history)]
     content: dict[str, Any] = {"reference": uid, "kind": "uid", "verdicts": [*pairs.verdicts([uid], history)]}
     if up:
-        graphs.append(history.above(holders.rows))
+        graphs.append(history.ancestors(locations.rows))
         texts.append(render_text.tree(f"pair {uid} comes from", graphs[-1], up=True))
         content["up"] = render_text.content(graphs[-1])
     if down:
-        graphs.append(pairs.learned(holders, history))
+        graphs.append(pairs.models_trained_on(locations, history))
         texts.append(render_text.tree(f"pair {uid} went into", graphs[-1], up=False))
         content["down"] = render_text.content(graphs[-1])
-    content["unread"] = holders.unread
-    texts += [Text(f"not looked into: {reason}") for reason in holders.unread.values()]
-    return Lineage(Group(*texts), content, _joined(graphs))
+    content["unread"] = locations.unread
+    texts += [Text(f"not searched: {reason}") for reason in locations.unread.values()]
+    return Lineage(Group(*texts), content, _merge_graphs(graphs))
 
 
-def _told(uid: str, history: History) -> RenderableType:
-    """What the ledgers say."""
-    said = Tree(Text(f"pair {uid} in the ledgers"))
+def _ledger_tree(uid: str, history: History) -> RenderableType:
+    """Return the verdicts of all ledgers on the pair, as a tree."""
+    branch = Tree(Text(f"pair {uid} in the ledgers"))
     for row in pairs.verdicts([uid], history):
-        why = f" by {row['rule']}: {row['value']} against {row['threshold']}" if row["verdict"] != "kept" else ""
-        said.add(Text(f"{row['verdict']}{why}  {row['ledger']}"))
-    return said if said.children else Text(f"pair {uid} is in no ledger")
+        why = f" by {row['rule']}: {row['value']} (threshold {row['threshold']})" if row["verdict"] != "kept" else ""
+        branch.add(Text(f"{row['verdict']}{why}  {row['ledger']}"))
+    return branch if branch.children else Text(f"pair {uid} is in no ledger")
 
 
-def _joined(graphs: list[Graph]) -> Graph:
+def _merge_graphs(graphs: list[Graph]) -> Graph:
     whole = Graph([], {}, [])
     for graph in graphs:
         whole.start += [id for id in graph.start if id not in whole.start]

@@ -25,8 +25,8 @@ def test_the_ledger_tells_of_one_pair(tmp_path: Path) -> None:
 
 
 def test_export_writes_shards_that_are_read_back(tmp_path: Path) -> None:
-    from components.ingest.ingestion import IngestConfig, ingest
-    from components.ingest.synthetic_scenes import ScenesConfig
+    from components.ingest.config import IngestConfig, ScenesConfig
+    from components.ingest.ingestion import ingest
     from vlmflow.artifacts.dataset import Dataset
 
     pairs = ingest(IngestConfig(scenes=ScenesConfig(web=12, boxes=0, signs=0, test=2)), tmp_path / "pairs")
@@ -39,4 +39,4 @@ def test_export_writes_shards_that_are_read_back(tmp_path: Path) -> None:
     found = {row["uid"] for row in back.rows(["uid"])}
     assert found <= {row["uid"] for row in pairs.rows(["uid"])} and len(back) + left == len(pairs)
     missing = vlmflow(tmp_path, "export", str(tmp_path / "nowhere"), str(tmp_path / "shards"))
-    assert missing.returncode == 2 and "no dataset here" in missing.stderr
+    assert missing.returncode == 2 and "not a dataset folder" in missing.stderr

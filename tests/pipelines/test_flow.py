@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 
 from components.plan.sections import check
 from pipelines.catalog import PIPELINES, load_pipeline
-from pipelines.flow import compiled
+from pipelines.flow import compile
 from pipelines.placement import load
 from pipelines.pretraining import control_variants
 from pipelines.step_cli import names
@@ -19,7 +19,7 @@ from vlmflow.config import recipes as recipes
 from vlmflow.config.sections import WHOLE
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import image
+from vlmflow.runtime.step import image_name
 
 Documents = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 OUTSIDE = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"}
@@ -143,7 +143,7 @@ def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(wr
 
 
 def test_the_same_code_compiles_to_the_same_text() -> None:
-    assert compiled(load_pipeline("end-to-end"), load()) == compiled(load_pipeline("end-to-end"), load())
+    assert compile(load_pipeline("end-to-end"), load()) == compile(load_pipeline("end-to-end"), load())
 
 
 def placed(tmp_path: Path, text: str) -> Path:
@@ -173,7 +173,7 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
             backoff: 60s
         """,
     )
-    ir, platform = yaml.safe_load_all(compiled(load_pipeline("end-to-end"), load(file)))
+    ir, platform = yaml.safe_load_all(compile(load_pipeline("end-to-end"), load(file)))
     container = executors(ir)["exec-align"]
     assert container["image"] == "elsewhere/train:1"
     accelerator = container["resources"]["accelerator"]
@@ -187,7 +187,7 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
     assert pod["pvcMount"][0]["mountPath"] == "/shared"
     told = {each["name"]: each["value"] for each in container["env"]}
     assert told.pop("VLMFLOW_SHARED") == "/shared"
-    assert told == {f"VLMFLOW_{target.upper()}_IMAGE": image(target) for target in ("step", "train", "serve")}
+    assert told == {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
     assert "activeDeadlineSeconds" not in pod
     retry = tasks(ir)["align"]["retryPolicy"]
     assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (2, "60s", 2.0)

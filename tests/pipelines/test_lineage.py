@@ -19,14 +19,14 @@ from components.deploy.deployment import DeployConfig, deploy
 from components.register.registration import register
 from pipelines.lineage import pairs
 from pipelines.lineage.history import History
-from pipelines.lineage.render_graph import draw, placed
+from pipelines.lineage.render_graph import draw, layout
 from pipelines.lineage.trace import Lineage, lineage
 from tests.conftest import vlmflow
 from vlmflow.artifacts import dataset, provenance
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.hashing import content_hash
 from vlmflow.errors import DataError, ModelError, ServiceError
-from vlmflow.runtime.step_cache import content_hash
 from vlmflow.tracking import mlflow_run, step_run
 from vlmflow.tracking.registry import RegistryConfig
 
@@ -63,7 +63,7 @@ def pair(colour: str, split: str) -> dict[str, Any]:
 def model(folder: Path, step: str, parent: str | None, datasets: list[str]) -> Checkpoint:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"made by": step}))
-    card = {"family": "sketch", "step": step, "parent": parent, "datasets": datasets}
+    card = {"family": "tiny-vlm", "step": step, "parent": parent, "datasets": datasets}
     (folder / "card.json").write_text(json.dumps(card))
     return Checkpoint(folder)
 
@@ -212,8 +212,8 @@ def test_the_runs_of_mlflow_and_kfp_are_references(run: Run, journalled: dict[st
         found = lineage(reference)
         assert found.graph.nodes[found.graph.start[0]].step == first, reference
     curated = lineage(str(run["curate/curated"])).graph.nodes[Dataset(run["curate/curated"]).hash]
-    assert curated.making["kfp_run"] == [KFP] and curated.making["mlflow_run"] == [journalled["curate"]]
-    assert curated.making["image"] == ["registry/step@sha256:cd"] and curated.making["code"]
+    assert curated.provenance["kfp_run"] == [KFP] and curated.provenance["mlflow_run"] == [journalled["curate"]]
+    assert curated.provenance["image"] == ["registry/step@sha256:cd"] and curated.provenance["code"]
 
 
 def test_mlflow_alone_tells_the_same(
@@ -264,7 +264,7 @@ def test_a_test_pair_taught_nothing_and_comes_from_where_its_datasets_do(run: Ru
 
 def test_a_model_that_went_on_from_one_is_drawn_right_of_it(run: Run, tmp_path: Path) -> None:
     graph = lineage("models:/vlm@champion").graph
-    spots, ways = placed(graph)
+    spots, ways = layout(graph)
     assert all(spots[parent].x < spots[child].x for parent, child in graph.edges)
     columns: dict[float, list[float]] = {}
     for spot in spots.values():
@@ -276,7 +276,7 @@ def test_a_model_that_went_on_from_one_is_drawn_right_of_it(run: Run, tmp_path: 
     assert "<svg" in (tmp_path / "a.svg").read_text()
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 2 * drawn.height
-    with pytest.raises(DataError, match=r"--picture .*a\.gif: give a file ending in \.svg"):
+    with pytest.raises(DataError, match=r"--graph .*a\.gif: give a file ending in \.svg"):
         draw(graph, tmp_path / "a.gif")
 
 
@@ -313,17 +313,17 @@ def test_the_record_of_a_step_is_joined_where_the_folder_has_been_moved(tmp_path
     for reference in (run.name, "9" * 32, "8" * 32, "7" * 32, str(tmp_path / "latest")):
         found = lineage(reference, root=tmp_path)
         assert found.graph.start == [raw.hash], reference
-    assert found.graph.nodes[raw.hash].making == {"run": [run.name], "mlflow_run": ["8" * 32]}
+    assert found.graph.nodes[raw.hash].provenance == {"run": [run.name], "mlflow_run": ["8" * 32]}
 
 
 def test_what_is_made_in_a_cluster_says_by_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [pair("red", "train")]
-    assert dataset.write(tmp_path / "here", "pairs", rows).card.made == {}
+    assert dataset.write(tmp_path / "here", "pairs", rows).card.producer == {}
     monkeypatch.setenv("VLMFLOW_KFP_RUN", KFP)
     monkeypatch.setenv("VLMFLOW_IMAGE", "registry/step@sha256:cd")
     monkeypatch.setenv("VLMFLOW_REVISION", "c0de00112233")
     raw = dataset.write(tmp_path / "runs" / "raw", "pairs", rows, step="ingest")
-    assert raw.card.made == {"kfp_run": KFP, "image": "registry/step@sha256:cd", "code": "c0de00112233"}
+    assert raw.card.producer == {"kfp_run": KFP, "image": "registry/step@sha256:cd", "code": "c0de00112233"}
     assert raw.hash == Dataset(tmp_path / "here").hash
     found = lineage(KFP, root=tmp_path / "runs")
     assert found.graph.start == [raw.hash] and f"KFP {KFP} · code c0de00112233 · image registry/step" in said(found)
@@ -338,12 +338,14 @@ def test_shards_in_a_bucket_are_looked_into(run: Run, s3: str, monkeypatch: pyte
         client.upload_file(str(file), "shelf", f"run/curated/{file.name}")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     history = History("a bucket")
-    node = history.add(provenance.read(run["curate/curated"])[0], provenance.address(Path("/minio/shelf/run/curated")))
+    node = history.add(
+        provenance.read_origins(run["curate/curated"])[0], provenance.storage_address(Path("/minio/shelf/run/curated"))
+    )
     assert node.places == ["minio://shelf/run/curated"]
-    assert pairs.holders([run.kept], history).rows == {node.id: {"train": 1}}
-    assert pairs.holders([run.dropped], history).rows == {}
+    assert pairs.locate_pairs([run.kept], history).rows == {node.id: {"train": 1}}
+    assert pairs.locate_pairs([run.dropped], history).rows == {}
     node.places[:] = ["s3://shelf/nowhere"]
-    found = pairs.holders([run.kept], history)
+    found = pairs.locate_pairs([run.kept], history)
     assert found.rows == {} and "s3://shelf/nowhere: no longer there" in found.unread[node.id]
 
 
@@ -372,7 +374,7 @@ def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
         ("models:/vlm@best", ModelError, "no such version; registered"),
         ("models:/", ModelError, "no such version; registered"),
         ("http://127.0.0.1:9", ServiceError, "http://127.0.0.1:9/openai/v1/models: ConnectError"),
-        (str(tmp_path), ModelError, "no checkpoint here"),
+        (str(tmp_path), ModelError, "not a checkpoint"),
         (str(tmp_path / "torn" / "torn.yaml"), DataError, "torn.yaml: not YAML"),
         ("recipes/mini.yaml", DataError, "no InferenceService in it; give an endpoint's address"),
     ):
@@ -397,7 +399,7 @@ def test_a_prefix_of_several_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_the_command_prints_and_draws(run: Run, tmp_path: Path) -> None:
     picture = tmp_path / "chain.svg"
-    done = vlmflow(run.home, "lineage", "models:/vlm@champion", "--down", "--json", "--picture", str(picture))
+    done = vlmflow(run.home, "lineage", "models:/vlm@champion", "--down", "--json", "--graph", str(picture))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["down"]["start"] == ["models:/vlm/1"] and picture.exists()
     wrong = vlmflow(run.home, "lineage", "models:/vlm/9")

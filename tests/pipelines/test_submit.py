@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 
 from pipelines.catalog import load_pipeline
-from pipelines.flow import compiled
+from pipelines.flow import compile
 from pipelines.kubeflow import Server
 from pipelines.placement import load
-from pipelines.submit import order, submit
+from pipelines.submit import build_request, submit
 from tests.conftest import vlmflow
 from tests.pipelines.fake_kfp_server import KubeflowPipelines, serving, task
 from vlmflow.config import recipes as recipes
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This client only works:FutureWar
 @pytest.fixture(scope="module")
 def text() -> str:
     """The pipeline `life` for a cluster."""
-    return compiled(load_pipeline("end-to-end"), load())
+    return compile(load_pipeline("end-to-end"), load())
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def called(tmp_path: Path, host: str, *arguments: str) -> subprocess.CompletedPr
 def given(host: str, text: str, token: str = "", **options) -> tuple[bool, str]:
     """Submit `life` in this process; whether it went well, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    wanted = order("end-to-end", None, [], None)
-    well = submit(Server.at(host, token), wanted, text, console, experiment="tests", pause=0.01, **options)
+    wanted = build_request("end-to-end", None, [], None)
+    well = submit(Server.from_env(host, token), wanted, text, console, experiment="tests", pause=0.01, **options)
     return well, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -129,18 +129,18 @@ def test_a_run_that_is_not_followed(host: str, kubeflow: KubeflowPipelines, text
 def test_a_recurring_run_is_made_once_and_replaced_when_it_differs(
     host: str, kubeflow: KubeflowPipelines, text: str
 ) -> None:
-    given(host, text, every="0 6 * * 1")
+    given(host, text, cron="0 6 * * 1")
     (first,) = kubeflow.recurring
     job = kubeflow.recurring[first]
     assert job.trigger.cron_schedule.cron == "0 0 6 * * 1" and job.no_catchup and job.max_concurrency == "1"
     assert not kubeflow.runs
-    well, printed = given(host, text, every="0 6 * * 1")
+    well, printed = given(host, text, cron="0 6 * * 1")
     assert well and list(kubeflow.recurring) == [first] and "recurs already" in printed
-    given(host, text, every="0 7 * * *")
+    given(host, text, cron="0 7 * * *")
     (second,) = kubeflow.recurring
     assert second != first
     with pytest.raises(RecipeError, match="five fields"):
-        given(host, text, every="weekly")
+        given(host, text, cron="weekly")
 
 
 def test_the_token_is_sent(
@@ -192,15 +192,15 @@ def test_nobody_there(host: str, text: str) -> None:
 )
 def test_an_order_that_makes_no_sense(arguments: tuple, parts: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError) as refusal:
-        order(*arguments)
+        build_request(*arguments)
     assert all(part in str(refusal.value) for part in parts)
 
 
 def test_orders() -> None:
-    assert order("train", None, [], "v1").parameters == {"data_rev": "v1"}
-    changed = order("end-to-end", None, ["seed=5"], None).parameters["recipe"]
+    assert build_request("train", None, [], "v1").parameters == {"data_rev": "v1"}
+    changed = build_request("end-to-end", None, ["seed=5"], None).parameters["recipe"]
     assert yaml.safe_load(changed) == {**recipes.parse(str(ROOT / "recipes" / "demo.yaml")), "seed": 5}
-    check = order("zoo-check", "recipes/zoo/mae.yaml", [], None).parameters["recipe"]
+    check = build_request("zoo-check", "recipes/zoo/mae.yaml", [], None).parameters["recipe"]
     assert {"untrained", "trained", "shuffled"} <= set(yaml.safe_load(check))
 
 

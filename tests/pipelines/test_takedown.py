@@ -16,9 +16,10 @@ from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from components.deploy.deployment import DeployConfig, deploy
 from components.deploy.smoke_test import local_predictor
-from components.ingest.ingestion import IngestConfig, ingest
+from components.ingest.config import IngestConfig
+from components.ingest.ingestion import ingest
 from components.register.registration import register
-from models.tiny import build_dual_encoder
+from models.tiny.build import build_dual_encoder
 from pipelines.lineage.takedown import takedown
 from pipelines.lineage.trace import lineage
 from tests.conftest import vlmflow
@@ -62,7 +63,7 @@ class Life:
 
 def clean(raw: Path, out: Path, **section: Any) -> Dataset:
     curated, ledger, funnel, scorer = (out / name for name in ("curated", "ledger", "funnel.html", "scorer"))
-    return curate(raw, curated, ledger, funnel, scorer, CurateConfig(one_per_picture=False, **section))
+    return curate(raw, curated, ledger, funnel, scorer, CurateConfig(dedup_images=False, **section))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
             raw = dataset.write(run / "ingest" / "raw", "pairs", rows, step="ingest")
             curated = clean(raw.path, run / "curate")
             parts = build_dual_encoder([row["caption"] for row in rows] * 9, vision_layers=1, text_layers=1)
-            facts: dict[str, Any] = {"family": "sketch-dual", "datasets": [curated.hash]}
+            facts: dict[str, Any] = {"family": "tiny-dual-encoder", "datasets": [curated.hash]}
             first = checkpoint.save(run / "pretrain" / "model", *parts, step="pretrain", parent=None, **facts)
             parts[0].logit_scale.data += 1  # it learns
             grown = checkpoint.save(run / "align" / "model", *parts, step="align", parent=first.hash, **facts)
@@ -99,22 +100,22 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
 
 def test_what_used_the_pair_is_listed_and_nothing_else(life: Life, tmp_path: Path) -> None:
     found = takedown(ROWS[TAKEN]["uid"], tmp_path / "gone.txt")
-    assert {use.id for use in found.uses} == {id for name, id in life.made.items() if name.startswith("1")}
+    assert {usage.id for usage in found.usages} == {id for name, id in life.made.items() if name.startswith("1")}
     assert found.pairs == [ROWS[TAKEN]["uid"], ROWS[SAME]["uid"]] and not found.unread
-    uses = {use.id: use for use in found.uses}
-    assert uses[life.made["1 curate"]].use == "holds 2 train"
-    assert uses[life.made["1 align"]].use == "learned from it"
-    assert uses[life.made["1 align"]].remedy[-1] == f"rm -r {life.home / '1' / 'align' / 'model'}"
-    assert uses[life.made["1 deploy"]].remedy == ["kubectl delete inferenceservice vlm --namespace team-1"]
-    assert any("delete_model_version" in line for line in uses["models:/vlm/1"].remedy)
-    assert not any("champion" in line for line in uses["models:/vlm/1"].remedy)  # the other run's is champion now
+    usages = {usage.id: usage for usage in found.usages}
+    assert usages[life.made["1 curate"]].usage == "contains 2 train"
+    assert usages[life.made["1 align"]].usage == "trained on it"
+    assert usages[life.made["1 align"]].actions[-1] == f"rm -r {life.home / '1' / 'align' / 'model'}"
+    assert usages[life.made["1 deploy"]].actions == ["kubectl delete inferenceservice vlm --namespace team-1"]
+    assert any("delete_model_version" in line for line in usages["models:/vlm/1"].actions)
+    assert not any("champion" in line for line in usages["models:/vlm/1"].actions)  # the other run's is champion now
     assert exclusion_list.read(tmp_path / "gone.txt") == {*found.pairs, dataset.uid(picture(1))}
 
 
 def test_a_test_pair_has_taught_nothing_but_is_held(life: Life, tmp_path: Path) -> None:
     found = takedown(ROWS[TESTED]["uid"], tmp_path / "gone.txt")
     expected = {id for name, id in life.made.items() if name.split()[1] in ("ingest", "curate")}
-    assert {use.id for use in found.uses} == expected
+    assert {usage.id for usage in found.usages} == expected
 
 
 def test_the_pair_does_not_come_back_whatever_its_caption(life: Life, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_the_exclusion_list_grows_and_is_read_strictly(life: Life, tmp_path: Pat
         takedown(row["uid"], out)
     assert len(out.read_text().splitlines()) == len(exclusion_list.read(out)) == 5
     out.write_text("abc\n")
-    with pytest.raises(DataError, match="gone.txt: line 1: 'abc' is no uid"):
+    with pytest.raises(DataError, match="gone.txt: line 1: 'abc' is not a uid"):
         clean(life.home / "1" / "ingest" / "raw", tmp_path / "a", exclude=str(out))
     with pytest.raises(DataError, match="curate.exclude .*: no such file"):
         clean(life.home / "1" / "ingest" / "raw", tmp_path / "a", exclude=str(tmp_path / "none.txt"))
