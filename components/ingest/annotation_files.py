@@ -7,18 +7,18 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.filesystem import inside, split_of
+from components.ingest.filesystem import relative_name, split_from_folders
 from components.ingest.record import Record
 from vlmflow.errors import RecordError
 
-Refused = list[tuple[str, RecordError]]
+SkippedItems = list[tuple[str, RecordError]]
 
 
-def records(
+def paired_records(
     root: UPath,
     pictures: Iterable[UPath],
     annotations: Iterable[UPath],
-    read: Callable[[UPath, Refused], dict[str, Any]],
+    read: Callable[[UPath, SkippedItems], dict[str, Any]],
     *,
     prefix: str = "",
     optional: bool = False,
@@ -31,9 +31,9 @@ def records(
         prefix: what an annotation's stem may begin with (`gt_`).
         optional: whether a picture may have no annotation; otherwise that is its fault.
     """
-    for name, picture, annotation in _paired(root, pictures, annotations, prefix):
-        values: dict[str, Any] = {"image": name, "split": split_of(name)}
-        refused: Refused = []
+    for name, picture, annotation in _pair_files(root, pictures, annotations, prefix):
+        values: dict[str, Any] = {"image": name, "split": split_from_folders(name)}
+        refused: SkippedItems = []
         fault = None
         try:
             if picture is None:
@@ -45,10 +45,10 @@ def records(
         except RecordError as reason:
             fault = reason
         source = root.absolute().name
-        yield Record(place=name, source=source, values=values, folders=[root], fault=fault, refused=refused)
+        yield Record(location=name, source=source, values=values, folders=[root], error=fault, skipped=refused)
 
 
-def _paired(
+def _pair_files(
     root: UPath, pictures: Iterable[UPath], annotations: Iterable[UPath], prefix: str
 ) -> Iterator[tuple[str, UPath | None, UPath | None]]:
     """Files of one stem belong together; where several have it (training, test), those that stand nearest."""
@@ -59,10 +59,10 @@ def _paired(
         near = min(waiting[picture.stem], key=lambda file: _distance(file, picture), default=None)
         if near is not None:
             waiting[picture.stem].remove(near)
-        yield inside(picture, root), picture, near
+        yield relative_name(picture, root), picture, near
     for rest in waiting.values():
         for annotation in rest:
-            yield inside(annotation, root), None, annotation
+            yield relative_name(annotation, root), None, annotation
 
 
 def _distance(one: UPath, other: UPath) -> tuple[int, str]:

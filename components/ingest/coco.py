@@ -11,14 +11,25 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import json_items, place
+from components.ingest.filesystem import open_path, stream_json
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
 
-FOLDERS = ("images", "train2017", "val2017", "test2017", "train2014", "val2014", "test2014", "train", "val", "test")
+IMAGE_FOLDERS = (
+    "images",
+    "train2017",
+    "val2017",
+    "test2017",
+    "train2014",
+    "val2014",
+    "test2014",
+    "train",
+    "val",
+    "test",
+)
 
 
-class Coco:
+class CocoReader:
     """A folder of pictures with COCO's JSON in it.
 
     Args:
@@ -30,10 +41,10 @@ class Coco:
     """
 
     def __init__(self, path: str, index: str = ""):
-        root = place(path)
+        root = open_path(path)
         if root.is_file():
             root, index = root.parent, root.name
-        self.root, self.index = root, root / (index or _only(root))
+        self.root, self.index = root, root / (index or _find_index(root))
         if not self.index.is_file():
             raise DataError(f"ingest.index: {index!r}: no such file in {path!r}")
         self.annotations = Annotations(self.index)
@@ -45,13 +56,13 @@ class Coco:
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in the document's order."""
-        known, folders, name = self.annotations, picture_folders(self.root, self.index), self.root.absolute().name
+        known, folders, name = self.annotations, image_folders(self.root, self.index), self.root.absolute().name
         seen = set()
-        for image in entries(self.index, "images", "id"):
+        for image in stream_entries(self.index, "images", "id"):
             number = image["id"]
             seen.add(number)
             yield Record(
-                place=f"{self.index.name}:{number}",
+                location=f"{self.index.name}:{number}",
                 source=name,
                 values={
                     "image": image.get("file_name"),
@@ -59,13 +70,13 @@ class Coco:
                     "boxes": [{"label": known.category(one), "bbox": box} for one, box in known.boxes.get(number, [])],
                 },
                 folders=folders,
-                refused=[("regions", RecordError("a crowd", "the box holds many of its category"))]
+                skipped=[("regions", RecordError("a crowd", "the box holds many of its category"))]
                 * known.crowds.get(number, 0),
             )
         for lost in dict.fromkeys([*known.boxes, *known.captions]):
             if lost not in seen:
                 fault = RecordError("no picture", f"annotations of image {lost!r}, which the document does not list")
-                yield Record(place=f"{self.index.name}:{lost}", source=name, fault=fault)
+                yield Record(location=f"{self.index.name}:{lost}", source=name, error=fault)
 
 
 class Annotations:
@@ -76,12 +87,14 @@ class Annotations:
     """
 
     def __init__(self, index: UPath):
-        self.categories = {entry["id"]: str(entry["name"]) for entry in entries(index, "categories", "id", "name")}
+        self.categories = {
+            entry["id"]: str(entry["name"]) for entry in stream_entries(index, "categories", "id", "name")
+        }
         self.boxes: dict[Any, list[tuple[Any, Any]]] = defaultdict(list)
         self.captions: dict[Any, list[str]] = defaultdict(list)
         self.crowds: dict[Any, int] = defaultdict(int)
         empty = True
-        for entry in entries(index, "annotations", "image_id"):
+        for entry in stream_entries(index, "annotations", "image_id"):
             empty = False
             if "caption" in entry:
                 self.captions[entry["image_id"]].append(entry["caption"])
@@ -97,26 +110,26 @@ class Annotations:
         return self.categories.get(number, "" if number is None else str(number))
 
 
-def entries(index: UPath, what: str, *keys: str) -> Iterator[dict[str, Any]]:
+def stream_entries(index: UPath, what: str, *keys: str) -> Iterator[dict[str, Any]]:
     """Stream one of the document's lists.
 
     Raises:
         DataError: an entry of it has no number or text under one of `keys`.
     """
-    for entry in json_items(index, f"{what}.item"):
+    for entry in stream_json(index, f"{what}.item"):
         if not (isinstance(entry, dict) and all(isinstance(entry.get(key), int | str) for key in keys)):
             raise DataError(f"{index}: an entry of `{what}` has no {' and '.join(keys)}: {entry!r:.80}")
         yield entry
 
 
-def picture_folders(root: UPath, index: UPath) -> list[UPath]:
+def image_folders(root: UPath, index: UPath) -> list[UPath]:
     """Return where the pictures of a COCO-like set usually are, those that exist, the nearest first."""
-    near = [root, *(root / name for name in FOLDERS), *(root / "images" / name for name in FOLDERS[1:])]
+    near = [root, *(root / name for name in IMAGE_FOLDERS), *(root / "images" / name for name in IMAGE_FOLDERS[1:])]
     mscoco = [root.parent / "images" / "mscoco" / "images" / "train2014", root.parent / "train2014"]
     return [folder for folder in dict.fromkeys([*near, index.parent, *mscoco]) if folder.is_dir()]
 
 
-def _only(root: UPath) -> str:
+def _find_index(root: UPath) -> str:
     found = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")], key=str)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"

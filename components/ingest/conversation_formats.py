@@ -11,27 +11,27 @@ The mark `<image>` says where a picture stands; the mark of an only picture is l
 from typing import Any
 
 from components.ingest.columns import text
-from components.ingest.record import damaged
+from components.ingest.record import malformed
 from vlmflow.errors import RecordError
 
-MARK = "<image>"
+IMAGE_MARKER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "system": "system"}  # fmt: skip
-IMAGES = ("images", "image")
+IMAGE_COLUMNS = ("images", "image")
 
 
-def conversation(values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def parse_conversation(values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return a row's pictures as it gives them, and its columns of the schema `conversations`.
 
     Raises:
         RecordError: there is no picture, the turns do not alternate, or the marks do not fit the pictures.
     """
-    turns, shown = said(_turns(values))
-    images = pictures(values) or shown
-    return images, {"messages": placed(alternating(turns), len(images)), "task": "vqa"}
+    turns, shown = to_messages(_turns(values))
+    images = image_values(values) or shown
+    return images, {"messages": with_image_markers(validate_turns(turns), len(images)), "task": "vqa"}
 
 
-def said(turns: Any) -> tuple[list[dict[str, str]], list[Any]]:
+def to_messages(turns: Any) -> tuple[list[dict[str, str]], list[Any]]:
     """Return messages as role and text, and the pictures that stand within their contents.
 
     Raises:
@@ -40,10 +40,10 @@ def said(turns: Any) -> tuple[list[dict[str, str]], list[Any]]:
     messages, shown = [], []
     for turn in turns if isinstance(turns, list) else [turns]:
         if not isinstance(turn, dict):
-            raise damaged(f"not a message: {turn!r:.80}")
+            raise malformed(f"not a message: {turn!r:.80}")
         role = str(turn.get("role", turn.get("from")))
         if role not in ROLES:
-            raise damaged(f"a message by {role!r}; known: {', '.join(ROLES)}")
+            raise malformed(f"a message by {role!r}; known: {', '.join(ROLES)}")
         parts = turn.get("content", turn.get("value"))
         content = ""
         for part in parts if isinstance(parts, list) else [parts]:
@@ -53,22 +53,22 @@ def said(turns: Any) -> tuple[list[dict[str, str]], list[Any]]:
                 value = part.get(kind)
                 value = value.get("url") if isinstance(value, dict) and "url" in value else value
                 shown += [value] if value is not None else []
-                content += MARK
+                content += IMAGE_MARKER
             elif kind == "text":
                 content += text(part.get("text"))
             else:
-                raise damaged(f"a part of type {kind!r}; known: text, image, image_url")
+                raise malformed(f"a part of type {kind!r}; known: text, image, image_url")
         messages.append({"role": ROLES[role], "content": content})
     return messages, shown
 
 
-def pictures(values: dict[str, Any]) -> list[Any]:
+def image_values(values: dict[str, Any]) -> list[Any]:
     """Return what the row's columns give as pictures: a name or bytes, or a list of them."""
-    found = next((values[name] for name in IMAGES if values.get(name)), [])
+    found = next((values[name] for name in IMAGE_COLUMNS if values.get(name)), [])
     return found if isinstance(found, list) else [found]
 
 
-def alternating(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def validate_turns(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the messages if user and assistant take turns and the assistant ends; a system message may lead.
 
     Raises:
@@ -83,20 +83,20 @@ def alternating(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return messages
 
 
-def placed(messages: list[dict[str, str]], images: int) -> list[dict[str, str]]:
+def with_image_markers(messages: list[dict[str, str]], images: int) -> list[dict[str, str]]:
     """Return the messages with a mark for each of several pictures, or without one.
 
     Raises:
         RecordError: there is no picture, or another number of marks than of pictures.
     """
-    marks = sum(message["content"].count(MARK) for message in messages)
+    marks = sum(message["content"].count(IMAGE_MARKER) for message in messages)
     if not images:
         raise RecordError("no picture", "a conversation about none")
     if marks not in (0, images):
-        raise RecordError("placeholders", f"{marks} {MARK} for {images} pictures")
+        raise RecordError("placeholders", f"{marks} {IMAGE_MARKER} for {images} pictures")
     if images > 1:
         return messages
-    return [{**message, "content": message["content"].replace(MARK, "").strip()} for message in messages]
+    return [{**message, "content": message["content"].replace(IMAGE_MARKER, "").strip()} for message in messages]
 
 
 def _turns(values: dict[str, Any]) -> Any:
@@ -105,6 +105,6 @@ def _turns(values: dict[str, Any]) -> Any:
             return values[name]
     rounds = values.get("conversation")
     if not (isinstance(rounds, list) and all(isinstance(turn, dict) for turn in rounds)):
-        raise damaged(f"no messages, conversations or conversation among {', '.join(values) or 'no columns'}")
+        raise malformed(f"no messages, conversations or conversation among {', '.join(values) or 'no columns'}")
     names = ("system", "human", "assistant")
     return [{"role": name, "content": turn[name]} for turn in rounds for name in names if turn.get(name)]

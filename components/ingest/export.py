@@ -12,18 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from components.ingest.filesystem import anywhere
+from components.ingest.filesystem import resolve_path
 from vlmflow.artifacts.dataset import PAIRS, Dataset
 from vlmflow.errors import SpaceError
 
-FACTS = [name for name in PAIRS if name != "image"]
-SUFFIXES = {
+METADATA_COLUMNS = [name for name in PAIRS if name != "image"]
+MAGIC_SUFFIXES = {
     b"\xff\xd8": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II": "tif", b"MM": "tif",
     b"\0\0\0\x0cjP": "jp2", b"\0\0\1\0": "ico", b"P5": "ppm", b"P6": "ppm",
 }  # fmt: skip
 
 
-def export(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> int:
+def export_webdataset(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> int:
     """Write `pairs` as tar shards `00000.tar`, … with `{key}.jpg`, `.txt` and `.json`; return how many shards.
 
     Read in again by the source `webdataset`, they give the same uids: bytes and captions are as they were. The
@@ -38,9 +38,9 @@ def export(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> int:
     Raises:
         SpaceError: `out` cannot be written.
     """
-    folder, rows = anywhere(out), pairs.rows()
+    folder, rows = resolve_path(out), pairs.rows()
     arrow = PAIRS.arrow_schema
-    schema = pa.schema([pa.field("key", pa.string()), *(arrow.field(name) for name in FACTS)])
+    schema = pa.schema([pa.field("key", pa.string()), *(arrow.field(name) for name in METADATA_COLUMNS)])
     for shard in itertools.count():
         some = itertools.islice(rows, rows_per_shard)
         first = next(some, None)
@@ -52,8 +52,8 @@ def export(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> int:
             pq.write_table(pa.Table.from_pylist(facts, schema=schema), table)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                _copy(file, folder / f"{shard:05d}.tar")
-                _copy(table, folder / f"{shard:05d}.parquet")
+                _upload(file, folder / f"{shard:05d}.tar")
+                _upload(table, folder / f"{shard:05d}.parquet")
             except OSError as error:
                 raise SpaceError(f"{out}: cannot be written: {error}; give another folder or make room") from None
     raise AssertionError  # the count has no end
@@ -63,7 +63,7 @@ def _write_tar(file: IO[bytes], shard: int, rows: itertools.chain[dict[str, Any]
     kept = []
     with tarfile.open(fileobj=file, mode="w") as tar:
         for number, row in enumerate(rows):
-            facts = {"key": f"{shard:05d}{number:04d}", **{name: row[name] for name in FACTS}}
+            facts = {"key": f"{shard:05d}{number:04d}", **{name: row[name] for name in METADATA_COLUMNS}}
             encoded = row["image"]["bytes"]
             text, described = row["caption"].encode(), json.dumps(facts).encode()
             for suffix, content in ((_suffix(encoded), encoded), ("txt", text), ("json", described)):
@@ -74,7 +74,7 @@ def _write_tar(file: IO[bytes], shard: int, rows: itertools.chain[dict[str, Any]
     return kept
 
 
-def _copy(file: IO[bytes], place: UPath) -> None:
+def _upload(file: IO[bytes], place: UPath) -> None:
     file.seek(0)
     with place.open("wb") as target:
         shutil.copyfileobj(file, target)
@@ -83,4 +83,4 @@ def _copy(file: IO[bytes], place: UPath) -> None:
 def _suffix(encoded: bytes) -> str:
     if encoded[4:12] in (b"ftypavif", b"ftypavis"):
         return "avif"
-    return next((suffix for magic, suffix in SUFFIXES.items() if encoded.startswith(magic)), "jpg")
+    return next((suffix for magic, suffix in MAGIC_SUFFIXES.items() if encoded.startswith(magic)), "jpg")

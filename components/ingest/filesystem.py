@@ -16,16 +16,16 @@ from components.ingest.split import SPLITS
 from vlmflow.artifacts.addresses import is_remote
 from vlmflow.errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".ico")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".ico")
 
 
-def place(path: str) -> UPath:
+def open_path(path: str) -> UPath:
     """Return `path` as a place that exists: a file or a folder, here or far away.
 
     Raises:
         DataError: nothing is there, its protocol is not known, or it cannot be reached.
     """
-    found, missing = anywhere(path), f"ingest.path: {path!r}: no such folder or file"
+    found, missing = resolve_path(path), f"ingest.path: {path!r}: no such folder or file"
     try:
         exists = found.exists()
     except Exception as error:  # each protocol has errors of its own: no credentials, no route, no right
@@ -36,7 +36,7 @@ def place(path: str) -> UPath:
     return found
 
 
-def files(path: str, suffix: str) -> list[UPath]:
+def matching_files(path: str, suffix: str) -> list[UPath]:
     """Return the files that `path` stands for: itself, all with `suffix` below a folder, or a glob's matches, sorted.
 
     Raises:
@@ -44,10 +44,10 @@ def files(path: str, suffix: str) -> list[UPath]:
     """
     if any(sign in path for sign in "*?["):
         cut = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        root = anywhere(cut or ("/" if path.startswith("/") else "."))
+        root = resolve_path(cut or ("/" if path.startswith("/") else "."))
         found = root.glob(path[len(cut) :].lstrip("/"))
     else:
-        root = place(path)
+        root = open_path(path)
         found = root.rglob(f"*{suffix}") if root.is_dir() else [root]
     there = sorted((file for file in found if file.is_file()), key=str)
     if not there:
@@ -55,17 +55,17 @@ def files(path: str, suffix: str) -> list[UPath]:
     return there
 
 
-def pictures(root: UPath) -> list[UPath]:
+def image_files(root: UPath) -> list[UPath]:
     """Return every file below `root` that is named like a picture, sorted."""
-    return sorted((file for file in root.rglob("*.*") if file.suffix.lower() in PICTURES), key=str)
+    return sorted((file for file in root.rglob("*.*") if file.suffix.lower() in IMAGE_SUFFIXES), key=str)
 
 
-def inside(file: UPath, root: UPath) -> str:
+def relative_name(file: UPath, root: UPath) -> str:
     """Return the file's name as seen from `root`, the same wherever `root` is."""
     return str(file.relative_to(root))
 
 
-def split_of(name: str) -> str:
+def split_from_folders(name: str) -> str:
     """Return train or test where one of the folders in `name` says so (`images/val2017`, `testing_data`), else ""."""
     for part in reversed(PurePosixPath(name.lower()).parent.parts):
         stem = re.sub(r"(_data|[\d_-])+$", "", part)
@@ -74,7 +74,7 @@ def split_of(name: str) -> str:
     return ""
 
 
-def json_items(file: UPath, prefix: str) -> Iterator[Any]:
+def stream_json(file: UPath, prefix: str) -> Iterator[Any]:
     """Stream what stands at `prefix` of one JSON document (`item`: of an array; `images.item`: of an array in it).
 
     Raises:
@@ -91,7 +91,7 @@ def json_items(file: UPath, prefix: str) -> Iterator[Any]:
         raise DataError(f"{file}: not JSON: {reason}; get the file again") from None
 
 
-def anywhere(path: str) -> UPath:
+def resolve_path(path: str) -> UPath:
     """Return `path` as a place, whether or not something is there.
 
     Raises:

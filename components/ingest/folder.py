@@ -9,14 +9,14 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import json_items, place
-from components.ingest.record import Record, damaged
+from components.ingest.filesystem import open_path, stream_json
+from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
 
-INDEXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
+INDEX_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 
 
-class Folder:
+class FolderReader:
     """A folder with pictures and an index.
 
     Args:
@@ -28,17 +28,21 @@ class Folder:
     """
 
     def __init__(self, path: str, index: str = ""):
-        root = place(path)
+        root = open_path(path)
         if root.is_file() and not index:
             root, index = root.parent, root.name
         if not root.is_dir():
             raise DataError(f"ingest.path: {path!r}: no such folder")
         self.root = root
-        self.index = root / (index or _only_index(root))
+        self.index = root / (index or _find_index(root))
         if not self.index.is_file():
-            raise DataError(f"ingest.index: {index!r}: no such file in {path!r}; there: {_names(_indexes(root))}")
-        if self.index.suffix.lower() not in INDEXES:
-            raise DataError(f"ingest.index: {index!r}: not one of {', '.join(INDEXES)}; write the rows as JSON lines")
+            raise DataError(
+                f"ingest.index: {index!r}: no such file in {path!r}; there: {_format_names(_index_files(root))}"
+            )
+        if self.index.suffix.lower() not in INDEX_SUFFIXES:
+            raise DataError(
+                f"ingest.index: {index!r}: not one of {', '.join(INDEX_SUFFIXES)}; write the rows as JSON lines"
+            )
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns; reading stops once all of them have been seen."""
@@ -56,72 +60,78 @@ class Folder:
             DataError: the index is no text in UTF-8, no JSON, or one JSON array that is named like lines.
         """
         name, folders = self.root.absolute().name, [self.index.parent, self.root]
-        for line, values, fault in rows(self.index):
-            yield Record(place=f"{self.index.name}:{line}", source=name, values=values, folders=folders, fault=fault)
+        for line, values, fault in read_index(self.index):
+            yield Record(location=f"{self.index.name}:{line}", source=name, values=values, folders=folders, error=fault)
 
 
-def rows(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
+def read_index(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     """Stream an index: the number of each line or item, its columns, and why it cannot be read."""
     suffix = index.suffix.lower()
-    read = _csv if suffix in (".csv", ".tsv") else _json if suffix == ".json" else _jsonl
+    read = _read_csv if suffix in (".csv", ".tsv") else _read_json if suffix == ".json" else _read_jsonl
     try:
         yield from read(index)
     except UnicodeDecodeError as error:
         raise DataError(f"{index}: not UTF-8 text (byte {error.start}); convert it first") from None
 
 
-def _mapping(values: Any) -> tuple[dict[str, Any], RecordError | None]:
+def _as_object(values: Any) -> tuple[dict[str, Any], RecordError | None]:
     if isinstance(values, dict):
         return values, None
-    return {}, damaged(f"not a JSON object: {values!r:.80}")
+    return {}, malformed(f"not a JSON object: {values!r:.80}")
 
 
-def _json(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    for number, values in enumerate(json_items(index, "item"), 1):
-        yield number, *_mapping(values)
+def _read_json(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
+    for number, values in enumerate(stream_json(index, "item"), 1):
+        yield number, *_as_object(values)
 
 
-def _jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    with _text(index) as file:
+def _read_jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
+    with _open_text(index) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             if line.lstrip().startswith("["):
                 raise DataError(f"{index}:{number}: a JSON array; name it .json, or write one object on each line")
             try:
-                values, fault = _mapping(json.loads(line))
+                values, fault = _as_object(json.loads(line))
             except (ValueError, RecursionError) as error:
-                values, fault = {}, damaged(f"not JSON: {error}")
+                values, fault = {}, malformed(f"not JSON: {error}")
             yield number, values, fault
 
 
-def _csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
+def _read_csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     csv.field_size_limit(2**31 - 1)  # the lines of one receipt exceed the default of 128 KiB
-    with _text(index) as file:
+    with _open_text(index) as file:
         reader = csv.DictReader(file, delimiter="\t" if index.suffix.lower() == ".tsv" else ",", strict=True)
         try:
             for values in reader:
                 extra = values.pop(None, None)  # where csv puts fields that no header names
-                yield reader.line_num, values, damaged(f"more fields than the header: {extra!r:.80}") if extra else None
+                yield (
+                    reader.line_num,
+                    values,
+                    malformed(f"more fields than the header: {extra!r:.80}") if extra else None,
+                )
         except csv.Error as error:
             raise DataError(f"{index}:{reader.line_num}: not CSV: {error}; mend the line or write JSON lines") from None
 
 
-def _text(index: UPath) -> io.TextIOWrapper:
+def _open_text(index: UPath) -> io.TextIOWrapper:
     return io.TextIOWrapper(index.open("rb"), encoding="utf-8-sig", newline="")  # CSV wants its own line ends
 
 
-def _indexes(root: UPath) -> list[UPath]:
-    return sorted((file for file in root.iterdir() if file.suffix.lower() in INDEXES), key=str)
+def _index_files(root: UPath) -> list[UPath]:
+    return sorted((file for file in root.iterdir() if file.suffix.lower() in INDEX_SUFFIXES), key=str)
 
 
-def _only_index(root: UPath) -> str:
-    found = _indexes(root)
+def _find_index(root: UPath) -> str:
+    found = _index_files(root)
     found = [file for file in found if file.suffix.lower() != ".json"] or found  # which may be something else
     if len(found) != 1:
-        raise DataError(f"ingest.path: {str(root)!r}: one index expected, there: {_names(found)}; set ingest.index")
+        raise DataError(
+            f"ingest.path: {str(root)!r}: one index expected, there: {_format_names(found)}; set ingest.index"
+        )
     return found[0].name
 
 
-def _names(files: list[UPath]) -> str:
-    return ", ".join(file.name for file in files) or f"none of {', '.join('*' + suffix for suffix in INDEXES)}"
+def _format_names(files: list[UPath]) -> str:
+    return ", ".join(file.name for file in files) or f"none of {', '.join('*' + suffix for suffix in INDEX_SUFFIXES)}"

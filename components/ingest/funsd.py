@@ -11,14 +11,14 @@ from typing import Any
 from upath import UPath
 
 from components.ingest import boxes
-from components.ingest.annotation_files import Refused, records
+from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import pictures, place
-from components.ingest.record import Record, damaged
+from components.ingest.filesystem import image_files, open_path
+from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
 
 
-class Funsd:
+class FunsdReader:
     """A folder with pictures (in `images`) and JSON (in `annotations`).
 
     Raises:
@@ -26,7 +26,7 @@ class Funsd:
     """
 
     def __init__(self, path: str, index: str = ""):
-        self.root = place(path)
+        self.root = open_path(path)
         self.forms = sorted(self.root.rglob("*.json"), key=str)
         if not self.forms:
             raise DataError(f"ingest.path: {path!r}: no *.json in it")
@@ -37,34 +37,34 @@ class Funsd:
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""
-        return records(self.root, pictures(self.root), self.forms, _read)
+        return paired_records(self.root, image_files(self.root), self.forms, _read_form)
 
 
-def _read(form: UPath, refused: Refused) -> dict[str, Any]:
-    return {"lines": [line for entity in _entities(form) for line in _lines(entity, refused)]}
+def _read_form(form: UPath, refused: SkippedItems) -> dict[str, Any]:
+    return {"lines": [line for entity in _entities(form) for line in _entity_lines(entity, refused)]}
 
 
 def _entities(form: UPath) -> list[Any]:
     try:
         entities = json.loads(form.read_bytes())["form"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(f"{form.name}: no form: {type(error).__name__}: {error}") from None
+        raise malformed(f"{form.name}: no form: {type(error).__name__}: {error}") from None
     if not isinstance(entities, list):
-        raise damaged(f"{form.name}: no form: {entities!r:.80}")
+        raise malformed(f"{form.name}: no form: {entities!r:.80}")
     return entities
 
 
-def _lines(entity: Any, refused: Refused) -> list[dict[str, Any]]:
+def _entity_lines(entity: Any, refused: SkippedItems) -> list[dict[str, Any]]:
     words = entity.get("words") if isinstance(entity, dict) else None
     places = []
     for word in words or ([entity] if isinstance(entity, dict) else []):
-        said = boxes.words(word, boxes.TEXT_KEYS)
+        said = boxes.text_field(word, boxes.TEXT_KEYS)
         try:
             box = [float(number) for number in word["box"]]
             places.append({"text": said, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))})
         except (KeyError, TypeError, ValueError):
             refused.append(("lines", RecordError("not a box", f"{word!r:.80}")))
-    rows = boxes.rows(places)
+    rows = boxes.group_lines(places)
     texts = [(" ".join(word["text"] for word in row if word["text"]), row) for row in rows]
     return [
         {"text": text, "box": [min(w["x0"] for w in row), min(w["y0"] for w in row),

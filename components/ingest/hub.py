@@ -9,10 +9,10 @@ from components.ingest.record import Record
 from components.ingest.split import SPLITS
 from vlmflow.errors import DataError
 
-SPLIT = "split"  # the column that the name of the split becomes, unless the data has one of that name
+SPLIT_COLUMN = "split"  # the column that the name of the split becomes, unless the data has one of that name
 
 
-class Hub:
+class HubReader:
     """A data set by its name or folder, streamed: nothing is downloaded but what is read.
 
     Args:
@@ -29,7 +29,7 @@ class Hub:
         self.path = path
         try:
             found = datasets.load_dataset(path, index or None, streaming=True)
-            self.splits = {str(name): _encoded(split) for name, split in found.items()}
+            self.splits = {str(name): _without_decoding(split) for name, split in found.items()}
         except Exception as error:  # the library's, the hub's and the network's own, of many types
             reason = " ".join(str(error).split())[:300]
             raise DataError(f"ingest.path: {path!r}: `datasets` cannot load it: {reason}") from None
@@ -39,7 +39,7 @@ class Hub:
         features = next(iter(self.splits.values())).features
         found = wanted.found_in(list(features), self.path)
         named = len(self.splits) > 1 and not found.split and all(name in SPLITS for name in self.splits)
-        return replace(found, split=SPLIT) if named else found
+        return replace(found, split=SPLIT_COLUMN) if named else found
 
     def records(self) -> Iterator[Record]:
         """Stream the rows of every split, in order.
@@ -52,8 +52,8 @@ class Hub:
             number = 0
             try:
                 for number, row in enumerate(rows, 1):
-                    values = {key: _named(rows.features[key], value) for key, value in row.items()}
-                    yield Record(place=f"{split}:{number}", source=name, values={SPLIT: split, **values})
+                    values = {key: _class_names(rows.features[key], value) for key, value in row.items()}
+                    yield Record(location=f"{split}:{number}", source=name, values={SPLIT_COLUMN: split, **values})
             except DataError:
                 raise
             except Exception as error:  # as above
@@ -61,13 +61,13 @@ class Hub:
                 raise DataError(f"{self.path}: {split}: broke off after row {number}: {reason}") from None
 
 
-def _encoded(split: Any) -> Any:
+def _without_decoding(split: Any) -> Any:
     """The same rows with pictures as their encoded bytes, wherever they stand in a row."""
     known = split if split.features else split._resolve_features()
     return known.decode(False)
 
 
-def _named(feature: Any, value: Any) -> Any:
+def _class_names(feature: Any, value: Any) -> Any:
     """The names of classes for their numbers, also within lists and mappings."""
     from datasets import ClassLabel, LargeList, List
 
@@ -76,7 +76,7 @@ def _named(feature: Any, value: Any) -> Any:
     if isinstance(feature, ClassLabel):
         return feature.int2str(value) if isinstance(value, int) and value >= 0 else value
     if isinstance(feature, List | LargeList):
-        return [_named(feature.feature, entry) for entry in value]
+        return [_class_names(feature.feature, entry) for entry in value]
     if isinstance(feature, dict):
-        return {key: _named(feature.get(key), entry) for key, entry in value.items()}
+        return {key: _class_names(feature.get(key), entry) for key, entry in value.items()}
     return value

@@ -9,13 +9,13 @@ from typing import Any
 
 from components.ingest.columns import ColumnsConfig
 from components.ingest.config import IngestConfig
-from components.ingest.conversation_formats import conversation
-from components.ingest.conversation_rows import SpokenBuilder
+from components.ingest.conversation_formats import parse_conversation
+from components.ingest.conversation_rows import ConversationBuilder
 from components.ingest.pair_builder import PairBuilder
-from components.ingest.preference_formats import preference
+from components.ingest.preference_formats import parse_preference
 from components.ingest.quarantine import Quarantine
-from components.ingest.revision import revision
-from components.ingest.sandboxed_decoder import Bounds, Examiners
+from components.ingest.revision import source_revision
+from components.ingest.sandboxed_decoder import DecoderPool, SizeLimits
 from components.ingest.synthetic_scenes import generate
 from vlmflow.artifacts import dataset, exclusion_list
 from vlmflow.artifacts.dataset import Dataset
@@ -23,7 +23,10 @@ from vlmflow.errors import DataError, RecordError
 
 logger = logging.getLogger(__name__)
 
-SPOKEN = {"conversations": conversation, "preferences": preference}  # sources that give rows of the schema so named
+PARSERS = {
+    "conversations": parse_conversation,
+    "preferences": parse_preference,
+}  # sources that give rows of the schema so named
 
 
 def ingest(section: IngestConfig, out: Path) -> Dataset:
@@ -39,29 +42,29 @@ def ingest(section: IngestConfig, out: Path) -> Dataset:
     if section.source == "scenes":
         rows = itertools.islice(generate(section.scenes, section.seed), section.limit)
     else:
-        rows = _rows(section, out, notes)
-    schema = section.source if section.source in SPOKEN else "pairs"
-    facts: dict[str, Any] = {"recipe": section.model_dump(), "notes": notes, "revision": revision(section.path)}
-    written = dataset.write(out, schema, _counted(rows, notes), step="ingest", **facts)
+        rows = _read_rows(section, out, notes)
+    schema = section.source if section.source in PARSERS else "pairs"
+    facts: dict[str, Any] = {"recipe": section.model_dump(), "notes": notes, "revision": source_revision(section.path)}
+    written = dataset.write(out, schema, _count_splits(rows, notes), step="ingest", **facts)
     logger.info("%d %s from %s: %s", len(written), schema, section.path or section.source, notes)
     return written
 
 
-def _rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    from components.ingest.sources import reader  # imports every reader
+def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from components.ingest.sources import open_reader  # imports every reader
 
-    source = reader(section.source, section.path, section.index)
+    source = open_reader(section.source, section.path, section.index)
     columns = source.columns(section.columns)
-    bounds = Bounds(max_side=section.max_side, max_bytes=section.max_bytes)
-    with Quarantine(out) as quarantine, Examiners(bounds) as examiners:
-        builder = _builder(section, columns, quarantine, notes)
-        looked = examiners.map(source.records(), builder.pictures)
+    bounds = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
+    with Quarantine(out) as quarantine, DecoderPool(bounds) as examiners:
+        builder = _make_builder(section, columns, quarantine, notes)
+        looked = examiners.map(source.records(), builder.read_images)
         listed = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
             row
             for record, pictures in looked
             for row in builder.rows(record, pictures)
-            if not _taken_down(row, record.place, listed, quarantine)
+            if not _is_excluded(row, record.location, listed, quarantine)
         )
         first = next(rows, None)
         if first is None:
@@ -79,7 +82,7 @@ def _rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Iterator[d
         logger.warning("%s: left out, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
 
 
-def _taken_down(row: dict[str, Any], place: str, listed: frozenset[str], quarantine: Quarantine) -> bool:
+def _is_excluded(row: dict[str, Any], place: str, listed: frozenset[str], quarantine: Quarantine) -> bool:
     """Whether the exclusion list names the pair or one of its pictures; the quarantine takes note of it."""
     images = row["images"] if "images" in row else [row["image"]]
     if not listed or not listed & {row["uid"], *(dataset.uid(image) for image in images)}:
@@ -88,13 +91,13 @@ def _taken_down(row: dict[str, Any], place: str, listed: frozenset[str], quarant
     return True
 
 
-def _builder(
+def _make_builder(
     section: IngestConfig, columns: ColumnsConfig, quarantine: Quarantine, notes: dict[str, Any]
-) -> PairBuilder | SpokenBuilder:
+) -> PairBuilder | ConversationBuilder:
     split: dict[str, Any] = {"holdout": section.holdout, "seed": section.seed}
-    if section.source in SPOKEN:
+    if section.source in PARSERS:
         filled = {"source": section.preference_source} if section.source == "preferences" else {}
-        return SpokenBuilder(SPOKEN[section.source], filled, columns.split, quarantine, **split)
+        return ConversationBuilder(PARSERS[section.source], filled, columns.split, quarantine, **split)
     notes["columns"] = columns.mapped
     notes["captions"] = f"column {columns.caption}"
     if not columns.caption:
@@ -104,7 +107,7 @@ def _builder(
     return PairBuilder(columns, quarantine, licence=section.licence, **split)
 
 
-def _counted(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     splits = Counter(train=0, test=0)
     for row in rows:
         splits[row["split"]] += 1

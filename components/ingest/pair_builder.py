@@ -6,8 +6,8 @@ from components.ingest import boxes
 from components.ingest.columns import ColumnsConfig, text
 from components.ingest.quarantine import Quarantine
 from components.ingest.record import Record
-from components.ingest.sandboxed_decoder import Examined
-from components.ingest.split import decided
+from components.ingest.sandboxed_decoder import DecodedImage
+from components.ingest.split import resolve_split
 from vlmflow.artifacts import dataset
 from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
@@ -30,17 +30,17 @@ class PairBuilder:
         self.records = 0
         self.clipped = 0  # boxes whose overhang was cut off
 
-    def pictures(self, record: Record) -> list[bytes]:
+    def read_images(self, record: Record) -> list[bytes]:
         """Return the record's picture.
 
         Raises:
             RecordError: there is none, or the record is damaged.
         """
-        if record.fault:
-            raise record.fault
+        if record.error:
+            raise record.error
         return [image_bytes.read(record.values.get(self.columns.image), record.folders)]
 
-    def rows(self, record: Record, looked: list[Examined] | RecordError) -> list[dict[str, Any]]:
+    def rows(self, record: Record, looked: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
         """Return a pair for each caption of `record`; none if the record goes to the quarantine.
 
         Raises:
@@ -54,25 +54,27 @@ class PairBuilder:
             seen = looked[0]
             captions = self._captions(record)
             row = {
-                "image": seen.kept,
+                "image": seen.encoded,
                 "width": seen.size[0],
                 "height": seen.size[1],
-                "source": f"{record.source}/{name or record.place}",
+                "source": f"{record.source}/{name or record.location}",
                 "licence": text(self._value(record, "licence")) or self.licence,
-                "split": decided(self._value(record, "split"), seen.kept, record.place, self.seed, self.holdout),
+                "split": resolve_split(
+                    self._value(record, "split"), seen.encoded, record.location, self.seed, self.holdout
+                ),
                 "label": "" if isinstance(self._value(record, "label"), list) else text(self._value(record, "label")),
             }
         except RecordError as reason:
-            self.quarantine.add("rows", record.place, name, reason)
+            self.quarantine.add("rows", record.location, name, reason)
             return []
-        refused = list(record.refused)
+        refused = list(record.skipped)
         row["regions"] = self._regions(record, seen, [row["label"], *captions], refused)
         row["lines"] = self._lines(record, seen, refused)
         if not self.columns.caption:
             captions = [_caption_from(row["regions"], row["lines"])]
-        pairs = [{"uid": dataset.uid(seen.kept, caption), "caption": caption, **row} for caption in captions]
+        pairs = [{"uid": dataset.uid(seen.encoded, caption), "caption": caption, **row} for caption in captions]
         for what, reason in refused:
-            self.quarantine.add(what, record.place, name, reason, [pair["uid"] for pair in pairs])
+            self.quarantine.add(what, record.location, name, reason, [pair["uid"] for pair in pairs])
         return pairs
 
     def _value(self, record: Record, key: str) -> Any:
@@ -84,7 +86,7 @@ class PairBuilder:
         return [text(entry) for entry in value or [None]] if isinstance(value, list) else [text(value)]
 
     def _regions(
-        self, record: Record, seen: Examined, described: list[str], refused: list[tuple[str, RecordError]]
+        self, record: Record, seen: DecodedImage, described: list[str], refused: list[tuple[str, RecordError]]
     ) -> list[dict[str, Any]]:
         """Read the record's boxes; one without words of its own takes them from the label, else the caption."""
         items = _items(self._value(record, "boxes"), "regions", refused)
@@ -92,23 +94,25 @@ class PairBuilder:
         regions = []
         for i, item in enumerate(items):
             try:
-                phrase = boxes.words(item, boxes.PHRASE_KEYS)
+                phrase = boxes.text_field(item, boxes.PHRASE_KEYS)
                 if not phrase and isinstance(names, list) and len(names) == len(items):
                     phrase = text(names[i]).strip()
                 phrase = phrase or next((words.strip() for words in described if words.strip()), "")
                 if not phrase:
                     raise RecordError("no phrase", "the box, the label and the caption are silent")
                 place = self._place(item, seen)
-                regions.append({"phrase": phrase, "category": boxes.words(item, boxes.CATEGORY_KEYS), **place})
+                regions.append({"phrase": phrase, "category": boxes.text_field(item, boxes.CATEGORY_KEYS), **place})
             except RecordError as reason:
                 refused.append(("regions", reason))
         return regions
 
-    def _lines(self, record: Record, seen: Examined, refused: list[tuple[str, RecordError]]) -> list[dict[str, Any]]:
+    def _lines(
+        self, record: Record, seen: DecodedImage, refused: list[tuple[str, RecordError]]
+    ) -> list[dict[str, Any]]:
         lines = []
         for item in _items(self._value(record, "lines"), "lines", refused):
             try:
-                words = boxes.words(item, boxes.TEXT_KEYS)
+                words = boxes.text_field(item, boxes.TEXT_KEYS)
                 if not words:
                     raise RecordError("no text", "the line has a box and no words")
                 lines.append({"text": words, **self._place(item, seen)})
@@ -116,16 +120,19 @@ class PairBuilder:
                 refused.append(("lines", reason))
         return lines
 
-    def _place(self, item: Any, seen: Examined) -> dict[str, float]:
-        place, clipped = boxes.place(item, *seen.came, self.columns.box_format)
+    def _place(self, item: Any, seen: DecodedImage) -> dict[str, float]:
+        place, clipped = boxes.parse_box(item, *seen.original_size, self.columns.box_format)
         self.clipped += clipped
-        across, down = seen.size[0] / seen.came[0], seen.size[1] / seen.came[1]  # 1 unless it was made smaller
+        across, down = (
+            seen.size[0] / seen.original_size[0],
+            seen.size[1] / seen.original_size[1],
+        )  # 1 unless it was made smaller
         return {corner: value * (across if corner[0] == "x" else down) for corner, value in place.items()}
 
 
 def _items(value: Any, what: str, refused: list[tuple[str, RecordError]]) -> list[Any]:
     try:
-        return boxes.items(value)
+        return boxes.parse_boxes(value)
     except RecordError as reason:
         refused.append((what, reason))
         return []

@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import files
+from components.ingest.filesystem import matching_files
 from components.ingest.record import Record
 from vlmflow.errors import DataError
 
 BATCH_ROWS = 64  # pictures of some MB each stay within some 100 MB
 
 
-class Parquet:
+class ParquetReader:
     """One parquet file, a folder of them, or a glob pattern.
 
     Raises:
@@ -24,13 +24,13 @@ class Parquet:
 
     def __init__(self, path: str, index: str = ""):
         self.path = path
-        self.files = files(path, ".parquet")
+        self.files = matching_files(path, ".parquet")
         self.wanted: set[str] | None = None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns in every file; only these are read by `records`."""
         self.wanted = set(wanted.mapped.values())
-        schemas = [_names(file) for file in self.files]
+        schemas = [_column_names(file) for file in self.files]
         return wanted.found_in([name for name in schemas[0] if all(name in names for names in schemas)], self.path)
 
     def records(self) -> Iterator[Record]:
@@ -40,12 +40,12 @@ class Parquet:
             DataError: a file is damaged.
         """
         for path in self.files:
-            for number, values in rows(path, self.wanted):
+            for number, values in read_rows(path, self.wanted):
                 place = f"{path.name}:{number}"
-                yield Record(place=place, source=path.stem, values=values, folders=[path.parent])
+                yield Record(location=place, source=path.stem, values=values, folders=[path.parent])
 
 
-def rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Stream one file's rows with their numbers; only the `wanted` columns.
 
     Raises:
@@ -64,7 +64,7 @@ def rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dic
         raise DataError(f"{path}: {where}: {error}") from None
 
 
-def _names(path: UPath) -> list[str]:
+def _column_names(path: UPath) -> list[str]:
     try:
         with path.open("rb") as handle, pq.ParquetFile(handle) as file:
             return file.schema_arrow.names

@@ -7,7 +7,7 @@ from typing import Self
 
 from vlmflow.errors import RecordError
 
-NAME = "quarantine.jsonl"
+FILE_NAME = "quarantine.jsonl"
 
 
 class Quarantine:
@@ -19,7 +19,7 @@ class Quarantine:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / NAME
+        self.path = folder / FILE_NAME
         self.counts: dict[str, Counter[str]] = {"rows": Counter(), "regions": Counter(), "lines": Counter()}
         self.first = ""
 

@@ -14,12 +14,12 @@ from vlmflow.errors import RecordError
 class Record:
     """A row of the source."""
 
-    place: str  # file and line, row or key, for a person to find it
+    location: str  # file and line, row or key, for a person to find it
     source: str  # the data set's name
     values: dict[str, Any] = field(default_factory=dict)
     folders: list[UPath] = field(default_factory=list)  # where the picture's file may be
-    fault: RecordError | None = None  # why the row cannot be read at all
-    refused: list[tuple[str, RecordError]] = field(default_factory=list)  # its regions or lines that cannot be read
+    error: RecordError | None = None  # why the row cannot be read at all
+    skipped: list[tuple[str, RecordError]] = field(default_factory=list)  # its regions or lines that cannot be read
 
 
 class Reader(Protocol):
@@ -42,6 +42,6 @@ class Reader(Protocol):
         ...
 
 
-def damaged(detail: str) -> RecordError:
+def malformed(detail: str) -> RecordError:
     """The fault of a row that is not what its format asks."""
     return RecordError("damaged row", detail)

@@ -15,14 +15,14 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.coco import entries, picture_folders
+from components.ingest.coco import image_folders, stream_entries
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import place
+from components.ingest.filesystem import open_path
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
 
 
-class RefCoco:
+class RefCocoReader:
     """A folder with the refs and `instances.json`.
 
     Args:
@@ -34,7 +34,7 @@ class RefCoco:
     """
 
     def __init__(self, path: str, index: str = ""):
-        self.root = place(path)
+        self.root = open_path(path)
         found = [self.root / index] if index else sorted(self.root.glob("refs(*).*"), key=str)
         if len(found) != 1 or not found[0].is_file():
             names = ", ".join(file.name for file in found) or "none"
@@ -53,20 +53,24 @@ class RefCoco:
         Raises:
             DataError: one of the files is damaged.
         """
-        refs = _refs(self.index)
+        refs = _load_refs(self.index)
         named = {ref["ann_id"] for ref in refs}
-        annotations = entries(self.instances, "annotations", "id")
+        annotations = stream_entries(self.instances, "annotations", "id")
         boxes = {entry["id"]: entry.get("bbox") for entry in annotations if entry["id"] in named}
-        categories = {entry["id"]: entry["name"] for entry in entries(self.instances, "categories", "id", "name")}
-        images = {entry["id"]: entry["file_name"] for entry in entries(self.instances, "images", "id", "file_name")}
+        categories = {
+            entry["id"]: entry["name"] for entry in stream_entries(self.instances, "categories", "id", "name")
+        }
+        images = {
+            entry["id"]: entry["file_name"] for entry in stream_entries(self.instances, "images", "id", "file_name")
+        }
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for ref in refs:
             by_image.setdefault(ref["image_id"], []).append(ref)
-        folders, name = picture_folders(self.root, self.index), self.root.absolute().name
+        folders, name = image_folders(self.root, self.index), self.root.absolute().name
         for image, group in by_image.items():
             lost = [ref for ref in group if ref["ann_id"] not in boxes]
             yield Record(
-                place=f"{self.index.name}:{image}",
+                location=f"{self.index.name}:{image}",
                 source=name,
                 values={
                     "image": images.get(image),
@@ -78,24 +82,24 @@ class RefCoco:
                     ],
                 },
                 folders=folders,
-                refused=[("regions", RecordError("no box", f"no annotation {ref['ann_id']}")) for ref in lost],
+                skipped=[("regions", RecordError("no box", f"no annotation {ref['ann_id']}")) for ref in lost],
             )  # fmt: skip
 
 
-class _Plain(pickle.Unpickler):
+class _SafeUnpickler(pickle.Unpickler):
     """Reads lists, mappings, texts and numbers, which need no code; anything else in a pickle could run some."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
 
 
-def _refs(index: UPath) -> list[dict[str, Any]]:
+def _load_refs(index: UPath) -> list[dict[str, Any]]:
     content = index.read_bytes()
     try:
         if index.suffix == ".json":
             refs = json.loads(content)
         else:  # written by Python 2, whose texts are bytes
-            refs = _Plain(io.BytesIO(content), encoding="utf-8", errors="replace").load()
+            refs = _SafeUnpickler(io.BytesIO(content), encoding="utf-8", errors="replace").load()
         for ref in refs:
             _ = ref["ann_id"], ref["image_id"], ref["split"], [said["sent"] for said in ref["sentences"]]
     except Exception as error:  # a damaged pickle raises nearly every type there is

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 
-def revision(source: str) -> str:
+def source_revision(source: str) -> str:
     """The commit of the git repository that tracks `source`, or the `.dvc` file of it or of a folder above it.
 
     `-dirty` follows where what git tracks of it is not as committed; "" stands for a source that no repository

@@ -23,36 +23,36 @@ from typing import Self, TypeVar
 from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
 
-SECONDS = 10  # of processor time for one picture, so that a busy machine changes nothing
-PATIENCE = 60  # seconds by the clock, for a decoder that would sleep
-MEMORY = 2**31  # bytes of address space for a child
-QUALITY = 90  # of the JPEG that replaces a picture of more than the declared size
+CPU_SECONDS = 10  # of processor time for one picture, so that a busy machine changes nothing
+TIMEOUT_SECONDS = 60  # seconds by the clock, for a decoder that would sleep
+MEMORY_BYTES = 2**31  # bytes of address space for a child
+JPEG_QUALITY = 90  # of the JPEG that replaces a picture of more than the declared size
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examined:
+class DecodedImage:
     """A picture that decodes.
 
     `kept` is the encoded file that goes into the dataset: as it came, unless it was larger than declared.
     Sizes are in pixels, as it is seen: `size` of what is kept, `came` of what came.
     """
 
-    kept: bytes
+    encoded: bytes
     size: tuple[int, int]
-    came: tuple[int, int]
+    original_size: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class SizeLimits:
     """The declared size beyond which a picture is made smaller; None where there is none."""
 
     max_side: int | None = None  # pixels
     max_bytes: int | None = None
 
 
-class Examiners:
+class DecoderPool:
     """Some children, each started with the first picture it gets.
 
     Args:
@@ -60,11 +60,11 @@ class Examiners:
         count: how many children; None: as many as there are processors.
     """
 
-    def __init__(self, bounds: Bounds, count: int | None = None):
+    def __init__(self, bounds: SizeLimits, count: int | None = None):
         self.count = count or os.cpu_count() or 1
-        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(self.count):
-            self._idle.put(_Child(bounds))
+            self._idle.put(_Worker(bounds))
 
     def __enter__(self) -> Self:
         self._threads = ThreadPoolExecutor(self.count)
@@ -73,27 +73,27 @@ class Examiners:
     def __exit__(self, *error: object) -> None:
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
-            self._idle.get().end()
+            self._idle.get().stop()
 
     def map(
         self, things: Iterable[T], read: Callable[[T], list[bytes]]
-    ) -> Iterator[tuple[T, list[Examined] | RecordError]]:
+    ) -> Iterator[tuple[T, list[DecodedImage] | RecordError]]:
         """Yield each thing with its pictures, which `read` fetches, or with why one of them cannot be used."""
-        ahead: deque[tuple[T, Future[list[Examined] | RecordError]]] = deque()
+        ahead: deque[tuple[T, Future[list[DecodedImage] | RecordError]]] = deque()
         for thing in things:
-            ahead.append((thing, self._threads.submit(self._look, thing, read)))
+            ahead.append((thing, self._threads.submit(self._decode_item, thing, read)))
             if len(ahead) > 4 * self.count:
                 first, looked = ahead.popleft()
                 yield first, looked.result()
         for thing, looked in ahead:
             yield thing, looked.result()
 
-    def _look(self, thing: T, read: Callable[[T], list[bytes]]) -> list[Examined] | RecordError:
+    def _decode_item(self, thing: T, read: Callable[[T], list[bytes]]) -> list[DecodedImage] | RecordError:
         child = None
         try:
             encoded = read(thing)
             child = self._idle.get()
-            return [child.look(one) for one in encoded]
+            return [child.decode(one) for one in encoded]
         except RecordError as reason:
             return reason
         finally:
@@ -101,14 +101,14 @@ class Examiners:
                 self._idle.put(child)
 
 
-class _Child:
+class _Worker:
     """One process that decodes, from the side of its parent."""
 
-    def __init__(self, bounds: Bounds):
+    def __init__(self, bounds: SizeLimits):
         self.bounds = bounds
         self.process: subprocess.Popen[bytes] | None = None
 
-    def look(self, encoded: bytes) -> Examined:
+    def decode(self, encoded: bytes) -> DecodedImage:
         """Return what the child found.
 
         Raises:
@@ -118,17 +118,17 @@ class _Child:
             self._start()
         try:
             self.pipe.send_bytes(encoded)
-            if not self.pipe.poll(PATIENCE):
+            if not self.pipe.poll(TIMEOUT_SECONDS):
                 raise TimeoutError
             found = json.loads(self.pipe.recv_bytes())
             if "kind" in found:
                 raise RecordError(found["kind"], found["detail"])
             kept = self.pipe.recv_bytes() if found["changed"] else encoded
-            return Examined(kept=kept, size=tuple(found["size"]), came=tuple(found["came"]))
+            return DecodedImage(encoded=kept, size=tuple(found["size"]), original_size=tuple(found["came"]))
         except (OSError, EOFError) as error:  # of the pipe: TimeoutError, a broken pipe, its end
             raise self._post_mortem(isinstance(error, TimeoutError)) from None
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Let the process go."""
         if self.process is not None:
             self.pipe.close()  # at which it ends by itself
@@ -158,13 +158,13 @@ class _Child:
             process.kill()
         code = process.wait()
         if late or code == -signal.SIGPROF:
-            return RecordError("too slow", f"more than {SECONDS} s to decode")
+            return RecordError("too slow", f"more than {CPU_SECONDS} s to decode")
         if code < 0:
             return RecordError("decoder crashed", signal.Signals(-code).name)
         raise RuntimeError(f"the process that looks at pictures ended with code {code}: `{' '.join(process.args)}`")  # type: ignore[arg-type]
 
 
-def examined(encoded: bytes, bounds: Bounds) -> Examined:
+def decode_and_shrink(encoded: bytes, bounds: SizeLimits) -> DecodedImage:
     """Decode a picture, and make it smaller if it is larger than declared.
 
     Raises:
@@ -173,46 +173,46 @@ def examined(encoded: bytes, bounds: Bounds) -> Examined:
     from vlmflow.images.decoding import decode
 
     try:
-        came = image_bytes.size(encoded)
+        came = image_bytes.read_size(encoded)
         large = max(came) > (bounds.max_side or max(came)) or len(encoded) > (bounds.max_bytes or len(encoded))
         pixels = decode(encoded, at_least=None if large else 1)
-        kept = _smaller(pixels, bounds) if large else encoded
+        kept = _shrink(pixels, bounds) if large else encoded
     except RecordError:
         raise
     except MemoryError:
-        raise RecordError("too much memory", f"more than {MEMORY >> 20} MiB to decode") from None
+        raise RecordError("too much memory", f"more than {MEMORY_BYTES >> 20} MiB to decode") from None
     except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
         raise RecordError("damaged picture", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    return Examined(kept=kept, size=image_bytes.size(kept) if large else came, came=came)
+    return DecodedImage(encoded=kept, size=image_bytes.read_size(kept) if large else came, original_size=came)
 
 
-def _smaller(pixels: "image_bytes.Image.Image", bounds: Bounds) -> bytes:
+def _shrink(pixels: "image_bytes.Image.Image", bounds: SizeLimits) -> bytes:
     side = min(bounds.max_side or max(pixels.size), max(pixels.size))
     while True:
         ratio = side / max(pixels.size)
         shape = max(1, round(pixels.width * ratio)), max(1, round(pixels.height * ratio))
         buffer = io.BytesIO()
-        pixels.resize(shape, image_bytes.Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=QUALITY)
+        pixels.resize(shape, image_bytes.Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
         if bounds.max_bytes is None or buffer.tell() <= bounds.max_bytes or side == 1:
             return buffer.getvalue()
         side = max(1, side * 3 // 4)
 
 
-def _serve(pipe: Connection, bounds: Bounds) -> None:
+def _serve(pipe: Connection, bounds: SizeLimits) -> None:
     """Answer with JSON for each picture until the parent closes the pipe; the kept bytes follow if they changed."""
     while True:
         try:
             encoded = pipe.recv_bytes()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # at its end the process ends, C code or not
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # at its end the process ends, C code or not
         try:
-            found = examined(encoded, bounds)
+            found = decode_and_shrink(encoded, bounds)
         except RecordError as reason:
             answer, changed = {"kind": reason.kind, "detail": reason.detail}, b""
         else:
-            changed = b"" if found.kept is encoded else found.kept
-            answer = {"size": found.size, "came": found.came, "changed": bool(changed)}
+            changed = b"" if found.encoded is encoded else found.encoded
+            answer = {"size": found.size, "came": found.original_size, "changed": bool(changed)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send_bytes(json.dumps(answer).encode())
         if changed:
@@ -220,6 +220,6 @@ def _serve(pipe: Connection, bounds: Bounds) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _serve(Connection(int(sys.argv[1])), Bounds(**json.loads(sys.argv[2])))
+    _serve(Connection(int(sys.argv[1])), SizeLimits(**json.loads(sys.argv[2])))

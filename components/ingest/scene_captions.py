@@ -4,19 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from components.ingest.scene_renderer import Thing
+from components.ingest.scene_renderer import SceneObject
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 
-def caption(things: list[Thing], rng: np.random.Generator) -> str:
+def describe_scene(things: list[SceneObject], rng: np.random.Generator) -> str:
     """A caption with attributes, counts and relations, in one of a few wordings."""
-    names = [f"{t.size} {t.coloured}" if rng.random() < 0.5 else t.coloured for t in things]
+    names = [f"{t.size} {t.phrase}" if rng.random() < 0.5 else t.phrase for t in things]
     if len(things) == 2 and rng.random() < 0.7:
         text = f"{_one(names[0])} {_relation(things[0].box, things[1].box)} {_one(names[1])}"
     else:
-        order = sorted({t.coloured for t in things})
-        counted = {c: sum(t.coloured == c for t in things) for c in order}
+        order = sorted({t.phrase for t in things})
+        counted = {c: sum(t.phrase == c for t in things) for c in order}
         parts = [
             f"{NUMBERS[n]} {_plural(c)}" if n > 1 else _one(next(m for m in names if m.endswith(c)))
             for c, n in counted.items()
@@ -47,12 +47,12 @@ def _join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def regions(things: list[Thing]) -> list[dict[str, Any]]:
+def referring_expressions(things: list[SceneObject]) -> list[dict[str, Any]]:
     """A referring expression for every thing: colour and kind, and as much more as tells it from the others."""
     regions = []
     for thing in things:
-        phrase = thing.coloured
-        twins = [t for t in things if t.coloured == thing.coloured]
+        phrase = thing.phrase
+        twins = [t for t in things if t.phrase == thing.phrase]
         if len(twins) > 1 and sum(t.size == thing.size for t in twins) == 1:
             phrase = f"{thing.size} {phrase}"
         elif len(twins) > 1:

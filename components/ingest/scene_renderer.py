@@ -54,7 +54,7 @@ TEST_PHOTOS = ("flower.jpg", "motorcycle_left.png", "grass.png", "hubble_deep_fi
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object of a picture: what it is, how it looks and where it stands (xyxy pixels)."""
 
     category: str
@@ -64,34 +64,36 @@ class Thing:
     box: tuple[int, int, int, int]
 
     @property
-    def coloured(self) -> str:
+    def phrase(self) -> str:
         return f"{self.colour} {self.name}"
 
 
-def scene(
-    rng: np.random.Generator, split: str, wanted: list[tuple[str, str]] | None = None
-) -> tuple[Image.Image, list[Thing]]:
+def render_scene(
+    rng: np.random.Generator, split: str, objects: list[tuple[str, str]] | None = None
+) -> tuple[Image.Image, list[SceneObject]]:
     """Draw one picture of 64×64 pixels with 1–4 things that do not overlap (or just the `wanted` ones)."""
-    canvas = _backdrop(rng, split, SIDE, SIDE)
-    things: list[Thing] = []
-    for i in range(len(wanted) if wanted else int(rng.integers(1, 5))):
-        kind = wanted[i] if wanted else None
-        thing, mask = _thing(rng, split, kind)
+    canvas = _background(rng, split, SIDE, SIDE)
+    things: list[SceneObject] = []
+    for i in range(len(objects) if objects else int(rng.integers(1, 5))):
+        kind = objects[i] if objects else None
+        thing, mask = _random_object(rng, split, kind)
         height, width = mask.shape
         for _ in range(12):
             x, y = int(rng.integers(1, SIDE - width)), int(rng.integers(1, SIDE - height))
             box = (x, y, x + width, y + height)
-            if all(_apart(box, other.box) for other in things):
+            if all(_are_disjoint(box, other.box) for other in things):
                 alpha = mask[..., None]
                 colour = np.asarray(COLOURS[thing.colour], np.float32)
                 area = canvas[y : y + height, x : x + width]
                 canvas[y : y + height, x : x + width] = area * (1 - alpha) + colour * alpha
-                things.append(Thing(thing.category, thing.name, thing.colour, thing.size, box))
+                things.append(SceneObject(thing.category, thing.name, thing.colour, thing.size, box))
                 break
     return Image.fromarray(canvas.astype(np.uint8)), things
 
 
-def _thing(rng: np.random.Generator, split: str, kind: tuple[str, str] | None) -> tuple[Thing, np.ndarray]:
+def _random_object(
+    rng: np.random.Generator, split: str, kind: tuple[str, str] | None
+) -> tuple[SceneObject, np.ndarray]:
     """Choose a thing and its coverage mask, (height, width) float in 0..1, cut to its bounds."""
     size = "small" if rng.random() < 0.5 else "large"
     pixels = int(rng.integers(11, 14)) if size == "small" else int(rng.integers(19, 24))
@@ -99,29 +101,29 @@ def _thing(rng: np.random.Generator, split: str, kind: tuple[str, str] | None) -
     draw = rng.random()
     if kind or draw < 0.7:
         shape = kind[0] if kind else str(rng.choice(SHAPES))
-        return Thing(shape, shape, colour, size, (0, 0, 0, 0)), _shape_mask(shape, pixels)
+        return SceneObject(shape, shape, colour, size, (0, 0, 0, 0)), _shape_mask(shape, pixels)
     if draw < 0.85:
         images, targets = _digits(split)
         i = int(rng.integers(len(targets)))
         mask = (
             np.asarray(Image.fromarray(images[i]).resize((pixels, pixels), Image.Resampling.BICUBIC), np.float32) / 255
         )
-        return Thing("digit", f"digit {targets[i]}", colour, size, (0, 0, 0, 0)), _cut(mask)
+        return SceneObject("digit", f"digit {targets[i]}", colour, size, (0, 0, 0, 0)), _crop_to_content(mask)
     word = str(rng.choice(WORDS))
-    return Thing("word", f"word {word}", colour, size, (0, 0, 0, 0)), _text_mask(
+    return SceneObject("word", f"word {word}", colour, size, (0, 0, 0, 0)), _text_mask(
         word, pixels * 3 // 4, int(rng.integers(len(FONTS)))
     )
 
 
-def sign(rng: np.random.Generator, split: str) -> tuple[Image.Image, list[dict[str, Any]]]:
+def render_sign(rng: np.random.Generator, split: str) -> tuple[Image.Image, list[dict[str, Any]]]:
     """Draw two plates of 66×24 pixels, one above the other, on 128×96 pixels; return their lines and boxes too.
 
     Like number plates they are of one size, dark on light, in monospaced letters about as wide as a patch of the
     demo's model, so that it can learn to read them within the demo; lines in any font and colour are harder.
     """
-    canvas, lines = _backdrop(rng, split, 128, 96), []
+    canvas, lines = _background(rng, split, 128, 96), []
     for row in range(2):
-        text = _string(rng, split)
+        text = _random_string(rng, split)
         mask = _text_mask(text, 18, MONOSPACED)[..., None]
         height, width = mask.shape[:2]
         x0, y0 = int(rng.integers(0, 128 - 66)), int(row * 48 + rng.integers(0, 48 - 24))
@@ -135,7 +137,7 @@ def sign(rng: np.random.Generator, split: str) -> tuple[Image.Image, list[dict[s
     return Image.fromarray(canvas.astype(np.uint8)), lines
 
 
-def _string(rng: np.random.Generator, split: str) -> str:
+def _random_string(rng: np.random.Generator, split: str) -> str:
     """A random string; the sum of its letters decides which split it belongs to, so that none is in both."""
     while True:
         text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(2, 6))))
@@ -143,7 +145,7 @@ def _string(rng: np.random.Generator, split: str) -> str:
             return text
 
 
-def _backdrop(rng: np.random.Generator, split: str, width: int, height: int) -> np.ndarray:
+def _background(rng: np.random.Generator, split: str, width: int, height: int) -> np.ndarray:
     """A crop of a photo, (height, width, 3) float: mirrored, recoloured, its contrast lowered as behind a caption."""
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
@@ -219,13 +221,13 @@ def _text_mask(text: str, pixels: int, font: int) -> np.ndarray:
     left, top, right, bottom = face.getbbox(text)
     image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
     ImageDraw.Draw(image).text((1 - left, 1 - top), text, fill=255, font=face)
-    return _cut(np.asarray(image, np.float32) / 255)
+    return _crop_to_content(np.asarray(image, np.float32) / 255)
 
 
-def _cut(mask: np.ndarray) -> np.ndarray:
+def _crop_to_content(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.max(1) > 0.2), np.flatnonzero(mask.max(0) > 0.2)
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _are_disjoint(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return a[2] + 1 < b[0] or b[2] + 1 < a[0] or a[3] + 1 < b[1] or b[3] + 1 < a[1]

@@ -17,22 +17,22 @@ import importlib
 from components.ingest.record import Reader
 
 READERS = {
-    "folder": "components.ingest.folder:Folder",
-    "parquet": "components.ingest.parquet:Parquet",
-    "webdataset": "components.ingest.webdataset:Shards",
-    "datasets": "components.ingest.hub:Hub",
-    "coco": "components.ingest.coco:Coco",
-    "refcoco": "components.ingest.refcoco:RefCoco",
-    "voc": "components.ingest.voc:Voc",
-    "yolo": "components.ingest.yolo:Yolo",
-    "sroie": "components.ingest.sroie:Sroie",
-    "funsd": "components.ingest.funsd:Funsd",
-    "conversations": "components.ingest.conversation_rows:Talk",
-    "preferences": "components.ingest.conversation_rows:Talk",
+    "folder": "components.ingest.folder:FolderReader",
+    "parquet": "components.ingest.parquet:ParquetReader",
+    "webdataset": "components.ingest.webdataset:WebDatasetReader",
+    "datasets": "components.ingest.hub:HubReader",
+    "coco": "components.ingest.coco:CocoReader",
+    "refcoco": "components.ingest.refcoco:RefCocoReader",
+    "voc": "components.ingest.voc:VocReader",
+    "yolo": "components.ingest.yolo:YoloReader",
+    "sroie": "components.ingest.sroie:SroieReader",
+    "funsd": "components.ingest.funsd:FunsdReader",
+    "conversations": "components.ingest.conversation_rows:ConversationReader",
+    "preferences": "components.ingest.conversation_rows:ConversationReader",
 }
 
 
-def reader(source: str, path: str, index: str) -> Reader:
+def open_reader(source: str, path: str, index: str) -> Reader:
     """Open a source.
 
     Raises:

@@ -19,14 +19,14 @@ SPLITS = {
 }
 
 
-def decided(value: Any, encoded: bytes, place: str, seed: int, holdout: float) -> str:
+def resolve_split(value: Any, encoded: bytes, place: str, seed: int, holdout: float) -> str:
     """Return train or test: what the data set calls it, or drawn by the picture where it says nothing.
 
     Raises:
         DataError: `value`, found at `place`, is none of the known names.
     """
     if value in (None, ""):
-        return drawn(encoded, seed, holdout)
+        return hash_split(encoded, seed, holdout)
     split = SPLITS.get(str(value).strip().lower())
     if split is None:
         raise DataError(
@@ -36,7 +36,7 @@ def decided(value: Any, encoded: bytes, place: str, seed: int, holdout: float) -
     return split
 
 
-def drawn(encoded: bytes, seed: int, holdout: float) -> str:
+def hash_split(encoded: bytes, seed: int, holdout: float) -> str:
     """Return train or test, by the picture's bytes and the seed alone.
 
     So neither the order of the rows nor a second caption of the same picture changes its side.

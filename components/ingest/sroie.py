@@ -11,9 +11,9 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.annotation_files import Refused, records
+from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import pictures, place
+from components.ingest.filesystem import image_files, open_path
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
 
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 ILLEGIBLE = "###"
 
 
-class Sroie:
+class SroieReader:
     """A folder with pictures and text files.
 
     Raises:
@@ -29,7 +29,7 @@ class Sroie:
     """
 
     def __init__(self, path: str, index: str = ""):
-        self.root = place(path)
+        self.root = open_path(path)
         self.texts = sorted(self.root.rglob("*.txt"), key=str)
         if not self.texts:
             raise DataError(f"ingest.path: {path!r}: no *.txt in it")
@@ -40,10 +40,10 @@ class Sroie:
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""
-        return records(self.root, pictures(self.root), self.texts, _read, prefix="gt_")
+        return paired_records(self.root, image_files(self.root), self.texts, _read_lines, prefix="gt_")
 
 
-def _read(file: UPath, refused: Refused) -> dict[str, Any]:
+def _read_lines(file: UPath, refused: SkippedItems) -> dict[str, Any]:
     content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")

@@ -22,7 +22,7 @@ from PIL import Image
 
 from components.ingest import scene_captions
 from components.ingest.config import ScenesConfig
-from components.ingest.scene_renderer import COLOURS, SHAPES, SIDE, scene, sign
+from components.ingest.scene_renderer import COLOURS, SHAPES, SIDE, render_scene, render_sign
 from vlmflow.artifacts.dataset import uid
 
 JUNK = (
@@ -73,12 +73,12 @@ def _chunk(job: tuple[ScenesConfig, str, int, list[int]]) -> list[dict[str, Any]
 
 
 def _boxes(rng: np.random.Generator) -> dict[str, Any]:
-    picture, things = scene(rng, "train")
-    return _row(_jpeg(picture), "", "boxes", "train", regions=scene_captions.regions(things))
+    picture, things = render_scene(rng, "train")
+    return _row(_jpeg(picture), "", "boxes", "train", regions=scene_captions.referring_expressions(things))
 
 
 def _sign(rng: np.random.Generator, split: str) -> dict[str, Any]:
-    picture, lines = sign(rng, split)
+    picture, lines = render_sign(rng, split)
     return _row(_jpeg(picture), "", "signs" if split == "train" else "test/sign", split, lines=lines)
 
 
@@ -95,12 +95,12 @@ def _web(scenes: ScenesConfig, count: int, rng: np.random.Generator) -> Iterator
                 encoded = _jpeg(Image.open(io.BytesIO(encoded)), quality=int(rng.integers(70, 90)))
             yield _row(encoded, caption, "web/duplicate", "train")
             continue
-        picture, things = scene(rng, "train")
-        caption = scene_captions.caption(things, rng)
+        picture, things = render_scene(rng, "train")
+        caption = scene_captions.describe_scene(things, rng)
         encoded = _jpeg(picture)
         if fate == "shuffled":
-            _, others = scene(rng, "train")
-            caption = scene_captions.caption(others, rng)
+            _, others = render_scene(rng, "train")
+            caption = scene_captions.describe_scene(others, rng)
         elif fate == "junk":
             caption = JUNK[rng.integers(len(JUNK))].format(int(rng.integers(10000)))
         elif fate == "bad":
@@ -114,11 +114,13 @@ def _test(count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     """Clean rows with captions that no two share, one zero-shot picture and one sign for each of them."""
     seen: set[str] = set()
     while len(seen) < count:
-        picture, things = scene(rng, "test")
-        caption = scene_captions.caption(things, rng)
+        picture, things = render_scene(rng, "test")
+        caption = scene_captions.describe_scene(things, rng)
         if caption not in seen:
             seen.add(caption)
-            yield _row(_jpeg(picture), caption, "test/scene", "test", regions=scene_captions.regions(things))
+            yield _row(
+                _jpeg(picture), caption, "test/scene", "test", regions=scene_captions.referring_expressions(things)
+            )
     yield from _classes(count, rng, "test")
     for _ in range(count // 2):
         yield _sign(rng, "test")
@@ -129,7 +131,7 @@ def _classes(count: int, rng: np.random.Generator, split: str) -> Iterator[dict[
     classes = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     for i in range(count):
         colour, shape = classes[i % len(classes)]
-        picture, _ = scene(rng, split, [(shape, colour)])
+        picture, _ = render_scene(rng, split, [(shape, colour)])
         source = "classes" if split == "train" else "test/class"
         yield _row(_jpeg(picture), "", source, split, label=f"{colour} {shape}")
 

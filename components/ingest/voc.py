@@ -11,16 +11,16 @@ from typing import Any
 
 from upath import UPath
 
-from components.ingest.annotation_files import Refused, records
+from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import pictures, place
-from components.ingest.record import Record, damaged
+from components.ingest.filesystem import image_files, open_path
+from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
 
-LISTS = {"train": "train", "val": "test", "test": "test"}
+SPLIT_LISTS = {"train": "train", "val": "test", "test": "test"}
 
 
-class Voc:
+class VocReader:
     """A folder with XML files (in `Annotations`, or anywhere) and pictures (in `JPEGImages`, or anywhere).
 
     Raises:
@@ -28,13 +28,13 @@ class Voc:
     """
 
     def __init__(self, path: str, index: str = ""):
-        self.root = place(path)
+        self.root = open_path(path)
         self.annotations = sorted(self.root.rglob("*.xml"), key=str)
         if not self.annotations:
             raise DataError(f"ingest.path: {path!r}: no *.xml in it")
         # The masks of the segmentation task are named like their pictures.
-        self.pictures = [file for file in pictures(self.root) if not file.parent.name.startswith("Segmentation")]
-        self.splits = _splits(self.root)
+        self.pictures = [file for file in image_files(self.root) if not file.parent.name.startswith("Segmentation")]
+        self.splits = _read_splits(self.root)
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the format's own mapping."""
@@ -42,18 +42,18 @@ class Voc:
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""
-        return records(self.root, self.pictures, self.annotations, self._read)
+        return paired_records(self.root, self.pictures, self.annotations, self._read)
 
-    def _read(self, annotation: UPath, refused: Refused) -> dict[str, Any]:
+    def _read(self, annotation: UPath, refused: SkippedItems) -> dict[str, Any]:
         split = self.splits.get(annotation.stem)
-        return {"boxes": _boxes(annotation, refused), **({"split": split} if split else {})}
+        return {"boxes": _read_boxes(annotation, refused), **({"split": split} if split else {})}
 
 
-def _boxes(annotation: UPath, refused: Refused) -> list[dict[str, Any]]:
+def _read_boxes(annotation: UPath, refused: SkippedItems) -> list[dict[str, Any]]:
     try:
         tree = ET.fromstring(annotation.read_bytes())
     except (ET.ParseError, ValueError, LookupError) as error:
-        raise damaged(f"{annotation.name}: not XML: {error}") from None
+        raise malformed(f"{annotation.name}: not XML: {error}") from None
     boxes = []
     for thing in tree.iter("object"):
         corners = [thing.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
@@ -66,10 +66,10 @@ def _boxes(annotation: UPath, refused: Refused) -> list[dict[str, Any]]:
     return boxes
 
 
-def _splits(root: UPath) -> dict[str, str]:
+def _read_splits(root: UPath) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in root.rglob("ImageSets/Main/*.txt"):
-        if file.stem in LISTS:
+        if file.stem in SPLIT_LISTS:
             lines = file.read_text("utf-8").splitlines()
-            found |= {line.split()[0]: LISTS[file.stem] for line in lines if line.strip()}
+            found |= {line.split()[0]: SPLIT_LISTS[file.stem] for line in lines if line.strip()}
     return found

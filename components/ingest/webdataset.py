@@ -24,18 +24,18 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import PICTURES, files, place
-from components.ingest.parquet import rows
-from components.ingest.record import Record, damaged
+from components.ingest.filesystem import IMAGE_SUFFIXES, matching_files, open_path
+from components.ingest.parquet import read_rows
+from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
-from vlmflow.images.image_bytes import too_large
+from vlmflow.images.image_bytes import check_size
 
-CAPTIONS = ("caption", "text", "txt")
-PEEK = 1000  # samples of the first shards whose columns are looked at
-TEXT_BYTES = 2**24  # a larger member is neither a caption nor its facts
+CAPTION_KEYS = ("caption", "text", "txt")
+PEEK_SAMPLES = 1000  # samples of the first shards whose columns are looked at
+MAX_TEXT_BYTES = 2**24  # a larger member is neither a caption nor its facts
 
 
-class Shards:
+class WebDatasetReader:
     """Tar shards: one file, a folder of them, or a glob pattern.
 
     Args:
@@ -48,22 +48,22 @@ class Shards:
 
     def __init__(self, path: str, index: str = ""):
         self.path = path
-        self.shards = files(path, ".tar")
-        self.name = place(path).absolute().name if "*" not in path else self.shards[0].parent.name
+        self.shards = matching_files(path, ".tar")
+        self.name = open_path(path).absolute().name if "*" not in path else self.shards[0].parent.name
         self.caption = ""
-        self.tables = files(f"{path.rstrip('/')}/{index}", ".parquet") if index else []
-        self.metadata: _Metadata | None = None
+        self.tables = matching_files(f"{path.rstrip('/')}/{index}", ".parquet") if index else []
+        self.metadata: _MetadataTable | None = None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Find the mapped columns among those of the first samples."""
         columns = set(wanted.mapped.values())
         if self.tables:
-            self.metadata = _Metadata(self.tables, columns)
+            self.metadata = _MetadataTable(self.tables, columns)
         seen: dict[str, None] = dict.fromkeys(self.metadata.names if self.metadata else ())
         for number, record in enumerate(self.records()):
-            if not record.fault:
+            if not record.error:
                 seen.update(dict.fromkeys(record.values))
-            if number == PEEK or columns <= seen.keys():
+            if number == PEEK_SAMPLES or columns <= seen.keys():
                 break
         found = wanted.found_in(list(seen), self.path) if seen else wanted
         self.caption = found.caption
@@ -80,25 +80,25 @@ class Shards:
         """
         for shard in self.shards:
             beside = shard.with_suffix(".parquet")
-            facts = _Facts(beside) if beside.is_file() else None
+            facts = _ShardParquet(beside) if beside.is_file() else None
             try:
                 with shard.open("rb") as handle, tarfile.open(fileobj=handle, mode="r|*") as tar:
-                    for key, values, fault in _samples(tar):
-                        values = {**(facts.of(key, values) if facts else {}), **values}
+                    for key, values, fault in _read_samples(tar):
+                        values = {**(facts.pop(key, values) if facts else {}), **values}
                         if self.metadata:
-                            values = {**self.metadata.of(values.get("uid")), **values}
+                            values = {**self.metadata.get(values.get("uid")), **values}
                         if not fault and self.caption and values.get(self.caption) is None:
                             fault = RecordError("no caption", f"no {self.caption!r} among {', '.join(sorted(values))}")
-                        yield Record(place=f"{shard.name}:{key}", source=self.name, values=values, fault=fault)
+                        yield Record(location=f"{shard.name}:{key}", source=self.name, values=values, error=fault)
             except (tarfile.TarError, EOFError, OSError) as error:
                 fault = RecordError("damaged shard", f"cut off or no tar: {error}")
-                yield Record(place=shard.name, source=self.name, fault=fault)
+                yield Record(location=shard.name, source=self.name, error=fault)
                 continue  # what it lacks is not known, so nothing is said of its other keys
-            for key, values, fault in facts.left() if facts else ():
-                yield Record(place=f"{shard.name}:{key}", source=self.name, values=values, fault=fault)
+            for key, values, fault in facts.unmatched() if facts else ():
+                yield Record(location=f"{shard.name}:{key}", source=self.name, values=values, error=fault)
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], RecordError | None]]:
+def _read_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], RecordError | None]]:
     """Group the members by key; a key's members stand together, as the format asks."""
     key, values, fault = "", {}, None
     for member in tar:
@@ -114,28 +114,28 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], Record
         opened = tar.extractfile(member)
         assert opened is not None  # it is a file
         try:
-            _take(values, suffix.lower(), member.name, opened, member.size)
+            _add_member(values, suffix.lower(), member.name, opened, member.size)
         except RecordError as reason:
             fault = fault or reason
     if values:
         yield key, values, fault
 
 
-def _take(values: dict[str, Any], suffix: str, name: str, file: IO[bytes], size: int) -> None:
+def _add_member(values: dict[str, Any], suffix: str, name: str, file: IO[bytes], size: int) -> None:
     last = suffix.rpartition(".")[2]
-    if f".{last}" in PICTURES:
-        too_large(size)
+    if f".{last}" in IMAGE_SUFFIXES:
+        check_size(size)
         values.setdefault("image", {"bytes": file.read(), "path": name})
-    elif size > TEXT_BYTES:
-        raise RecordError("too many bytes", f"{name}: {size} of {TEXT_BYTES} at most")
+    elif size > MAX_TEXT_BYTES:
+        raise RecordError("too many bytes", f"{name}: {size} of {MAX_TEXT_BYTES} at most")
     elif suffix == "json":
         try:
             facts = json.loads(file.read())
         except (ValueError, RecursionError) as error:
-            raise damaged(f"{name}: not JSON: {error}") from None
+            raise malformed(f"{name}: not JSON: {error}") from None
         if not isinstance(facts, dict):
-            raise damaged(f"{name}: not a JSON object: {facts!r:.80}")
-        said = next((facts[column] for column in CAPTIONS if facts.get(column) is not None), None)
+            raise malformed(f"{name}: not a JSON object: {facts!r:.80}")
+        said = next((facts[column] for column in CAPTION_KEYS if facts.get(column) is not None), None)
         values.update({column: value for column, value in facts.items() if column not in ("key", "caption", "image")})
         if said is not None:
             values.setdefault("caption", said)
@@ -147,31 +147,31 @@ def _take(values: dict[str, Any], suffix: str, name: str, file: IO[bytes], size:
             raise RecordError("not text", f"{name}: not UTF-8 (byte {error.start})") from None
 
 
-class _Facts:
+class _ShardParquet:
     """The parquet that img2dataset writes beside a shard: a row for each key, also of those that it lacks."""
 
     def __init__(self, path: UPath):
         self.rows: dict[str, dict[str, Any]] = {}
-        for _, values in rows(path):
+        for _, values in read_rows(path):
             by = next((name for name in ("key", "uid") if name in values), None)
             if by is None:
                 raise DataError(f"{path}: no column key or uid to join its shard by; there: {', '.join(values)}")
             self.by = by
             self.rows[str(values[by])] = {name: value for name, value in values.items() if name != "image"}
 
-    def of(self, key: str, values: dict[str, Any]) -> dict[str, Any]:
+    def pop(self, key: str, values: dict[str, Any]) -> dict[str, Any]:
         """Take out the row of a sample."""
         found = self.rows.pop(str(values.get("uid")) if self.by == "uid" else key.rpartition("/")[2], {})
         return {name: value for name, value in found.items() if value is not None}
 
-    def left(self) -> Iterator[tuple[str, dict[str, Any], RecordError]]:
+    def unmatched(self) -> Iterator[tuple[str, dict[str, Any], RecordError]]:
         """Yield the rows that no sample was for, with what their download says."""
         for key, values in self.rows.items():
             said = ": ".join(str(values[name]) for name in ("status", "error_message") if values.get(name))
             yield key, values, RecordError("no picture", said or "its key is not in the shard")
 
 
-class _Metadata:
+class _MetadataTable:
     """Tables with a column `uid`, held as sorted keys and Arrow columns, so that millions of rows fit in memory.
 
     Only the `wanted` columns are read; `names` are all that are there.
@@ -193,7 +193,7 @@ class _Metadata:
         self.order = np.argsort(uids, kind="stable")
         self.uids = uids[self.order]
 
-    def of(self, uid: Any) -> dict[str, Any]:
+    def get(self, uid: Any) -> dict[str, Any]:
         """Return the row of `uid`; nothing where there is none."""
         wanted = np.bytes_(str(uid).encode("utf-8", "replace"))
         at = int(np.searchsorted(self.uids, wanted))

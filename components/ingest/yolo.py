@@ -11,16 +11,16 @@ from typing import Any
 import yaml
 from upath import UPath
 
-from components.ingest.annotation_files import Refused, records
+from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import pictures, place
-from components.ingest.record import Record, damaged
+from components.ingest.filesystem import image_files, open_path
+from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
 
-LISTS = ("classes.txt", "obj.names")
+CLASS_LISTS = ("classes.txt", "obj.names")
 
 
-class Yolo:
+class YoloReader:
     """A folder with pictures, their text files and the names of the classes.
 
     Raises:
@@ -28,15 +28,15 @@ class Yolo:
     """
 
     def __init__(self, path: str, index: str = ""):
-        self.root = place(path)
-        self.names = _names(self.root, index)
-        self.pictures = pictures(self.root)
+        self.root = open_path(path)
+        self.names = _read_class_names(self.root, index)
+        self.pictures = image_files(self.root)
         stems = {picture.stem for picture in self.pictures}
         self.labels = [
             file
             for file in sorted(self.root.rglob("*.txt"), key=str)
             # At the root stand lists of classes and of pictures, and notes.
-            if file.name not in LISTS and (file.parent != self.root or file.stem in stems)
+            if file.name not in CLASS_LISTS and (file.parent != self.root or file.stem in stems)
         ]
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
@@ -45,13 +45,13 @@ class Yolo:
 
     def records(self) -> Iterator[Record]:
         """Stream the pictures in order of their names."""
-        return records(self.root, self.pictures, self.labels, self._read, optional=True)
+        return paired_records(self.root, self.pictures, self.labels, self._read, optional=True)
 
-    def _read(self, label: UPath, refused: Refused) -> dict[str, Any]:
+    def _read(self, label: UPath, refused: SkippedItems) -> dict[str, Any]:
         try:
             lines = label.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise damaged(f"{label.name}: not text (byte {error.start})") from None
+            raise malformed(f"{label.name}: not text (byte {error.start})") from None
         boxes = []
         for number, *numbers in (line.split() for line in lines if line.strip()):
             if number in self.names:
@@ -61,12 +61,14 @@ class Yolo:
         return {"boxes": boxes}
 
 
-def _names(root: UPath, index: str) -> dict[str, str]:
-    for file in [root / index] if index else [*sorted(root.glob("*.y*ml"), key=str), *(root / name for name in LISTS)]:
+def _read_class_names(root: UPath, index: str) -> dict[str, str]:
+    for file in (
+        [root / index] if index else [*sorted(root.glob("*.y*ml"), key=str), *(root / name for name in CLASS_LISTS)]
+    ):
         if not file.is_file():
             continue
         text = file.read_text("utf-8")
-        if file.name in LISTS:
+        if file.name in CLASS_LISTS:
             return {str(i): name.strip() for i, name in enumerate(text.splitlines())}
         try:
             names = (yaml.safe_load(text) or {}).get("names")

@@ -15,11 +15,11 @@ def validate(
     from pathlib import Path
 
     from components.validate.config import ValidateConfig
-    from components.validate.validation import leave_out
     from components.validate.validation import validate as run
+    from components.validate.validation import write_skipped
     from vlmflow.config import recipes as recipes
 
     if recipes.section(recipe, section) is None:
-        leave_out(section, Path(report.path), Path(verdict.path))
+        write_skipped(section, Path(report.path), Path(verdict.path))
     else:
         run(Path(data.path), recipes.load(ValidateConfig, recipe, section), Path(report.path), Path(verdict.path))

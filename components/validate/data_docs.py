@@ -54,7 +54,7 @@ Dataset <code>{{ verdict.dataset[:12] }}</code>, Great Expectations {{ ge_versio
 """
 
 
-def page(result: ExpectationSuiteValidationResult, verdict: dict[str, Any]) -> str:
+def render_page(result: ExpectationSuiteValidationResult, verdict: dict[str, Any]) -> str:
     """Return the page as HTML: the verdict as a table, then Data Docs' sections, a column each."""
     view = DefaultJinjaPageView()
     loader = view.env.loader

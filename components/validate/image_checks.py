@@ -13,12 +13,12 @@ from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
 from vlmflow.images.decoding import decode
 
-ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin and end
-TAIL = 64  # bytes in which the end is looked for: a few may follow it
-KNOWN = 4096  # results kept, for rows that show one picture: they stand near each other
+END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin and end
+TAIL_BYTES = 64  # bytes in which the end is looked for: a few may follow it
+CACHE_SIZE = 4096  # results kept, for rows that show one picture: they stand near each other
 
 
-class Pictures:
+class ImageChecker:
     """Looks at pictures row by row, and remembers 16 bytes of each.
 
     Args:
@@ -31,14 +31,14 @@ class Pictures:
         self.digests = bytearray()
         self.counts: list[int] = []
 
-    def row(self, pictures: list[bytes | None]) -> list[tuple[int, int] | str]:
+    def check_row(self, pictures: list[bytes | None]) -> list[tuple[int, int] | str]:
         """Return (width, height) in pixels of each of a row's pictures, or why it cannot be read."""
         digests = [hashlib.sha256(encoded or b"").digest()[:16] for encoded in pictures]
         self.digests += b"".join(digests)
         self.counts.append(len(digests))
-        return [self._look(digest, encoded or b"") for digest, encoded in zip(digests, pictures, strict=True)]
+        return [self._check(digest, encoded or b"") for digest, encoded in zip(digests, pictures, strict=True)]
 
-    def straddling(self, test: np.ndarray, train: np.ndarray) -> np.ndarray:
+    def in_both_splits(self, test: np.ndarray, train: np.ndarray) -> np.ndarray:
         """(N,) bool: a `train` row of which a picture is in a `test` row too; both (N,) bool, a row each."""
         rows = np.repeat(np.arange(len(self.counts)), self.counts)
         numbers = np.unique(np.frombuffer(self.digests, dtype="V16"), return_inverse=True)[1]
@@ -47,14 +47,14 @@ class Pictures:
         out[rows[tested]] = True
         return out & train
 
-    def _look(self, digest: bytes, encoded: bytes) -> tuple[int, int] | str:
+    def _check(self, digest: bytes, encoded: bytes) -> tuple[int, int] | str:
         if digest not in self.found:
-            if len(self.found) == KNOWN:
+            if len(self.found) == CACHE_SIZE:
                 self.found.clear()
             try:
-                size = jpeg_size(encoded) or image_bytes.size(encoded)
-                ending = ENDS.get(encoded[:2])
-                cut = ending is not None and ending not in encoded[-TAIL:]
+                size = read_jpeg_size(encoded) or image_bytes.read_size(encoded)
+                ending = END_MARKERS.get(encoded[:2])
+                cut = ending is not None and ending not in encoded[-TAIL_BYTES:]
                 if cut or int.from_bytes(digest[:8], "big") < self.limit:
                     _decode(encoded)
                 self.found[digest] = size
@@ -63,7 +63,7 @@ class Pictures:
         return self.found[digest]
 
 
-def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+def read_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     """(width, height) from the header of a plain JPEG, fifteen times as fast as by Pillow.
 
     None for all that needs a closer look: another format, a damaged header, an orientation, too many pixels.

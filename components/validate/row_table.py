@@ -11,16 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.validate.image_checks import Pictures
+from components.validate.image_checks import ImageChecker
 from vlmflow.artifacts.dataset import SCHEMAS, Dataset
-from vlmflow.images.decontamination import leaks, read
+from vlmflow.images.decontamination import find_leaks, load_evaluation_images
 
 BATCH_ROWS = 256  # so many pictures are in memory at once
-IMAGE_MARK = "<image>"
+IMAGE_MARKER = "<image>"
 EDGE = 0.5  # pixels by which rounding may carry a box over the edge
 
 
-def measured(data: Dataset, decode: int | None, decontaminate: tuple[str, ...] = ()) -> pd.DataFrame:
+def build_table(data: Dataset, decode: int | None, decontaminate: tuple[str, ...] = ()) -> pd.DataFrame:
     """Return the table: a row for each of `data`, without the pictures.
 
     Args:
@@ -29,26 +29,29 @@ def measured(data: Dataset, decode: int | None, decontaminate: tuple[str, ...] =
         decontaminate: evaluation sets, for the column `evaluation_fault`.
     """
     measure = {"pairs": _pairs, "conversations": _conversations, "preferences": _preferences}[data.card.schema]
-    pictures = Pictures(share=1.0 if decode is None else min(1.0, decode / max(1, len(data))))
+    pictures = ImageChecker(share=1.0 if decode is None else min(1.0, decode / max(1, len(data))))
     frames = [pd.DataFrame(measure(batch, pictures)) for batch in data.batches(size=BATCH_ROWS)]
     if not frames:  # a dataset without rows has the columns that the suite names all the same
         empty = pa.RecordBatch.from_pylist([], schema=SCHEMAS[data.card.schema].arrow_schema)
         frames = [pd.DataFrame(measure(empty, pictures))]
     frame = pd.concat(frames, ignore_index=True)
     split = frame["split"].to_numpy()
-    both = pictures.straddling(test=split == "test", train=split == "train")
+    both = pictures.in_both_splits(test=split == "test", train=split == "train")
     frame["split_fault"] = _text(["the picture is in the test split too" if one else None for one in both])
     if decontaminate:
-        shown = {leak.uid: f"shows {leak.name}" for leak in leaks(data, read(decontaminate))}
+        shown = {
+            leak.uid: f"shows {leak.evaluation_image}"
+            for leak in find_leaks(data, load_evaluation_images(decontaminate))
+        }
         frame["evaluation_fault"] = _text([shown.get(uid) for uid in frame["uid"]])
     return frame
 
 
-def _pairs(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
+def _pairs(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
     widths, heights = (pc.fill_null(batch[name], 0).to_numpy() for name in ("width", "height"))
     image_faults, size_faults = [], []
     for i, image in enumerate(batch["image"].field("bytes")):
-        found = pictures.row([image.as_py()])[0]
+        found = pictures.check_row([image.as_py()])[0]
         unread = isinstance(found, str)
         wrong = not unread and found != (widths[i], heights[i])
         image_faults.append(found if unread else None)
@@ -64,7 +67,7 @@ def _pairs(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
         "silent_fault": _text(["no caption, region, line or label" if n == 0 else None for n in said]),
         "region_fault": _box_faults(batch["regions"], "phrase", widths, heights),
         "line_fault": _box_faults(batch["lines"], "text", widths, heights),
-        "split": _named(batch["split"]),
+        "split": _categorical(batch["split"]),
     }
 
 
@@ -82,7 +85,7 @@ def _box_faults(column: pa.ListArray, words: str, widths: np.ndarray, heights: n
     return _text([faults.get(i) for i in range(len(column))])
 
 
-def _conversations(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
+def _conversations(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
     said = [[m or {"role": "", "content": ""} for m in messages or []] for messages in batch["messages"].to_pylist()]
     counts = _count("list_value_length", batch["images"]).tolist()
     return {
@@ -90,12 +93,12 @@ def _conversations(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
         "image_fault": _image_faults(batch["images"], pictures),
         "messages_fault": _text([_messages_fault(m, count) for m, count in zip(said, counts, strict=True)]),
         "text_length": [sum(len(m["content"] or "") for m in messages) for messages in said],
-        "task": _named(batch["task"]),
-        "split": _named(batch["split"]),
+        "task": _categorical(batch["task"]),
+        "split": _categorical(batch["split"]),
     }
 
 
-def _preferences(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
+def _preferences(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
     texts = {
         name: [(text or "").strip() for text in batch[name].to_pylist()] for name in ("prompt", "chosen", "rejected")
     }
@@ -105,15 +108,15 @@ def _preferences(batch: pa.RecordBatch, pictures: Pictures) -> dict[str, Any]:
         "image_fault": _image_faults(batch["images"], pictures),
         **{f"{name}_length": [len(text) for text in column] for name, column in texts.items()},
         "choice_fault": _text([_choice_fault(*row) for row in zip(*texts.values(), counts, strict=True)]),
-        "source": _named(batch["source"]),
-        "split": _named(batch["split"]),
+        "source": _categorical(batch["source"]),
+        "split": _categorical(batch["split"]),
     }
 
 
-def _image_faults(column: pa.ListArray, pictures: Pictures) -> pd.Series:
+def _image_faults(column: pa.ListArray, pictures: ImageChecker) -> pd.Series:
     faults: list[str | None] = []
     for images in column:
-        found = pictures.row([(image or {}).get("bytes") for image in images.as_py() or []])
+        found = pictures.check_row([(image or {}).get("bytes") for image in images.as_py() or []])
         faults.append(next((size for size in found if isinstance(size, str)), None) if found else "no picture")
     return _text(faults)
 
@@ -121,9 +124,9 @@ def _image_faults(column: pa.ListArray, pictures: Pictures) -> pd.Series:
 def _choice_fault(prompt: str, chosen: str, rejected: str, images: int) -> str | None:
     if chosen == rejected:
         return "chosen and rejected are the same"
-    if IMAGE_MARK in chosen or IMAGE_MARK in rejected:
-        return f"an answer holds {IMAGE_MARK}"
-    return _marks_fault(prompt.count(IMAGE_MARK), images)
+    if IMAGE_MARKER in chosen or IMAGE_MARKER in rejected:
+        return f"an answer holds {IMAGE_MARKER}"
+    return _markers_fault(prompt.count(IMAGE_MARKER), images)
 
 
 def _messages_fault(messages: list[dict[str, str]], images: int) -> str | None:
@@ -137,19 +140,19 @@ def _messages_fault(messages: list[dict[str, str]], images: int) -> str | None:
             return f"message {i + 1} is by {message['role']!r}, not by {due!r}"
         if not (message["content"] or "").strip() and (due == "assistant" or not images):
             return f"message {i + 1}, of {due!r}, is empty"
-        if due == "assistant" and IMAGE_MARK in message["content"]:
-            return f"message {i + 1}, an answer, holds {IMAGE_MARK}"
+        if due == "assistant" and IMAGE_MARKER in message["content"]:
+            return f"message {i + 1}, an answer, holds {IMAGE_MARKER}"
     if turns[-1]["role"] != "assistant":
         return "the last message is not the assistant's"
-    return _marks_fault(sum((message["content"] or "").count(IMAGE_MARK) for message in turns), images)
+    return _markers_fault(sum((message["content"] or "").count(IMAGE_MARKER) for message in turns), images)
 
 
-def _marks_fault(marks: int, images: int) -> str | None:
+def _markers_fault(marks: int, images: int) -> str | None:
     """Pictures are marked all or not at all: those without a mark stand before the text."""
-    return f"{marks} {IMAGE_MARK} for {images} pictures" if marks not in (0, images) else None
+    return f"{marks} {IMAGE_MARKER} for {images} pictures" if marks not in (0, images) else None
 
 
-def _named(column: pa.StringArray) -> pd.Series:
+def _categorical(column: pa.StringArray) -> pd.Series:
     """Few different values, each of them in memory once; null is "", which no list of values has."""
     return pc.fill_null(column, "").to_pandas()
 

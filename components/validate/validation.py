@@ -13,9 +13,9 @@ from great_expectations.core.expectation_validation_result import (
 from great_expectations.expectations.metadata_types import FailureSeverity
 
 from components.validate.config import ValidateConfig
-from components.validate.data_docs import page
-from components.validate.row_table import measured
-from components.validate.suites import suite
+from components.validate.data_docs import render_page
+from components.validate.row_table import build_table
+from components.validate.suites import build_suite
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import GateError
 
@@ -48,19 +48,19 @@ def validate(data: Path, section: ValidateConfig, report: Path, verdict: Path) -
         "expectations": findings,
     }
     verdict.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    report.write_text(page(result, summary), encoding="utf-8")
+    report.write_text(render_page(result, summary), encoding="utf-8")
     for one in failed:
-        (logger.error if one in critical else logger.warning)("%s", _line(one))
+        (logger.error if one in critical else logger.warning)("%s", _format(one))
     if critical:
         raise GateError(
-            f"{dataset.card.schema} of {len(dataset)} rows: {'; '.join(_line(one) for one in critical)}; "
+            f"{dataset.card.schema} of {len(dataset)} rows: {'; '.join(_format(one) for one in critical)}; "
             "mend these rows at their source, or the section's limits if they are wrong"
         )
     logger.info("%d %s, %d expectations, %d warnings", len(dataset), dataset.card.schema, len(findings), len(failed))
     return summary
 
 
-def leave_out(section: str, report: Path, verdict: Path) -> None:
+def write_skipped(section: str, report: Path, verdict: Path) -> None:
     """Say in `report` and in `verdict` that nothing was judged, because the recipe has no such section."""
     reason = f"the recipe has no section {section!r}"
     logger.warning("skipped: %s; nothing is judged", reason)
@@ -73,7 +73,7 @@ def _run(dataset: Dataset, section: ValidateConfig) -> ExpectationSuiteValidatio
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     schema = dataset.card.schema
-    rules = suite(
+    rules = build_suite(
         schema,
         strict=section.strict,
         min_rows=section.min_rows,
@@ -87,7 +87,7 @@ def _run(dataset: Dataset, section: ValidateConfig) -> ExpectationSuiteValidatio
         suite=context.suites.add(gx.ExpectationSuite(name=schema, expectations=rules)),
     )
     return context.validation_definitions.add(definition).run(
-        batch_parameters={"dataframe": measured(dataset, section.decode, section.decontaminate)},
+        batch_parameters={"dataframe": build_table(dataset, section.decode, section.decontaminate)},
         result_format={
             "result_format": "SUMMARY",
             "unexpected_index_column_names": ["uid"],
@@ -117,7 +117,7 @@ def _finding(one: ExpectationValidationResult) -> dict[str, Any]:
     }
 
 
-def _line(one: dict[str, Any]) -> str:
+def _format(one: dict[str, Any]) -> str:
     if not one["column"]:
         return f"{one['name']}: observed {one['observed']}"
     sample = [

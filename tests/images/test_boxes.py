@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tiny import SketchConfig
-from vlmflow.images.boxes import CODECS, Box, canonical, transcode
+from models.tiny.configuration import TinyConfig
+from vlmflow.images.boxes import CODECS, Box, format_box, transcode
 
 
 @st.composite
@@ -20,7 +20,7 @@ def boxes(draw: st.DrawFn) -> Box:
 @given(box=boxes())
 def test_round_trip_is_within_the_stated_error(name: str, box: Box) -> None:
     codec = CODECS[name]
-    found = codec.read("before " + codec.write(box) + " after", box.width, box.height)
+    found = codec.decode("before " + codec.encode(box) + " after", box.width, box.height)
     assert found is not None
     slack = 0.006 if name == "pixels" else 1e-6  # pixels state an error of half a hundredth of a pixel
     for given_, read, side in (
@@ -29,25 +29,25 @@ def test_round_trip_is_within_the_stated_error(name: str, box: Box) -> None:
         (box.x1, found.x1, box.width),
         (box.y1, found.y1, box.height),
     ):
-        assert abs(given_ - read) <= (codec.error * side if name != "pixels" else 0) + slack
+        assert abs(given_ - read) <= (codec.max_error * side if name != "pixels" else 0) + slack
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_text_without_a_box_is_no_box(name: str) -> None:
-    assert CODECS[name].read("I see nothing there", 64, 64) is None
+    assert CODECS[name].decode("I see nothing there", 64, 64) is None
 
 
 def test_conventions_as_published() -> None:
     box = Box(100, 200, 300, 400, 1000, 1000)
-    assert CODECS["qwen-vl"].write(box) == "<box>(100,200),(300,400)</box>"
-    assert CODECS["paligemma"].write(box) == "<loc0204><loc0102><loc0409><loc0307>"  # y before x
-    kosmos = CODECS["kosmos-2"].read("<object><patch_index_0044><patch_index_0863></object>", 1, 1)
+    assert CODECS["qwen-vl"].encode(box) == "<box>(100,200),(300,400)</box>"
+    assert CODECS["paligemma"].encode(box) == "<loc0204><loc0102><loc0409><loc0307>"  # y before x
+    kosmos = CODECS["kosmos-2"].decode("<object><patch_index_0044><patch_index_0863></object>", 1, 1)
     assert kosmos is not None and (kosmos.x0, kosmos.y0) == (0.390625, 0.046875)
 
 
 def test_the_demo_model_has_a_token_for_every_bin_of_its_convention() -> None:
-    said = CODECS["sketch"].write(Box(63.9, 0, 64, 64, 64, 64))
-    assert said.startswith(f"<loc{SketchConfig().location_bins - 1}>")
+    said = CODECS["tiny"].encode(Box(63.9, 0, 64, 64, 64, 64))
+    assert said.startswith(f"<loc{TinyConfig().location_bins - 1}>")
 
 
 @given(box=boxes(), width=st.integers(1, 500), height=st.integers(1, 500))
@@ -65,5 +65,5 @@ def test_iou() -> None:
 
 
 def test_transcode_rewrites_every_box_and_nothing_else() -> None:
-    text = f"here {canonical(Box(0, 0, 32, 32, 64, 64))} and {canonical(Box(32, 32, 64, 64, 64, 64))}."
-    assert transcode(text, "sketch", 64, 64) == "here <loc00><loc00><loc32><loc32> and <loc32><loc32><loc63><loc63>."
+    text = f"here {format_box(Box(0, 0, 32, 32, 64, 64))} and {format_box(Box(32, 32, 64, 64, 64, 64))}."
+    assert transcode(text, "tiny", 64, 64) == "here <loc00><loc00><loc32><loc32> and <loc32><loc32><loc63><loc63>."

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.curate.test_curation import encoded, pair, picture, run
 from vlmflow.artifacts import dataset
 from vlmflow.errors import DataError
-from vlmflow.images.decontamination import leaks, read
+from vlmflow.images.decontamination import find_leaks, load_evaluation_images
 
 
 def again(image: bytes) -> bytes:
@@ -72,7 +72,7 @@ def test_conversations_and_preferences_are_blocked_alike(tmp_path: Path, schema:
         make("tested", [images[0]], split="test"),
     ]
     data = dataset.write(tmp_path / schema, schema, rows)
-    found = {leak.uid: leak.name for leak in leaks(data, read((path,)))}
+    found = {leak.uid: leak.evaluation_image for leak in find_leaks(data, load_evaluation_images((path,)))}
     assert set(found) == {"seen", "second", "of-a-pair", "text-of-a-pair"}
     assert found["seen"].endswith(pair(images[2], "question 2")["uid"]) and found["of-a-pair"].startswith("pair ")
 
@@ -84,17 +84,19 @@ def test_an_evaluation_set_may_be_a_folder_of_pictures_or_of_preferences(tmp_pat
     (folder / "a.PNG").write_bytes(image)
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("no picture")
-    held = read((str(tmp_path / "pictures"),))
+    held = load_evaluation_images((str(tmp_path / "pictures"),))
     assert held.names == [f"{tmp_path / 'pictures'} deep/a.PNG"]
     dataset.write(tmp_path / "asked", "preferences", [preference("p", [image], split="test")])
     data = dataset.write(tmp_path / "pairs", "pairs", [pair(again(image), "a leak"), pair(b"no", "damaged")])
     for path in (str(tmp_path / "pictures"), str(tmp_path / "asked")):
-        assert [leak.uid for leak in leaks(data, read((path,)))] == [pair(again(image), "a leak")["uid"]]
+        assert [leak.uid for leak in find_leaks(data, load_evaluation_images((path,)))] == [
+            pair(again(image), "a leak")["uid"]
+        ]
 
 
 def test_an_evaluation_set_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
-        read((str(tmp_path / "nowhere"),))
+        load_evaluation_images((str(tmp_path / "nowhere"),))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no picture"):
-        read((str(tmp_path / "empty"),))
+        load_evaluation_images((str(tmp_path / "empty"),))

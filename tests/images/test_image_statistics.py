@@ -8,7 +8,15 @@ from PIL import Image, ImageFilter
 
 from tests.conftest import SHARED
 from vlmflow.images.decoding import decode
-from vlmflow.images.image_statistics import SIDE, Picture, Statistics, laplacian, look, quiet, statistics
+from vlmflow.images.image_statistics import (
+    SIDE,
+    ImageStatistics,
+    Thumbnail,
+    compute_statistics,
+    ignore_pillow_warnings,
+    laplacian,
+    read_thumbnail,
+)
 
 RED, GREEN, BLUE, WHITE = (200, 40, 40), (40, 200, 40), (40, 40, 200), (255, 255, 255)
 
@@ -84,7 +92,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(stored, "JPEG", quality=95, exif=exif)
     assert np.abs(corners(decode(data)) - EXPECTED).max() <= 12
-    seen = look(data)
+    seen = read_thumbnail(data)
     assert (seen.reason, seen.width, seen.height) == ("", 80, 40)
 
 
@@ -97,8 +105,8 @@ def test_an_animation_counts_by_its_first_frame() -> None:
 def test_a_cut_off_file_is_undecodable_and_says_why(form: str, keep: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, form)
-    assert look(data).reason == ""
-    reason = look(data[: int(len(data) * keep)]).reason
+    assert read_thumbnail(data).reason == ""
+    reason = read_thumbnail(data[: int(len(data) * keep)]).reason
     assert reason and "\n" not in reason
 
 
@@ -106,7 +114,7 @@ def test_a_cut_off_file_is_undecodable_and_says_why(form: str, keep: float) -> N
     "data", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff\xe0" + bytes(99)]
 )
 def test_what_is_no_picture_is_undecodable(data: bytes | None) -> None:
-    assert look(data).reason
+    assert read_thumbnail(data).reason
 
 
 def test_damage_anywhere_never_raises() -> None:
@@ -117,34 +125,34 @@ def test_damage_anywhere_never_raises() -> None:
             data = bytearray(whole)
             for place in generator.integers(0, len(data), 4):
                 data[place] = generator.integers(256)
-            with quiet():
-                seen = look(bytes(data))
+            with ignore_pillow_warnings():
+                seen = read_thumbnail(bytes(data))
             assert seen.reason or seen.width * seen.height > 0
 
 
 def test_quiet_silences_pillow_and_nothing_else() -> None:
-    with quiet(), pytest.warns(UserWarning, match="mine"):
+    with ignore_pillow_warnings(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)
 
 
 def test_a_large_jpeg_is_measured_in_full_and_decoded_small() -> None:
     data = encoded(quarters((1600, 800)), "JPEG")
-    seen = look(data)
+    seen = read_thumbnail(data)
     assert (seen.width, seen.height) == (1600, 800)
     assert decode(data, at_least=128).size == (400, 200)
     assert seen.thumbnail is not None and seen.thumbnail.shape == (SIDE, SIDE, 3)
 
 
-def seen(luma: np.ndarray) -> Picture:
+def seen(luma: np.ndarray) -> Thumbnail:
     pixels = np.full((SIDE, SIDE, 3), 128, np.uint8)
     pixels[..., 0] = luma
-    return Picture(width=SIDE, height=SIDE, thumbnail=pixels)
+    return Thumbnail(width=SIDE, height=SIDE, thumbnail=pixels)
 
 
 def test_statistics_against_slow_formulas() -> None:
     generator = np.random.default_rng(0)
     lumas = generator.integers(0, 256, (5, SIDE, SIDE))
-    found = statistics([seen(luma) for luma in lumas])
+    found = compute_statistics([seen(luma) for luma in lumas])
     for i, luma in enumerate(lumas):
         assert found.contrast[i] == pytest.approx(luma.std(), rel=1e-4)
         across = np.corrcoef(luma[:, 1:].ravel(), luma[:, :-1].ravel())[0, 1]
@@ -159,7 +167,7 @@ def test_dhash_bits_are_rises_to_the_right() -> None:
     ramp = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1))
     half = ramp.copy()
     half[SIDE // 2 :] = 77
-    hashes = statistics([seen(ramp), seen(ramp[:, ::-1]), seen(half)]).hashes.tolist()
+    hashes = compute_statistics([seen(ramp), seen(ramp[:, ::-1]), seen(half)]).hashes.tolist()
     assert hashes == [2**64 - 1, 0, (2**32 - 1) << 32]
 
 
@@ -167,8 +175,10 @@ def test_noise_and_blank_stand_apart_from_fine_patterns() -> None:
     generator = np.random.default_rng(0)
 
     def measured(pixels: np.ndarray) -> tuple[float, float]:
-        with quiet():
-            found = statistics([look(encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=85))])
+        with ignore_pillow_warnings():
+            found = compute_statistics(
+                [read_thumbnail(encoded(Image.fromarray(pixels.astype(np.uint8)), "JPEG", quality=85))]
+            )
         return float(found.contrast[0]), float(found.correlation[0])
 
     for side in (64, 96, 200):
@@ -191,8 +201,8 @@ def soft(seed: int, size: int = 320) -> Image.Image:
     return Image.fromarray(patches).resize((size, size), Image.Resampling.NEAREST)
 
 
-def measured(images: list[Image.Image], form: str = "JPEG") -> Statistics:
-    return statistics([look(encoded(image, form), sharpness=True) for image in images])
+def measured(images: list[Image.Image], form: str = "JPEG") -> ImageStatistics:
+    return compute_statistics([read_thumbnail(encoded(image, form), sharpness=True) for image in images])
 
 
 def test_a_blurred_picture_is_told_from_a_sharp_one_at_any_size() -> None:
@@ -215,7 +225,7 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
 
 
 def test_sharpness_costs_nothing_where_it_is_not_asked_for() -> None:
-    assert look(encoded(soft(0), "PNG")).sharpness == 0.0
+    assert read_thumbnail(encoded(soft(0), "PNG")).sharpness == 0.0
 
 
 def test_entropy_is_that_of_the_histogram() -> None:
@@ -233,13 +243,13 @@ def test_colourfulness_is_hasler_and_suesstrunks() -> None:
         red, green, blue = np.asarray(image, dtype=float).transpose(2, 0, 1)
         one, other = red - green, (red + green) / 2 - blue
         truth = np.hypot(one.std(), other.std()) + 0.3 * np.hypot(one.mean(), other.mean())
-        assert measured([image], "PNG").colour[0] == pytest.approx(truth, rel=0.02)
+        assert measured([image], "PNG").colorfulness[0] == pytest.approx(truth, rel=0.02)
 
 
 def test_grey_has_no_colour_and_faint_colour_has_little() -> None:
     image = soft(1)
     grey = image.convert("L").convert("RGB")
-    colour = measured([grey, Image.blend(grey, image, 0.1), image], "PNG").colour
+    colour = measured([grey, Image.blend(grey, image, 0.1), image], "PNG").colorfulness
     assert colour[0] < 1 < colour[1] < 20 < colour[2]
 
 

@@ -8,7 +8,7 @@ from skimage.data import astronaut
 from transformers import CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlmflow.images.preprocessing import pixels
+from vlmflow.images.preprocessing import pixel_values
 
 SIZES = [(512, 512), (500, 333), (301, 420), (90, 60), (224, 224), (40, 200)]
 PROCESSORS = [
@@ -23,7 +23,7 @@ PROCESSORS = [
 def test_within_a_grey_level_of_the_processor(processor: CLIPImageProcessor) -> None:
     photo = Image.fromarray(astronaut())
     pictures = [photo.resize(size) for size in SIZES]
-    ours = pixels(processor, pictures)
+    ours = pixel_values(processor, pictures)
     theirs = torch.cat([processor([picture], return_tensors="pt")["pixel_values"] for picture in pictures])
     assert ours.shape == theirs.shape and ours.dtype == torch.float32
     level = processor.rescale_factor / np.min(processor.image_std)

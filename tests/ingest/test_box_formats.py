@@ -27,13 +27,13 @@ WIDTH, HEIGHT = 100, 60
     ],
 )
 def test_forms_of_one_box(item: Any) -> None:
-    assert boxes.place(item, WIDTH, HEIGHT, "xyxy") == ({"x0": 10, "y0": 20, "x1": 30, "y1": 50}, False)
+    assert boxes.parse_box(item, WIDTH, HEIGHT, "xyxy") == ({"x0": 10, "y0": 20, "x1": 30, "y1": 50}, False)
 
 
 def test_xywh_is_for_bare_numbers_only() -> None:
     expected = {"x0": 10, "y0": 20, "x1": 30, "y1": 50}
-    assert boxes.place([10, 20, 20, 30], WIDTH, HEIGHT, "xywh")[0] == expected
-    assert boxes.place({"x0": 10, "y0": 20, "x1": 30, "y1": 50}, WIDTH, HEIGHT, "xywh")[0] == expected
+    assert boxes.parse_box([10, 20, 20, 30], WIDTH, HEIGHT, "xywh")[0] == expected
+    assert boxes.parse_box({"x0": 10, "y0": 20, "x1": 30, "y1": 50}, WIDTH, HEIGHT, "xywh")[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_xywh_is_for_bare_numbers_only() -> None:
     ],
 )  # fmt: skip
 def test_forms_of_a_rows_boxes(value: Any, count: int) -> None:
-    assert len(boxes.items(value)) == count
+    assert len(boxes.parse_boxes(value)) == count
 
 
 def test_a_mapping_of_lists_keeps_each_boxs_words() -> None:
-    items = boxes.items({"bbox": [[1, 2, 3, 4], [2, 3, 4, 5]], "category": ["a", 0]})
-    assert [boxes.words(item, boxes.PHRASE_KEYS) for item in items] == ["a", "0"]
+    items = boxes.parse_boxes({"bbox": [[1, 2, 3, 4], [2, 3, 4, 5]], "category": ["a", 0]})
+    assert [boxes.text_field(item, boxes.PHRASE_KEYS) for item in items] == ["a", "0"]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_mapping_of_lists_keeps_each_boxs_words() -> None:
 )
 def test_what_is_refused(item: Any, kind: str) -> None:
     with pytest.raises(RecordError) as caught:
-        boxes.place(item, WIDTH, HEIGHT, "xyxy")
+        boxes.parse_box(item, WIDTH, HEIGHT, "xyxy")
     assert caught.value.kind == kind
 
 
@@ -84,7 +84,7 @@ def test_a_box_that_is_kept_lies_in_the_picture_and_has_moved_by_the_overhang_at
     box: list[float], width: int, height: int
 ) -> None:
     try:
-        place, clipped = boxes.place(box, width, height, "xyxy")
+        place, clipped = boxes.parse_box(box, width, height, "xyxy")
     except RecordError:
         return
     assert 0 <= place["x0"] < place["x1"] <= width and 0 <= place["y0"] < place["y1"] <= height

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.validate.row_table import measured
+from components.validate.row_table import build_table
 from tests.ingest.test_ingestion import encoded, folder, run
 from vlmflow.errors import RecordError
 
@@ -51,7 +51,7 @@ def test_every_shape_of_a_conversation_says_the_same(tmp_path: Path, row: dict[s
     assert entries == [] and made.card.schema == "conversations"
     assert [one["messages"] for one in rows] == [TURNS]
     assert [image["bytes"] for image in rows[0]["images"]] == [encoded(seed=0)]
-    assert measured(made, decode=None)[["image_fault", "messages_fault"]].isna().to_numpy().all()
+    assert build_table(made, decode=None)[["image_fault", "messages_fault"]].isna().to_numpy().all()
 
 
 def test_the_uid_of_a_conversation_is_its_content(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_several_pictures_keep_their_places(tmp_path: Path) -> None:
     row = {"image": ["images/0.png", "images/1.png"], "conversations": llava("<image> or <image>?")}
     made, rows, _ = run(written(tmp_path / "set", [row]), tmp_path / "out", source="conversations")
     assert rows[0]["messages"][0]["content"] == "<image> or <image>?" and len(rows[0]["images"]) == 2
-    assert measured(made, decode=None)["messages_fault"].isna().to_numpy().all()
+    assert build_table(made, decode=None)["messages_fault"].isna().to_numpy().all()
 
 
 def test_what_is_no_conversation_goes_to_the_quarantine(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_every_shape_of_a_preference_says_the_same(tmp_path: Path, row: dict[str
     assert entries == [] and made.card.schema == "preferences"
     assert [rows[0][name] for name in ("prompt", "chosen", "rejected", "source")] == [ASKED, ANSWERED, "A dog.", source]
     assert rows[0]["images"][0]["bytes"] == encoded(seed=0)
-    assert measured(made, decode=None)[["image_fault", "choice_fault"]].isna().to_numpy().all()
+    assert build_table(made, decode=None)[["image_fault", "choice_fault"]].isna().to_numpy().all()
 
 
 def test_what_is_no_preference_goes_to_the_quarantine(tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_parquet_with_pictures_within(tmp_path: Path) -> None:
 
 
 def test_unusable_is_what_the_parsers_raise() -> None:
-    from components.ingest.conversation_formats import conversation
-    from components.ingest.preference_formats import preference
+    from components.ingest.conversation_formats import parse_conversation
+    from components.ingest.preference_formats import parse_preference
 
     strange: list[Any] = [None, 3, "x", [], {}, [[]], {"a": 1}, [None], [{"role": []}], {"content": {}}, float("nan")]
     names = ("messages", "conversations", "conversation", "prompt", "chosen", "text", "image", "data", "annotations")
-    for parse in (conversation, preference):
+    for parse in (parse_conversation, parse_preference):
         for name in names:
             for value in strange:
                 with pytest.raises(RecordError):

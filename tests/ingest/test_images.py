@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from components.ingest.sandboxed_decoder import Bounds, Examined, Examiners
+from components.ingest.sandboxed_decoder import DecodedImage, DecoderPool, SizeLimits
 from tests.ingest.test_ingestion import encoded, folder, run
 from vlmflow.errors import RecordError
 from vlmflow.images.decoding import decode
@@ -31,8 +31,8 @@ def saved(picture: Image.Image, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def examine(things: list[bytes], bounds: Bounds | None = None, count: int = 2) -> list[Examined | RecordError]:
-    with Examiners(bounds or Bounds(), count) as examiners:
+def examine(things: list[bytes], bounds: SizeLimits | None = None, count: int = 2) -> list[DecodedImage | RecordError]:
+    with DecoderPool(bounds or SizeLimits(), count) as examiners:
         found = [looked for _, looked in examiners.map(things, lambda one: [one])]
     return [one if isinstance(one, RecordError) else one[0] for one in found]
 
@@ -109,7 +109,7 @@ def test_upright_by_its_orientation(form: str, orientation: int, at: tuple[int, 
     data = saved(Image.fromarray(HALVES), form, exif=exif)
     assert near(decode(data), at, (255, 0, 0))
     (found,) = examine([data])
-    assert isinstance(found, Examined) and found.size == decode(data).size and found.kept == data
+    assert isinstance(found, DecodedImage) and found.size == decode(data).size and found.encoded == data
 
 
 def test_an_orientation_behind_the_pixels() -> None:
@@ -118,7 +118,7 @@ def test_an_orientation_behind_the_pixels() -> None:
     data = saved(Image.fromarray(HALVES), "PNG")
     data = data[:-12] + chunk(b"eXIf", exif.tobytes()[6:]) + data[-12:]
     (found,) = examine([data])
-    assert isinstance(found, Examined) and found.size == decode(data).size == (16, 32)
+    assert isinstance(found, DecodedImage) and found.size == decode(data).size == (16, 32)
 
 
 def test_a_picture_beyond_the_declared_size_is_made_smaller_and_its_boxes_too(tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_a_picture_beyond_the_declared_size_is_made_smaller_and_its_boxes_too(tm
     assert [rows[0]["regions"][0][corner] for corner in ("x0", "y0", "x1", "y1")] == [80, 40, 240, 120]
     assert rows[1]["image"]["bytes"] == (root / "9.png").read_bytes()  # as it came
     assert rows[0]["image"]["bytes"] != (root / "8.png").read_bytes()
-    small, same = examine([encoded(size=(400, 200)), encoded()], Bounds(max_bytes=5000))
-    assert isinstance(small, Examined) and len(small.kept) <= 5000 < len(encoded(size=(400, 200)))
-    assert small.came == (400, 200) and Image.open(io.BytesIO(small.kept)).size == small.size
-    assert isinstance(same, Examined) and same.kept == encoded()
+    small, same = examine([encoded(size=(400, 200)), encoded()], SizeLimits(max_bytes=5000))
+    assert isinstance(small, DecodedImage) and len(small.encoded) <= 5000 < len(encoded(size=(400, 200)))
+    assert small.original_size == (400, 200) and Image.open(io.BytesIO(small.encoded)).size == small.size
+    assert isinstance(same, DecodedImage) and same.encoded == encoded()
 
 
 def test_the_number_of_children_changes_nothing() -> None:
@@ -148,7 +148,7 @@ def test_what_hangs_or_crashes_a_decoder_costs_one_picture(monkeypatch: pytest.M
     flat = saved(Image.new("L", (8000, 8000)), "JPEG", progressive=True, quality=30)
     scans = [at for at in range(len(flat) - 1) if flat[at : at + 2] == b"\xff\xda"]
     hostile = flat[: scans[-1]] + flat[scans[-1] : -2] * 3000 + flat[-2:]
-    monkeypatch.setattr("components.ingest.sandboxed_decoder.PATIENCE", 3)
+    monkeypatch.setattr("components.ingest.sandboxed_decoder.TIMEOUT_SECONDS", 3)
     good = encoded()
     found = examine([good, hostile, good, b"", good], count=1)
     assert [getattr(one, "kind", "") for one in found] == ["", "too slow", "", "not a picture", ""]

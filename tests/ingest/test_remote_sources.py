@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from components.ingest.export import export
+from components.ingest.export import export_webdataset
 from tests.ingest.test_formats import sample, tar
 from tests.ingest.test_ingestion import encoded, folder, refused, run
 
@@ -96,7 +96,7 @@ def test_out_to_webdataset_and_in_again(tmp_path: Path, bucket: str) -> None:
     first, before, _ = run(root, tmp_path / "in", columns=given)
     columns = {"boxes": "regions", "lines": "lines", "split": "split", "label": "label", "licence": "licence"}
     for out in (str(tmp_path / "shards"), f"{bucket}/shards"):
-        assert export(first, out, rows_per_shard=3) == 3
+        assert export_webdataset(first, out, rows_per_shard=3) == 3
         assert sorted(file.name for file in UPath(out).glob("*.tar")) == [f"{i:05d}.tar" for i in range(3)]
         name = out.rpartition("/")[0][-3:].strip("/")
         _, again, entries = run(out, tmp_path / f"again-{name}", source="webdataset", columns=columns)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def test_others_read_our_shards(tmp_path: Path) -> None:
     import tarfile
 
     first, before, _ = run(folder(tmp_path / "set", [{"image": "images/0.png", "caption": "x"}]), tmp_path / "in")
-    export(first, str(tmp_path / "shards"), rows_per_shard=10)
+    export_webdataset(first, str(tmp_path / "shards"), rows_per_shard=10)
     with tarfile.open(tmp_path / "shards" / "00000.tar") as file:
         assert file.getnames() == ["000000000.png", "000000000.txt", "000000000.json"]
         content = file.extractfile("000000000.json")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import ExifTags, Image
 
-from components.validate.image_checks import jpeg_size
-from components.validate.row_table import measured
+from components.validate.image_checks import read_jpeg_size
+from components.validate.row_table import build_table
 from components.validate.validation import ValidateConfig, validate
-from pipelines.local_runner import _failed, _failure, _log_step
+from pipelines.local_runner import _as_exception, _failed_record, _log_step
 from pipelines.step_cli import run_step
 from tests.conftest import executor_input
 from vlmflow.artifacts import dataset
@@ -254,7 +254,7 @@ def test_the_sample_that_is_decoded_goes_by_content(tmp_path: Path) -> None:
     rows = [pair(i, image=spoiled(jpeg(i))) for i in range(200)]
     found = {}
     for name, order, decode in (("none", rows, 0), ("all", rows, None), ("some", rows, 40), ("turned", rows[::-1], 40)):
-        frame = measured(dataset.write(tmp_path / name, "pairs", order), decode)
+        frame = build_table(dataset.write(tmp_path / name, "pairs", order), decode)
         found[name] = set(frame["uid"][frame["image_fault"].notna()])
     assert len(found["none"]) == 0 and len(found["all"]) == 200
     assert 15 < len(found["some"]) < 80 and found["turned"] == found["some"]
@@ -267,11 +267,11 @@ def test_the_sample_that_is_decoded_goes_by_content(tmp_path: Path) -> None:
 )
 def test_the_quick_look_at_a_jpeg_agrees_with_pillow(options: dict[str, Any]) -> None:
     encoded = jpeg(3, **options)
-    quick = jpeg_size(encoded)
+    quick = read_jpeg_size(encoded)
     assert (quick is None) == ("exif" in options)  # a picture that may be turned gets the closer look
-    assert (quick or ingested.size(encoded)) == ingested.size(encoded)
+    assert (quick or ingested.read_size(encoded)) == ingested.read_size(encoded)
     for end in range(0, len(encoded), 7):  # damage is never a crash, and never another size
-        assert jpeg_size(encoded[:end]) in (None, quick)
+        assert read_jpeg_size(encoded[:end]) in (None, quick)
 
 
 @pytest.mark.parametrize("schema", list(ROWS))
@@ -289,11 +289,11 @@ def test_the_report_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path)
 
 
 def test_wrong_use_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no dataset here"):
+    with pytest.raises(DataError, match="not a dataset folder"):
         validate(tmp_path, ValidateConfig(), tmp_path / "r.html", tmp_path / "v.json")
     with pytest.raises(RecipeError, match="min_rows"):
         load(ValidateConfig, {"validate": {"min_rows": -1}}, "validate")
-    with pytest.raises(RecipeError, match="decode counts pictures"):
+    with pytest.raises(RecipeError, match="decode: must be at least 0 or null, got -1"):
         load(ValidateConfig, {"validate": {"decode": -1}}, "validate")
 
 
@@ -331,8 +331,8 @@ def test_a_refusals_page_is_in_the_run_and_in_mlflow(tmp_path: Path, monkeypatch
     )
     call = ["kfp.dsl.executor_main", "--module", "components.validate.component", "--function", "validate"]
     assert main([*call, "--executor_input", given]) == 2
-    record = _failed(run)
-    assert f"see {place / 'report'}" in str(_failure(record, run, RuntimeError()))
+    record = _failed_record(run)
+    assert f"see {place / 'report'}" in str(_as_exception(record, run, RuntimeError()))
     assert "Refused" in (run / "validate-raw" / "report").read_text(encoding="utf-8")
     _log_step(run, record, None)
     written = json.loads((run / "steps" / "validate-raw.json").read_text(encoding="utf-8"))

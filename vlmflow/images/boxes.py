@@ -55,12 +55,12 @@ class Codec:
     the picture's side.
     """
 
-    write: Callable[[Box], str]
-    read: Callable[[str, int, int], Box | None]
-    error: float
+    encode: Callable[[Box], str]
+    decode: Callable[[str, int, int], Box | None]
+    max_error: float
 
 
-def _grid(pattern: str, form: str, cells: int, *, centre: bool, order: str = "xyxy") -> Codec:
+def _grid_codec(pattern: str, form: str, cells: int, *, centre: bool, order: str = "xyxy") -> Codec:
     """A codec of four integers on a grid of `cells` a side; read at a cell's centre, or at its number."""
     finder, shift = re.compile(pattern), 0.5 if centre else 0.0
 
@@ -83,7 +83,7 @@ def _grid(pattern: str, form: str, cells: int, *, centre: bool, order: str = "xy
     return Codec(write, read, (0.5 if centre else 1.0) / cells)
 
 
-def _kosmos() -> Codec:
+def _kosmos_codec() -> Codec:
     """Two patch tokens on a 32×32 grid: the corners' cells, read at their centres."""
     finder = re.compile(r"<object><patch_index_(\d{4})><patch_index_(\d{4})></object>")
 
@@ -106,21 +106,21 @@ def _kosmos() -> Codec:
     return Codec(write, read, 0.5 / 32)
 
 
-def _pixels() -> Codec:
+def _pixel_codec() -> Codec:
     def read(text: str, width: int, height: int) -> Box | None:
         match = CANONICAL.search(text)
-        return corners(match, width, height) if match else None
+        return box_from_match(match, width, height) if match else None
 
-    return Codec(canonical, read, 0.005)
+    return Codec(format_box, read, 0.005)
 
 
-def corners(match: re.Match[str], width: int, height: int) -> Box:
+def box_from_match(match: re.Match[str], width: int, height: int) -> Box:
     """The box of a match of `CANONICAL`."""
     x0, y0, x1, y1 = map(float, match.groups())
     return Box(x0, y0, x1, y1, width, height)
 
 
-def canonical(box: Box) -> str:
+def format_box(box: Box) -> str:
     """A box as a dataset writes it; corners to a hundredth of a pixel."""
     return "<box>{},{},{},{}</box>".format(
         *(f"{v:.2f}".rstrip("0").rstrip(".") for v in (box.x0, box.y0, box.x1, box.y1))
@@ -130,15 +130,17 @@ def canonical(box: Box) -> str:
 _L = r"<loc(\d{2})>"
 _P = r"<loc(\d{4})>"
 CODECS: dict[str, Codec] = {
-    "pixels": _pixels(),
-    "sketch": _grid(_L * 4, "<loc{:02d}><loc{:02d}><loc{:02d}><loc{:02d}>", 64, centre=True),
-    "qwen-vl": _grid(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", "<box>({},{}),({},{})</box>", 1000, centre=False),
-    "paligemma": _grid(_P * 4, "<loc{:04d}><loc{:04d}><loc{:04d}><loc{:04d}>", 1024, centre=True, order="yxyx"),
-    "kosmos-2": _kosmos(),
+    "pixels": _pixel_codec(),
+    "tiny": _grid_codec(_L * 4, "<loc{:02d}><loc{:02d}><loc{:02d}><loc{:02d}>", 64, centre=True),
+    "qwen-vl": _grid_codec(
+        r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", "<box>({},{}),({},{})</box>", 1000, centre=False
+    ),
+    "paligemma": _grid_codec(_P * 4, "<loc{:04d}><loc{:04d}><loc{:04d}><loc{:04d}>", 1024, centre=True, order="yxyx"),
+    "kosmos-2": _kosmos_codec(),
 }
 
 
 def transcode(text: str, convention: str, width: int, height: int) -> str:
     """Rewrite every `<box>` of a dataset's text, in a picture of `width` × `height`, as `convention` has it."""
-    write = CODECS[convention].write
-    return CANONICAL.sub(lambda match: write(corners(match, width, height)), text)
+    write = CODECS[convention].encode
+    return CANONICAL.sub(lambda match: write(box_from_match(match, width, height)), text)

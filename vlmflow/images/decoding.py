@@ -23,10 +23,10 @@ def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
     with Image.open(io.BytesIO(data)) as picture:
         if at_least is not None:
             picture.draft(None, (at_least, at_least))  # only JPEG has it; the mode stays the file's own
-        return rgb(upright(picture))
+        return to_rgb(apply_orientation(picture))
 
 
-def upright(picture: Image.Image) -> Image.Image:
+def apply_orientation(picture: Image.Image) -> Image.Image:
     """The picture turned as its metadata asks; most have none, and looking closer takes as long as decoding."""
     picture.load()  # a PNG may say it behind its pixels
     speaks = picture.format == "TIFF" or any(
@@ -35,7 +35,7 @@ def upright(picture: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(picture) if speaks else picture
 
 
-def rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode to RGB: 16 bits scaled to 8, floats as 0..1 or 0..255, transparency laid on white."""
     if picture.mode == "RGB" and not picture.has_transparency_data:
         return picture
@@ -53,14 +53,14 @@ def rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def square(picture: Image.Image, side: int) -> np.ndarray:
-    """The whole picture squeezed to a square: (3, side, side) uint8, what the sketch family takes as it is."""
+def resize_square(picture: Image.Image, side: int) -> np.ndarray:
+    """The whole picture squeezed to a square: (3, side, side) uint8, what the tiny family takes as it is."""
     return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
-def squares(encoded: Sequence[bytes], side: int) -> np.ndarray:
+def decode_squares(encoded: Sequence[bytes], side: int) -> np.ndarray:
     """Decode and squeeze many pictures: (N, 3, side, side) uint8."""
     out = np.empty((len(encoded), 3, side, side), np.uint8)
     for i, data in enumerate(encoded):
-        out[i] = square(decode(data, at_least=side), side)
+        out[i] = resize_square(decode(data, at_least=side), side)
     return out

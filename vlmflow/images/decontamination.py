@@ -17,18 +17,18 @@ import numpy as np
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
 from vlmflow.images import image_statistics, near_duplicates
-from vlmflow.images.near_duplicates import Cells, Pictures
+from vlmflow.images.near_duplicates import Cells, ImageSet
 
 BATCH = 512  # pictures in memory at a time
-ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
-BITS, LEVELS = 8, 16.0  # as curation's near_bits and near_levels are by default
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
+PHASH_DISTANCE, MAX_CELL_DIFFERENCE = 8, 16.0  # as curation's phash_distance and max_cell_difference are by default
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationImages:
     """The M pictures of evaluation sets that can be decoded."""
 
-    pictures: Pictures
+    images: ImageSet
     names: list[str]  # set and uid, or set and file
     uids: frozenset[str]  # of the pairs that the sets hold, or were made from
 
@@ -38,11 +38,11 @@ class Leak:
     """One row that may not be learned from."""
 
     uid: str
-    name: str  # of the evaluation picture
-    apart: float  # levels; see `near_duplicates.difference`
+    evaluation_image: str  # of the evaluation picture
+    difference: float  # levels; see `near_duplicates.difference`
 
 
-def read(paths: tuple[str, ...]) -> Evaluation:
+def load_evaluation_images(paths: tuple[str, ...]) -> EvaluationImages:
     """Measure the pictures of evaluation sets; the test split of a dataset that has one, else all of it.
 
     Raises:
@@ -50,32 +50,40 @@ def read(paths: tuple[str, ...]) -> Evaluation:
     """
     sets, names, uids = [], [], set()
     for path in paths:
-        seen = _measure(content(path))
+        seen = _fingerprint(iter_evaluation_images(path))
         if not seen.readable.any():
             raise DataError(f"decontaminate {path}: holds no picture; give a dataset's folder or a folder of pictures")
-        sets.append(_at(seen.pictures, seen.readable, test=True))
+        sets.append(_subset(seen.pictures, seen.readable, test=True))
         names += [f"{path} {name}" for name, readable in zip(seen.names, seen.readable, strict=True) if readable]
         uids |= set(seen.pairs) - {""}
-    return Evaluation(reduce(_both, sets), names, frozenset(uids))
+    return EvaluationImages(reduce(_concat, sets), names, frozenset(uids))
 
 
-def match(
-    seen: Pictures, evaluation: Evaluation, bits: int = BITS, levels: float = LEVELS
+def match_images(
+    seen: ImageSet,
+    evaluation: EvaluationImages,
+    phash_distance: int = PHASH_DISTANCE,
+    max_cell_difference: float = MAX_CELL_DIFFERENCE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For N pictures, (N,) the evaluation picture that each copies, or -1, and (N,) how far they are apart."""
     count = len(seen.hashes)
-    both = _both(_at(seen, np.arange(count), test=False), evaluation.pictures)
-    found = near_duplicates.find(both, bits, levels)[0][:count]
+    both = _concat(_subset(seen, np.arange(count), test=False), evaluation.images)
+    found = near_duplicates.find_duplicates(both, phash_distance, max_cell_difference)[0][:count]
     apart = np.full(count, np.nan)
     rows = np.flatnonzero(found >= 0)
-    apart[rows] = near_duplicates.difference(both.cells, rows, found[rows])
+    apart[rows] = near_duplicates.cell_difference(both.cells, rows, found[rows])
     return np.where(found >= 0, found - count, -1), apart
 
 
-def leaks(data: Dataset, evaluation: Evaluation, bits: int = BITS, levels: float = LEVELS) -> list[Leak]:
+def find_leaks(
+    data: Dataset,
+    evaluation: EvaluationImages,
+    phash_distance: int = PHASH_DISTANCE,
+    max_cell_difference: float = MAX_CELL_DIFFERENCE,
+) -> list[Leak]:
     """The training rows of `data`, of any schema, that show an evaluation picture or were made from its pair."""
-    seen, found = _measure(_training(data)), {}
-    places, apart = match(seen.pictures, evaluation, bits, levels)
+    seen, found = _fingerprint(_iter_training_images(data)), {}
+    places, apart = match_images(seen.pictures, evaluation, phash_distance, max_cell_difference)
     for row, uid in enumerate(seen.names):
         if seen.readable[row] and places[row] >= 0:
             found.setdefault(uid, Leak(uid, evaluation.names[places[row]], float(apart[row])))
@@ -84,7 +92,7 @@ def leaks(data: Dataset, evaluation: Evaluation, bits: int = BITS, levels: float
     return list(found.values())
 
 
-def content(path: str) -> Iterator[tuple[str, str, bytes]]:
+def iter_evaluation_images(path: str) -> Iterator[tuple[str, str, bytes]]:
     """Name, pair and encoded picture of each evaluation picture."""
     folder = Path(path)
     if (folder / "card.json").exists():
@@ -96,13 +104,13 @@ def content(path: str) -> Iterator[tuple[str, str, bytes]]:
                 for image in _images(row):
                     yield row["uid"], row[kind], image
     elif folder.is_dir():
-        for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS):
+        for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
             yield str(file.relative_to(folder)), "", file.read_bytes()
     else:
         raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of pictures")
 
 
-def _training(data: Dataset) -> Iterator[tuple[str, str, bytes]]:
+def _iter_training_images(data: Dataset) -> Iterator[tuple[str, str, bytes]]:
     kind = "uid" if data.card.schema == "pairs" else "pair"
     for row in data.rows():
         if row["split"] == "train":
@@ -116,42 +124,42 @@ def _images(row: dict[str, Any]) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Fingerprints:
     """N pictures, measured."""
 
     names: list[str]
     pairs: list[str]
     readable: np.ndarray  # (N,) bool; what cannot be decoded looks black, and is no evidence
-    pictures: Pictures
+    pictures: ImageSet
 
 
-def _measure(content: Iterator[tuple[str, str, bytes]]) -> _Seen:
-    names, pairs, readable, parts = [], [], [], [image_statistics.statistics([])]
+def _fingerprint(content: Iterator[tuple[str, str, bytes]]) -> _Fingerprints:
+    names, pairs, readable, parts = [], [], [], [image_statistics.compute_statistics([])]
     while batch := list(islice(content, BATCH)):
-        with image_statistics.quiet():
-            seen = [image_statistics.look(data) for _, _, data in batch]
+        with image_statistics.ignore_pillow_warnings():
+            seen = [image_statistics.read_thumbnail(data) for _, _, data in batch]
         names += [name for name, _, _ in batch]
         pairs += [pair for _, pair, _ in batch]
         readable += [not picture.reason for picture in seen]
-        parts.append(image_statistics.statistics(seen))
-    hashes, looks, coarse = (
-        np.concatenate([getattr(p, kind) for p in parts]) for kind in ("hashes", "looks", "coarse")
+        parts.append(image_statistics.compute_statistics(seen))
+    hashes, signatures, coarse = (
+        np.concatenate([getattr(p, kind) for p in parts]) for kind in ("hashes", "signatures", "coarse")
     )
     none = np.zeros(len(names), dtype=np.int64)
-    seen = Pictures(hashes, looks, coarse, Cells([p.cells for p in parts]), none, none.astype(bool))
-    return _Seen(names, pairs, np.array(readable, dtype=bool), seen)
+    seen = ImageSet(hashes, signatures, coarse, Cells([p.cells for p in parts]), none, none.astype(bool))
+    return _Fingerprints(names, pairs, np.array(readable, dtype=bool), seen)
 
 
-def _at(seen: Pictures, rows: np.ndarray, test: bool) -> Pictures:
+def _subset(seen: ImageSet, rows: np.ndarray, test: bool) -> ImageSet:
     """Those at `rows`, all of one group, and of the evaluation sets or not."""
     hashes = seen.hashes[rows]
     plain = np.zeros(len(hashes), dtype=np.int64), np.full(len(hashes), test)
-    return Pictures(hashes, seen.looks[rows], seen.coarse[rows], seen.cells.at(rows), *plain)
+    return ImageSet(hashes, seen.signatures[rows], seen.coarse[rows], seen.cells.view(rows), *plain)
 
 
-def _both(one: Pictures, other: Pictures) -> Pictures:
+def _concat(one: ImageSet, other: ImageSet) -> ImageSet:
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(one, name), getattr(other, name)])
 
-    names = ("hashes", "looks", "coarse", "groups", "test")
-    return Pictures(**{name: joined(name) for name in names}, cells=one.cells + other.cells)
+    names = ("hashes", "signatures", "coarse", "groups", "is_test")
+    return ImageSet(**{name: joined(name) for name in names}, cells=one.cells + other.cells)

@@ -52,7 +52,7 @@ def read(value: Any, folders: list["UPath"]) -> bytes:
     for place in _places(value, folders):
         try:
             if place.is_file():  # also keeps a pipe or a device from being read
-                too_large(place.stat().st_size)
+                check_size(place.stat().st_size)
                 return checked(place.read_bytes())
         except (OSError, ValueError) as error:
             raise RecordError("unreadable file", f"{value[:200]!r}: {error}") from None
@@ -65,11 +65,11 @@ def checked(encoded: bytes) -> bytes:
     Raises:
         RecordError: it has more than 256 MiB.
     """
-    too_large(len(encoded))
+    check_size(len(encoded))
     return encoded
 
 
-def too_large(size: int) -> None:
+def check_size(size: int) -> None:
     """Raises RecordError for a file of more than 256 MiB."""
     if size > MAX_FILE_BYTES:
         raise RecordError("too many bytes", f"{size} of {MAX_FILE_BYTES} at most")
@@ -83,7 +83,7 @@ def _places(value: str, folders: list["UPath"]) -> list["UPath"]:
     return [UPath(value)] if is_remote(value) else [folder / value for folder in folders]
 
 
-def size(encoded: bytes) -> tuple[int, int]:
+def read_size(encoded: bytes) -> tuple[int, int]:
     """Return (width, height) in pixels from the header, as the picture is seen: EXIF orientation applied.
 
     The pixels are not decoded, so a picture that is cut off after its header passes.

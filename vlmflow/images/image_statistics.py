@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vlmflow.images.decoding import rgb, upright
+from vlmflow.images.decoding import apply_orientation, to_rgb
 
 SIDE = 64  # of the thumbnail, px
 COARSE = 4  # of the quick look at them
@@ -20,7 +20,7 @@ FLAT = 2.0  # grey levels; a smaller step between neighbours is compression nois
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Thumbnail:
     """One decoded picture, small; where `reason` is set it could not be decoded, and the rest is empty."""
 
     reason: str = ""
@@ -31,21 +31,21 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Statistics:
+class ImageStatistics:
     """What the rules compare, for N thumbnails."""
 
     contrast: np.ndarray  # (N,) standard deviation of brightness, in grey levels
     correlation: np.ndarray  # (N,) of neighbouring pixels, larger of the two directions: about 0 for white noise
     entropy: np.ndarray  # (N,) bits of the histogram of brightness, 0 to 8
-    colour: np.ndarray  # (N,) colourfulness: 0 for grey, 15 faint, 45 moderate, above 80 strong
+    colorfulness: np.ndarray  # (N,) colourfulness: 0 for grey, 15 faint, 45 moderate, above 80 strong
     sharpness: np.ndarray  # (N,) variance of the Laplacian
     hashes: np.ndarray  # (N,) uint64 dHash
     cells: np.ndarray  # (N, 768) uint8 mean Y, Cb, Cr of each cell of 16 × 16
     coarse: np.ndarray  # (N, 48) uint8 those of 4 × 4, colour halved, rounded down
-    looks: np.ndarray  # (N,) 16 bytes: digest of hash and cells
+    signatures: np.ndarray  # (N,) 16 bytes: digest of hash and cells
 
 
-def look(data: bytes | None, *, sharpness: bool = False) -> Picture:
+def read_thumbnail(data: bytes | None, *, sharpness: bool = False) -> Thumbnail:
     """Decode one picture; a file that cannot be decoded is a finding, with its reason, not an error.
 
     Args:
@@ -57,23 +57,23 @@ def look(data: bytes | None, *, sharpness: bool = False) -> Picture:
         with Image.open(io.BytesIO(data)) as picture:
             width, height = picture.size
             picture.draft(None, (EDGE, EDGE) if sharpness else (2 * SIDE, 2 * SIDE))
-            turned = upright(picture)
+            turned = apply_orientation(picture)
             if turned is not picture and picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
                 width, height = height, width  # a quarter turn
-            turned = rgb(turned)
+            turned = to_rgb(turned)
         # Bilinear, not box: Pillow's box counts whole pixels only, and copies of other sizes come out different.
         small = turned.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
     except MemoryError:
         raise
     except UnidentifiedImageError:  # its own text names an address in memory, and would differ from run to run
-        return Picture(reason="UnidentifiedImageError: no picture in a known format")
+        return Thumbnail(reason="UnidentifiedImageError: no picture in a known format")
     except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
-        return Picture(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Thumbnail(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     sharp = laplacian(turned) if sharpness else 0.0
-    return Picture(width=width, height=height, thumbnail=np.asarray(small), sharpness=sharp)
+    return Thumbnail(width=width, height=height, thumbnail=np.asarray(small), sharpness=sharp)
 
 
-def statistics(pictures: list[Picture]) -> Statistics:
+def compute_statistics(pictures: list[Thumbnail]) -> ImageStatistics:
     """Measure pictures, all at once; one that could not be decoded counts as black."""
     black = np.zeros((SIDE, SIDE, 3), np.uint8)
     seen = [black if picture.thumbnail is None else picture.thumbnail for picture in pictures]
@@ -82,17 +82,17 @@ def statistics(pictures: list[Picture]) -> Statistics:
     luma = planes[:, 0]
     contrast = luma.std(axis=(1, 2))
     cells = _averaging(CELLS) @ planes @ _averaging(CELLS).T  # products are ten times faster than means over short axes
-    return Statistics(
+    return ImageStatistics(
         contrast=contrast,
         correlation=_correlation(luma, contrast),
         entropy=_entropy(thumbnails[..., 0]),
-        colour=_colour(planes),
+        colorfulness=_colour(planes),
         sharpness=np.array([picture.sharpness for picture in pictures], dtype=np.float32),
-        **signature(_dhash(luma), np.rint(cells).astype(np.uint8)),
+        **duplicate_features(_dhash(luma), np.rint(cells).astype(np.uint8)),
     )
 
 
-def signature(hashes: np.ndarray, cells: np.ndarray) -> dict[str, np.ndarray]:
+def duplicate_features(hashes: np.ndarray, cells: np.ndarray) -> dict[str, np.ndarray]:
     """What near copies are found by, of (N,) hashes and (N, 3, 16, 16) cells."""
     step = CELLS // COARSE
     coarse = cells.reshape(len(cells), 3, COARSE, step, COARSE, step).mean((3, 5), dtype=np.float32)
@@ -106,7 +106,7 @@ def signature(hashes: np.ndarray, cells: np.ndarray) -> dict[str, np.ndarray]:
         "hashes": hashes,
         "cells": flat,
         "coarse": coarse.reshape(len(cells), 3 * COARSE**2).astype(np.uint8),
-        "looks": np.frombuffer(b"".join(digests), "V16"),
+        "signatures": np.frombuffer(b"".join(digests), "V16"),
     }
 
 
@@ -125,7 +125,7 @@ def laplacian(picture: Image.Image) -> float:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def ignore_pillow_warnings() -> Iterator[None]:
     """Pillow warns of odd metadata and large pictures; the rules judge the pixels, so its warnings say nothing here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

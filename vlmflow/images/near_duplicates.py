@@ -16,15 +16,15 @@ _CHUNK = 1 << 20  # candidate pairs in memory at a time
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """N pictures, the most worth keeping first."""
 
     hashes: np.ndarray  # (N,) uint64 dHashes
-    looks: np.ndarray  # (N,) 16 bytes: digest of hash and cells
+    signatures: np.ndarray  # (N,) 16 bytes: digest of hash and cells
     coarse: np.ndarray  # (N, 48) uint8 means of 4 × 4 cells, colour halved, rounded down
     cells: "Cells"
     groups: np.ndarray  # (N,) int: only pictures of one group make each other needless
-    test: np.ndarray  # (N,) bool: of the test split
+    is_test: np.ndarray  # (N,) bool: of the test split
 
 
 class Cells:
@@ -51,7 +51,7 @@ class Cells:
             found[here] = self.parts[number][rows[here] - self.starts[number]]
         return found
 
-    def at(self, places: np.ndarray) -> "Cells":
+    def view(self, places: np.ndarray) -> "Cells":
         """Those at `places`, none of them copied."""
         return Cells(self.parts, self.rows[places])
 
@@ -59,14 +59,14 @@ class Cells:
         return Cells([*self.parts, *other.parts], np.concatenate([self.rows, other.rows + self.starts[-1]]))
 
 
-def exact(keys: list[bytes]) -> np.ndarray:
+def first_occurrences(keys: list[bytes]) -> np.ndarray:
     """(N,) for each key the place of its first occurrence, or -1 where it is the first."""
     first: dict[bytes, int] = {}
     places = np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
     return np.where(places == np.arange(len(keys)), -1, places)
 
 
-def find(pictures: Pictures, bits: int, levels: float) -> tuple[np.ndarray, np.ndarray]:
+def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: float) -> tuple[np.ndarray, np.ndarray]:
     """For each training picture the test picture that it copies; for the others the earlier one of their group.
 
     Args:
@@ -76,26 +76,26 @@ def find(pictures: Pictures, bits: int, levels: float) -> tuple[np.ndarray, np.n
     Returns:
         leaks: (N,) places, or -1. copies: (N,) places, or -1; of a leak it says nothing.
     """
-    count = len(pictures.hashes)
+    count = len(images.hashes)
     # Pictures that look the same to the last bit stand for one another: a placeholder may be there ten thousand times.
     looks = np.concatenate(
         [
-            pictures.looks[:, None].view(np.uint8),
-            pictures.groups[:, None].astype(np.int64).view(np.uint8),
-            pictures.test[:, None].view(np.uint8),
+            images.signatures[:, None].view(np.uint8),
+            images.groups[:, None].astype(np.int64).view(np.uint8),
+            images.is_test[:, None].view(np.uint8),
         ],
         axis=1,
     )
-    like = exact([look.tobytes() for look in looks])
+    like = first_occurrences([look.tobytes() for look in looks])
     leaders = np.flatnonzero(like < 0)
-    of_leaders = pictures.hashes[leaders], pictures.coarse[leaders], pictures.cells.at(leaders)
-    first, second = (leaders[places] for places in near(*of_leaders, bits, levels))
+    of_leaders = images.hashes[leaders], images.coarse[leaders], images.cells.view(leaders)
+    first, second = (leaders[places] for places in near_pairs(*of_leaders, phash_distance, max_cell_difference))
     leaks = np.full(count, -1)
-    crossing = pictures.test[first] != pictures.test[second]
+    crossing = images.is_test[first] != images.is_test[second]
     for i, j in zip(first[crossing].tolist(), second[crossing].tolist(), strict=True):
-        train, test = (j, i) if pictures.test[i] else (i, j)
+        train, test = (j, i) if images.is_test[i] else (i, j)
         leaks[train] = test
-    same = (pictures.groups[first] == pictures.groups[second]) & (leaks[first] < 0) & (leaks[second] < 0)
+    same = (images.groups[first] == images.groups[second]) & (leaks[first] < 0) & (leaks[second] < 0)
     copies = _keep_first(count, first[same], second[same])
     followers = np.flatnonzero(like >= 0)
     leader = like[followers]
@@ -104,26 +104,26 @@ def find(pictures: Pictures, bits: int, levels: float) -> tuple[np.ndarray, np.n
     return leaks, copies
 
 
-def near(
-    hashes: np.ndarray, coarse: np.ndarray, cells: Cells, bits: int, levels: float
+def near_pairs(
+    hashes: np.ndarray, coarse: np.ndarray, cells: Cells, phash_distance: int, max_cell_difference: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(M,) first and (M,) second of all near pairs, first < second, in order of second and then of first."""
     columns = np.ascontiguousarray(coarse.T)
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-    for first, second in _candidates(hashes, bits):
+    for first, second in _candidates(hashes, phash_distance):
         # Means of 4 × 4 cells, rounded down, differ by less than 1 more than the cells: no pair is lost.
         for column in columns:
             one, other = column[first], column[second]
-            close = np.maximum(one, other) - np.minimum(one, other) < levels + 1
+            close = np.maximum(one, other) - np.minimum(one, other) < max_cell_difference + 1
             first, second = first[close], second[close]
-        close = difference(cells, first, second) <= levels
+        close = cell_difference(cells, first, second) <= max_cell_difference
         found.append((first[close], second[close]))
     first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.lexsort((first, second))
     return first[order], second[order]
 
 
-def difference(cells: Cells, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def cell_difference(cells: Cells, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(M,) the largest difference of brightness in any cell, or half that of colour, in levels of 0-255.
 
     The largest, not the mean: a clock that shows another hour differs in few cells. Half for colour, since JPEG

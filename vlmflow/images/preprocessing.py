@@ -16,48 +16,48 @@ KNOWN = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor", "Fla
 MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
-def pixels(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
+def pixel_values(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
     """What `processor` makes of `pictures`: (N, 3, H, W) float32.
 
     Args:
         processor: an image processor of transformers; one that is not of a known kind is asked itself.
         pictures: of any size, RGB.
     """
-    if not _plain(processor):
+    if not _is_standard(processor):
         return processor(list(pictures), return_tensors="pt")["pixel_values"]
-    return normalised(processor, squares(processor, pictures))
+    return normalize(processor, resize_and_crop(processor, pictures))
 
 
-def squares(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
+def resize_and_crop(processor: Any, pictures: Sequence[Image.Image]) -> torch.Tensor:
     """`pictures` as the model will see them, before they are normalised: (N, 3, H, W) uint8.
 
     Raises:
         ValueError: the processor does more than resize, crop and normalise.
     """
-    if not _plain(processor):
+    if not _is_standard(processor):
         raise ValueError(f"{type(processor).__name__} does more than resize, crop and normalise a picture")
     mode = MODES[processor.resample]
-    return torch.stack([_cropped(processor, _resized(processor, picture, mode)) for picture in pictures])
+    return torch.stack([_center_crop(processor, _resize(processor, picture, mode)) for picture in pictures])
 
 
-def normalised(processor: Any, squares: torch.Tensor) -> torch.Tensor:
+def normalize(processor: Any, squares: torch.Tensor) -> torch.Tensor:
     """squares: (N, 3, H, W) uint8; returns float32 with the processor's mean and deviation taken out."""
     mean, std = (torch.tensor(getattr(processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
     return squares.float().mul_(processor.rescale_factor / std).sub_(mean / std)
 
 
-def seen(processor: Any, batch: torch.Tensor) -> torch.Tensor:
+def denormalize(processor: Any, batch: torch.Tensor) -> torch.Tensor:
     """What `normalised` was made from, clipped to what a picture can hold: (N, 3, H, W) uint8."""
     mean, std = (torch.tensor(getattr(processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
     return ((batch * std + mean) / processor.rescale_factor).round().clamp(0, 255).to(torch.uint8)
 
 
-def _plain(processor: Any) -> bool:
+def _is_standard(processor: Any) -> bool:
     known = type(processor).__name__.startswith(KNOWN) and processor.do_rescale and processor.do_normalize
     return bool(known and processor.do_resize and getattr(processor, "resample", None) in MODES)
 
 
-def _resized(processor: Any, picture: Image.Image, mode: str) -> torch.Tensor:
+def _resize(processor: Any, picture: Image.Image, mode: str) -> torch.Tensor:
     """(3, H, W) uint8: the short side to `shortest_edge`, or both sides as declared."""
     size = dict(processor.size)
     if edge := size.get("shortest_edge"):
@@ -75,7 +75,7 @@ def _resized(processor: Any, picture: Image.Image, mode: str) -> torch.Tensor:
     return rows if rows.shape[1:] == to else F.interpolate(rows[None], to, mode=mode, antialias=True)[0]
 
 
-def _cropped(processor: Any, picture: torch.Tensor) -> torch.Tensor:
+def _center_crop(processor: Any, picture: torch.Tensor) -> torch.Tensor:
     """The middle of it, black around it where it is smaller than the crop."""
     if not getattr(processor, "do_center_crop", False):
         return picture
