@@ -28,7 +28,7 @@ def bundles(groups: int, size: int, spread: float, seed: int = 0) -> tuple[np.nd
 
 def test_k_means_finds_the_bundles() -> None:
     vectors, truth = bundles(6, 40, 0.05)
-    assigned, cosine = clusters.nearest(vectors, clusters.centroids(vectors, 6, seed=0))
+    assigned, cosine = clusters.nearest_centroids(vectors, clusters.centroids(vectors, 6, seed=0))
     for group in range(6):
         values, counts = np.unique(assigned[truth == group], return_counts=True)
         assert counts.max() == 40, (group, values)
@@ -58,7 +58,7 @@ def test_a_repeat_is_the_most_similar_one_before_it_far_from_the_centroid_first(
     vectors, truth = bundles(3, 30, 0.2)
     centres = unit(np.stack([vectors[truth == group].mean(axis=0) for group in range(3)]))
     close = (vectors * centres[truth]).sum(axis=1)
-    partner, cosine = clusters.repeats(vectors, truth, close)
+    partner, cosine = clusters.semantic_duplicates(vectors, truth, close)
     place = {row: i for i, row in enumerate(sorted(range(90), key=lambda row: (round(float(close[row]), 5), row)))}
     for row in range(90):
         earlier = [other for other in range(90) if truth[other] == truth[row] and place[other] < place[row]]
@@ -73,9 +73,9 @@ def test_a_repeat_is_the_most_similar_one_before_it_far_from_the_centroid_first(
 def test_repeats_of_a_large_cluster_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = bundles(1, 50, 0.3)
     close = vectors[:, 0]
-    whole = clusters.repeats(vectors, np.zeros(50, int), close)
+    whole = clusters.semantic_duplicates(vectors, np.zeros(50, int), close)
     monkeypatch.setattr(clusters, "_BLOCK", 7)
-    parts = clusters.repeats(vectors, np.zeros(50, int), close)
+    parts = clusters.semantic_duplicates(vectors, np.zeros(50, int), close)
     assert (whole[0] == parts[0]).all() and whole[1] == pytest.approx(parts[1], abs=1e-6)
 
 
@@ -85,23 +85,23 @@ def test_semantic_duplicates_by_precision_and_recall() -> None:
     base = unit(generator.normal(size=(200, 32)))
     again = unit(base[:66] + generator.normal(0, 0.01, (66, 32)))
     vectors = np.concatenate([base, again])
-    assigned, close = clusters.nearest(vectors, clusters.centroids(vectors, 8, seed=0))
-    partner, cosine = clusters.repeats(vectors, assigned, close)
+    assigned, close = clusters.nearest_centroids(vectors, clusters.centroids(vectors, 8, seed=0))
+    partner, cosine = clusters.semantic_duplicates(vectors, assigned, close)
     dropped = np.flatnonzero(cosine > 1 - 0.05)
     true = [row for row in dropped if abs(row - partner[row]) == 200]
     assert len(true) / len(dropped) >= 0.95 and len(true) / 66 >= 0.95
 
 
 def test_ranks_are_places_within_a_cluster() -> None:
-    assert clusters.ranks(np.array([1, 0, 1, 1]), np.array([0.5, 0.9, 0.1, 0.7])).tolist() == [2, 1, 1, 3]
+    assert clusters.rank_in_cluster(np.array([1, 0, 1, 1]), np.array([0.5, 0.9, 0.1, 0.7])).tolist() == [2, 1, 1, 3]
 
 
 def test_balance_keeps_the_rare_and_thins_the_common() -> None:
     matched = [{"cat"}] * 900 + [{"axolotl"}] * 10 + [{"cat", "axolotl"}, set()]
-    probability = balance.probabilities(matched, 50)
+    probability = balance.keep_probabilities(matched, 50)
     assert probability[0] == pytest.approx(50 / 901)
     assert probability[905] == probability[910] == 1 and probability[911] == 0
-    kept = (probability > balance.draws([str(i) for i in range(912)], 0))[:900].sum()
+    kept = (probability > balance.uniform_draws([str(i) for i in range(912)], 0))[:900].sum()
     assert 30 <= kept <= 70  # 50 are expected, with a deviation of 7
 
 
@@ -113,59 +113,59 @@ def test_one_draw_is_as_good_as_one_for_each_entry() -> None:
     kept = np.zeros(len(matched))
     for _ in range(2000):
         kept += [any(generator.random() < 20 / max(counts[e], 20) for e in sorted(entries)) for entries in matched]
-    assert balance.probabilities(matched, 20) == pytest.approx(kept / 2000, abs=0.06)
+    assert balance.keep_probabilities(matched, 20) == pytest.approx(kept / 2000, abs=0.06)
 
 
 def test_draws_depend_on_uid_and_seed_alone() -> None:
     uids = [f"{i:032x}" for i in range(4000)]
-    drawn = balance.draws(uids, 0)
-    assert (balance.draws(uids[::-1], 0) == drawn[::-1]).all()
-    assert not (balance.draws(uids, 1) == drawn).any()
+    drawn = balance.uniform_draws(uids, 0)
+    assert (balance.uniform_draws(uids[::-1], 0) == drawn[::-1]).all()
+    assert not (balance.uniform_draws(uids, 1) == drawn).any()
     assert np.histogram(drawn, 10, (0, 1))[0] == pytest.approx([400] * 10, abs=100)
 
 
 def test_entries_match_between_word_boundaries() -> None:
     entries = frozenset(["red car", "car", "carpet"])
-    assert balance.matches("A Red-CAR on a street", entries) == {"red car", "car"}
-    assert balance.matches("carpets", entries) == set()
-    assert balance.matches("A cat, a CAT", None) == {"a", "cat"}
+    assert balance.find_phrases("A Red-CAR on a street", entries) == {"red car", "car"}
+    assert balance.find_phrases("carpets", entries) == set()
+    assert balance.find_phrases("A cat, a CAT", None) == {"a", "cat"}
 
 
 def test_entries_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "entries.txt").write_text("Red Car\n\ncarpet\n", encoding="utf-8")
-    assert balance.read(str(tmp_path / "entries.txt")) == {"red car", "carpet"}
+    assert balance.load_entries(str(tmp_path / "entries.txt")) == {"red car", "carpet"}
     with pytest.raises(DataError, match=r"balance\.entries .*nowhere: cannot be read"):
-        balance.read(str(tmp_path / "nowhere"))
+        balance.load_entries(str(tmp_path / "nowhere"))
 
 
 def test_a_class_is_named_as_a_word_or_in_the_plural() -> None:
     classes = ("cat", "fire truck", "bus")
-    assert label_consistency.named("two Cats near a fire truck", classes) == [0, 1]
-    assert label_consistency.named("buses and catalogues", classes) == [2]
-    assert label_consistency.named("a dog", classes) == []
+    assert label_consistency.mentioned_classes("two Cats near a fire truck", classes) == [0, 1]
+    assert label_consistency.mentioned_classes("buses and catalogues", classes) == [2]
+    assert label_consistency.mentioned_classes("a dog", classes) == []
 
 
 def test_rank_of_the_best_named_class() -> None:
     similarities = np.array([0.1, 0.4, 0.3, 0.4])
     for mentioned, expected in (([1], 1), ([2], 3), ([0], 4), ([0, 3], 1)):
-        assert label_consistency.rank(similarities, mentioned) == expected
+        assert label_consistency.best_rank(similarities, mentioned) == expected
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"clusters": {"epsilon": 0.1}}, "clusters needs an encoder"),
-        ({"agreement": {"classes": ["cat", "dog"]}}, "agreement.classes needs an encoder"),
+        ({"label_consistency": {"classes": ["cat", "dog"]}}, "label_consistency.classes needs an encoder"),
         ({"captioner": "there"}, "captioner needs an encoder"),
-        ({"agreement": {"classes": ["cat"]}}, "at least two"),
+        ({"label_consistency": {"classes": ["cat"]}}, "at least two"),
         ({"clusters": {"count": 3}}, "no rule uses the clusters"),
         ({"clusters": {"epsilon": 1}}, "epsilon"),
         ({"balance": {"limit": 0}}, "limit"),
         ({"balance": {"entries": "file"}}, "set limit"),
-        ({"min_entropy": 9}, "min_entropy must be at least 0 and at most 8"),
-        ({"per_caption": 0}, "per_caption"),
+        ({"min_entropy": 9}, "min_entropy: must be from 0 to 8, got 9"),
+        ({"max_images_per_caption": 0}, "max_images_per_caption"),
         ({"max_words": 2, "min_words": 3}, "max_words"),
-        ({"personal_data": "hide"}, "none of ignore, flag, remove, drop"),
+        ({"pii": "hide"}, "none of ignore, flag, remove, drop"),
     ],
 )
 def test_impossible_values_are_refused(values: dict, said: str) -> None:

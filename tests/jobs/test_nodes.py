@@ -26,7 +26,7 @@ from vlmflow.config import recipes
 from vlmflow.errors import DataError, RecipeError, ServiceError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.jobs.trainjob import manifest, on_nodes
-from vlmflow.training.checkpointing import MARK
+from vlmflow.training.checkpointing import MARKER
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.training import pretrain
@@ -35,8 +35,8 @@ SCHEMAS = ROOT.parent / "shared" / "schemas"
 SECTION: dict[str, Any] = {
     "family": "clip",
     "model": {
-        "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16,
-        "text_layers": 1, "projection": 8, "head_width": 8, "text_length": 12,
+        "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16,
+        "text_layers": 1, "projection_dim": 8, "head_dim": 8, "text_length": 12,
     },
 }  # fmt: skip
 TRAINING = {"max_steps": 120, "batch_size": 8, "save_every": 10}
@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(24):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (10 * i, 10 * i, 10 * i)).save(buffer, "PNG")
-        row = {"image": buffer.getvalue(), "caption": f"grey {i}", "width": 16, "height": 16, "uid": str(i)}
+        row = {"image": buffer.getvalue(), "caption": f"grey {i}", "hidden_size": 16, "height": 16, "uid": str(i)}
         more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
         rows.append({**row, **more})
     dataset.write(folder, "pairs", rows)
@@ -70,7 +70,7 @@ def lose_a_node(cluster: Cluster) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         pods = [pod for pod in list(cluster.pods.values()) if "-node-0-1" in pod.name]
-        if pods and list(cluster.shared.glob(f"checkpoints/*/checkpoint-*/{MARK}")):
+        if pods and list(cluster.shared.glob(f"checkpoints/*/checkpoint-*/{MARKER}")):
             pods[0].kill()
             return
         time.sleep(0.02)
@@ -179,9 +179,9 @@ def test_several_nodes_need_a_cluster_and_a_volume(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"nodes": 3}, "batch_size 8 does not divide by processes 1 on 3 nodes"),
-        ({"resources": {"cpu": 4}}, "give nodes above 1"),
-        ({"sharding": "fsdp"}, "there is one"),
+        ({"nodes": 3}, "batch_size 8 is not a multiple of processes 1 on 3 nodes"),
+        ({"resources": {"cpu": 4}}, "needs nodes above 1"),
+        ({"sharding": "fsdp"}, "needs more than one process"),
         ({"sharding": "zero"}, "none of none, fsdp"),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.sweep.grid import SweepConfig, settings
+from components.sweep.config import SweepConfig
+from components.sweep.grid import grid_points
 from tests.conftest import vlmflow
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import RecipeError
@@ -15,7 +16,7 @@ from vlmflow.runtime.code_hash import ROOT
 SMALL = [
     "--set", "ingest.scenes={web: 200, boxes: 0, signs: 0, test: 40}", "--set", "evaluate.limit=20",
     "--set", "pretrain.training.max_steps=2", "--set", "pretrain.training.batch_size=16",
-    "--set", "pretrain.model.vision_width=32",
+    "--set", "pretrain.model.vision_hidden_size=32",
 ]  # fmt: skip
 
 
@@ -25,12 +26,14 @@ def recipe(**grid: list) -> str:
 
 
 def listed(text: str) -> list[dict]:
-    return [json.loads(one) for one in settings(recipes.load(SweepConfig, text, "sweep"), text)]
+    return [json.loads(one) for one in grid_points(recipes.load(SweepConfig, text, "sweep"), text)]
 
 
 def test_a_grid_is_every_combination() -> None:
     assert listed(recipe(training__learning_rate=[1e-3, "2e-3"], model__vision_width=[32, 64])) == [
-        {"model.vision_width": width, "training.learning_rate": rate} for width in (32, 64) for rate in (1e-3, "2e-3")
+        {"model.vision_hidden_size": width, "training.learning_rate": rate}
+        for width in (32, 64)
+        for rate in (1e-3, "2e-3")
     ]
 
 
@@ -39,7 +42,7 @@ def test_a_grid_is_every_combination() -> None:
     [
         ({}, "grid needs a path"),
         ({"ema": []}, "grid needs a path"),
-        ({"ema": [0.5, 2]}, r'sweep.grid: \{"ema": 2\}: pretrain: ema is a decay'),
+        ({"ema": [0.5, 2]}, r'sweep.grid: \{"ema": 2\}: pretrain.ema: must be above 0 and below 1'),
         ({"training__learning_rat": [1]}, "learning_rat: no such key"),
         ({"negatives": list(range(101))}, "101 combinations"),
     ],

@@ -20,7 +20,7 @@ from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.training.checkpointing import MARK, Draws, whole
+from vlmflow.training.checkpointing import MARKER, SeededCollator, is_complete
 from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.training import pretrain
 
@@ -28,10 +28,10 @@ COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), 
 SECTION: dict[str, Any] = {
     "family": "clip",
     "model": {
-        "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16,
-        "text_layers": 1, "projection": 8, "head_width": 8, "text_length": 12,
+        "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16,
+        "text_layers": 1, "projection_dim": 8, "head_dim": 8, "text_length": 12,
     },
-    "augment": {}, "drop_patches": 0.25, "ema": 0.5,
+    "augment": {}, "patch_dropout": 0.25, "ema": 0.5,
 }  # fmt: skip
 # 48 rows are 6 steps of 8: the checkpoint of step 8 is of the second epoch.
 TRAINING = {"max_steps": 11, "batch_size": 8, "warmup_steps": 0, "save_every": 4}
@@ -40,7 +40,7 @@ KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 from vlmflow.config import recipes
-from vlmflow.training import arguments, checkpointing
+from vlmflow.training import checkpointing, progress
 from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.training import pretrain
 from vlmflow.runtime.process import configure_logging
@@ -56,9 +56,9 @@ def dying(method):
     return die
 
 if moment == "after":
-    arguments.Progress.on_step_end = dying(arguments.Progress.on_step_end)
+    progress.Progress.on_step_end = dying(progress.Progress.on_step_end)
 else:
-    checkpointing.Saving.on_save = dying(checkpointing.Saving.on_save)
+    checkpointing.SaveCallback.on_save = dying(checkpointing.SaveCallback.on_save)
 configure_logging()
 section = recipes.load(PretrainConfig, {"pretrain": json.loads(given)}, "pretrain")
 pretrain(pairs=Path(pairs), conversations=None, out=Path(out), section=section)
@@ -75,7 +75,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.paste(COLOURS[other], (8, 0, 16, 16))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "width": 16, "height": 16}
+        row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "hidden_size": 16, "height": 16}
         more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
         rows.append({**row, **more, "uid": str(i)})
     dataset.write(folder, "pairs", rows)
@@ -192,20 +192,20 @@ def test_without_save_every_nothing_is_kept(pairs: Path, place: Path, tmp_path: 
 
 def test_a_checkpoint_is_whole_when_all_its_files_are(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"12345")
-    assert not whole(tmp_path)
-    (tmp_path / MARK).write_text(json.dumps({"weights": 5}))
-    assert whole(tmp_path)
+    assert not is_complete(tmp_path)
+    (tmp_path / MARKER).write_text(json.dumps({"weights": 5}))
+    assert is_complete(tmp_path)
     (tmp_path / "weights").write_bytes(b"123")
-    assert not whole(tmp_path)
+    assert not is_complete(tmp_path)
     (tmp_path / "weights").unlink()
-    assert not whole(tmp_path)
+    assert not is_complete(tmp_path)
 
 
 def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
-    one, other, third = (Draws(lambda rows: torch.rand(rows), seed=3) for _ in range(3))
+    one, other, third = (SeededCollator(lambda rows: torch.rand(rows), seed=3) for _ in range(3))
     first = [one(4) for _ in range(3)]
     before = torch.get_rng_state()
-    other.number = 2
+    other.batch_index = 2
     assert torch.equal(other(4), first[2]) and not torch.equal(first[1], first[2])
     assert torch.equal(torch.get_rng_state(), before), "the model's own draws are not touched"
     third.process = 1
@@ -215,8 +215,8 @@ def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"save_every": 0}, "save_every must be at least 1"),
-        ({"max_steps": 100, "seconds": 5.0}, "save_every goes with max_steps"),
+        ({"save_every": 0}, "save_every: must be at least 1"),
+        ({"max_steps": 100, "seconds": 5.0}, "save_every needs max_steps"),
         ({"trainer": {"dataloader_num_workers": 2}}, "dataloader_num_workers"),
     ],
 )
