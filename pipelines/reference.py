@@ -35,8 +35,7 @@ def recipe() -> str:
         "default. `null` stands for no value. [recipes/schema.json](../../recipes/schema.json) is the JSON Schema.\n",
         "## Top level\n\n| key | type | default | meaning |\n|---|---|---|---|\n"
         + "".join(
-            f"| `{key}` | {'int' if key == 'seed' else 'str'} | {_literal(value['default']) if 'default' in value else ''} | "
-            f"{value['description']} |\n"
+            f"| `{key}` | {TYPES[key]} | {_literal(value.get('default', ''))} | {value['description']} |\n"
             for key, value in TOP_LEVEL.items()
         ),
     ]
@@ -56,6 +55,7 @@ def _readers(names: list[str]) -> str:
     return "step " + ", ".join(f"`{step}`" for step in sorted(steps))
 
 
+TYPES = {"seed": "int", "title": "str", "pipeline": "str"}
 VARIANTS = ("untrained", "trained", "shuffled")  # sections of the step `pretrain` in the learning check
 
 
