@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from components.fetch.dvc import FetchConfig, fetch
+from components.fetch.config import FetchConfig
+from components.fetch.dvc import fetch
 from tests.conftest import vlmflow
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.runtime.code_hash import ROOT
@@ -34,8 +35,8 @@ def test_the_summary_holds_what_it_promises(summary: dict) -> None:
         "objects",
         "hallucination",
         "grounding",
-        "reading",
-        "yes-no",
+        "ocr",
+        "pope",
         "preference",
     } <= set(last)
     for score in last.values():
@@ -118,7 +119,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_a_folder_of_ones_own(pictures: Path, tmp_path: Path) -> None:
     settings = [
         "ingest.source=folder", f"ingest.path={pictures}", "ingest.columns.image=file", "ingest.columns.caption=text",
-        "ingest.holdout=0.2", "curate.score.model=none", "curate.near_levels=null",
+        "ingest.holdout=0.2", "curate.score.model=none", "curate.max_cell_difference=null",
         "caption.task=caption", "caption.also=[]", "caption.replay=0",
     ]  # fmt: skip
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", *[part for s in settings for part in ("--set", s)])

@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(always_run=True)
 def champion(
     recipe: str,
     model: dsl.Output[dsl.Model],
@@ -11,7 +11,7 @@ def champion(
     version: dsl.Output[dsl.Artifact],
     section: str = "champion",
 ):
-    """Take the champion out of the registry, with the scores that it was registered with."""
+    """Load the champion from the registry, with the scores it was registered with."""
     from pathlib import Path
 
     from components.champion.load import load_champion

@@ -1,4 +1,4 @@
-"""The registry's champion as artifacts of a pipeline."""
+"""Loads the registry's champion as pipeline artifacts."""
 
 import json
 import logging
@@ -13,25 +13,25 @@ logger = logging.getLogger(__name__)
 
 
 def load_champion(name: str, model: Path, scores: Path, version: Path) -> str:
-    """Write the checkpoint of the champion of `name`, its registered scores and `version.json`.
+    """Write the checkpoint of the champion of `name`, its registered scores and `version.json` to three folders.
 
     Returns:
-        Its address, `models:/name/version`.
+        Its URI, `models:/name/version`.
 
     Raises:
         ModelError: `name` has no champion.
-        ServiceError: MLflow does not answer.
+        ServiceError: MLflow cannot be reached.
     """
     mlflow_run.client()
     with mlflow_run.answering(mlflow_run.store()):
-        held = champion(name)
-        if held is None:
-            raise ModelError(f"models:/{name}@champion: there is none to watch; registered: {listing()}")
-        folder = download(held.uri)
+        current = champion(name)
+        if current is None:
+            raise ModelError(f"models:/{name}@champion: there is no champion to monitor; registered: {listing()}")
+        folder = download(current.uri)
     shutil.copytree(folder / "model", model, dirs_exist_ok=True)
     shutil.copytree(folder / "scores", scores, dirs_exist_ok=True)
     version.mkdir(parents=True, exist_ok=True)
-    written = {"name": held.name, "version": held.version, "uri": held.uri, "model_hash": held.model_hash}
-    (version / "version.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    logger.info("%s is the champion", held.uri)
-    return held.uri
+    content = {"name": current.name, "version": current.version, "uri": current.uri, "model_hash": current.model_hash}
+    (version / "version.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    logger.info("%s is the champion", current.uri)
+    return current.uri

@@ -8,7 +8,8 @@ from typing import Any
 from components.data_ablation.config import DataAblationConfig
 from vlmflow.artifacts.ledger import RULES, STAGES
 from vlmflow.errors import DataError
-from vlmflow.evaluation.comparison import compare, read_examples
+from vlmflow.evaluation.comparison import compare
+from vlmflow.evaluation.scores import read_examples
 
 
 def write_gains(

@@ -16,7 +16,7 @@ def evaluate(
     page: dsl.Output[dsl.Markdown],
     section: str = "evaluate",
 ):
-    """Measure every capability on held-out data, with intervals and with blank and shuffled pictures."""
+    """Measure each capability on held-out data, with intervals and with blank and shuffled images as controls."""
     from pathlib import Path
 
     from components.evaluate.kfp_metrics import log_metrics

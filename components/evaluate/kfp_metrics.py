@@ -1,4 +1,4 @@
-"""Scores as Kubeflow's UI shows them: figures to compare runs by, a confusion matrix, and a table to read."""
+"""Scores for Kubeflow's UI: metrics to compare runs by, a confusion matrix and a Markdown table."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from kfp import dsl
 
 
 def log_metrics(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.ClassificationMetrics, page: Path) -> None:
-    """Log every capability's value and the confusion matrix, and write the table as Markdown."""
+    """Log each capability's value and the confusion matrix, and write the table as Markdown."""
     for name, value in scores["capabilities"].items():
         metrics.log_metric(name.replace(" ", "_"), value["value"])
     if matrix := scores["confusion"]:
@@ -16,11 +16,11 @@ def log_metrics(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.Cla
 
 
 def markdown(scores: dict[str, Any]) -> str:
-    """A row for each capability: its value with the interval, and those with blank and with shuffled pictures."""
+    """A row for each capability: its value with the interval, and the values with blank and with shuffled images."""
     lines = [f"**After {scores['stage']}**", "", "| capability | metric | value | blank | shuffled |"]
     lines += ["|---|---|---|---|---|"]
     for name, value in scores["capabilities"].items():
-        metric = value["metric"] + ("" if value["higher_is_better"] else " (less is better)")
+        metric = value["metric"] + ("" if value["higher_is_better"] else " (lower is better)")
         controls = " | ".join(f"{value['controls'][kind]['value']:.3f}" for kind in ("blank", "shuffled"))
         interval = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
         lines.append(f"| {name} | {metric} | {interval} | {controls} |")

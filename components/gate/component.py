@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(uses_registry=True)
 def gate(
     candidate: dsl.Input[dsl.Model],
     candidate_scores: dsl.Input[dsl.Artifact],
@@ -18,12 +18,12 @@ def gate(
     page: dsl.Output[dsl.Markdown],
     section: str = "gate",
 ):
-    """Keep the aligned model unless it lost a protected capability, and say whether it may become the champion."""
+    """Keep the aligned model unless a protected capability got worse, and decide whether it is promoted to champion."""
     from functools import partial
     from pathlib import Path
 
     from components.gate.markdown import markdown
-    from components.gate.promotion import Contender, gate
+    from components.gate.promotion import Candidate, gate
     from vlmflow.config.recipes import load
     from vlmflow.evaluation.config import EvaluateConfig, GateConfig
     from vlmflow.evaluation.evaluate import evaluate
@@ -32,8 +32,8 @@ def gate(
     data = {"pairs": Path(pairs.path), "conversations": Path(conversations.path)}
     out = {"chosen": Path(chosen.path), "scores": Path(scores.path), "verdict": Path(verdict.path)}
     decision = gate(
-        Contender(Path(candidate.path), Path(candidate_scores.path)),
-        Contender(Path(fallback.path), Path(fallback_scores.path)),
+        Candidate(Path(candidate.path), Path(candidate_scores.path)),
+        Candidate(Path(fallback.path), Path(fallback_scores.path)),
         registry=load(RegistryConfig, recipe, "register").name,
         evaluate=partial(evaluate, **data, stage="champion", section=load(EvaluateConfig, recipe, "evaluate")),
         **out,

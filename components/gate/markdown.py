@@ -1,18 +1,18 @@
-"""The gate's verdict in words, for Kubeflow's UI."""
+"""The gate's decision as Markdown, for Kubeflow's UI."""
 
 from typing import Any
 
-KEPT = {"aligned": "The candidate goes on.", "fallback": "The model before it goes on."}
+CHOSEN = {"aligned": "The candidate was kept.", "fallback": "The candidate was refused; the model before it was kept."}
 
 
 def markdown(decision: dict[str, Any]) -> str:
-    """Which model goes on, whether it may become the champion, and why.
+    """State which model was kept, whether it is promoted, the reasons and the comparison with the champion.
 
     Args:
-        decision: what `gate` returns.
+        decision: the return value of `gate`.
     """
-    place = "may become the champion" if decision["promoted"] else "stays a challenger"
-    lines = [f"**{KEPT[decision['chosen']]} It {place}.**", ""]
+    role = "is promoted to champion" if decision["promoted"] else "stays a challenger"
+    lines = [f"**{CHOSEN[decision['chosen']]} It {role}.**", ""]
     lines += [f"- {reason}" for reason in decision["reasons"]]
     if compared := decision["capabilities"]:
         lines += [

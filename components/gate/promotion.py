@@ -1,4 +1,4 @@
-"""Which model goes on, and whether it may take the champion's place."""
+"""The gate: choose between the aligned model and the one before it, and decide whether to promote it to champion."""
 
 import json
 import shutil
@@ -9,84 +9,88 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from vlmflow.artifacts.checkpoint import Checkpoint
-from vlmflow.evaluation.comparison import Comparison, Examples, compare, examples, same_examples
+from vlmflow.evaluation.comparison import Comparison, compare, same_examples
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.tracking.registry import Version, champion, download, read_json
+from vlmflow.evaluation.scores import Examples, read_examples, read_scores
+from vlmflow.tracking.registry import Version, champion, download
 
 logger = getLogger(__name__)
 
 
-class Evaluate(Protocol):
-    """Scores the model in a folder on this pipeline's test data."""
+class Evaluator(Protocol):
+    """A function that evaluates a model on this pipeline's test data."""
 
     def __call__(self, *, model: Path, out: Path) -> Any:
         """Write the scores artifact of `model` to `out`."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model and what it scored."""
+class Candidate:
+    """A model folder and its scores artifact."""
 
     model: Path
     scores: Path
 
     @property
     def examples(self) -> Examples:
-        """Its score on each example."""
-        return examples(self.scores)
+        """Capability → example → score."""
+        return read_examples(self.scores)
 
 
 def gate(
-    candidate: Contender,
-    fallback: Contender,
+    candidate: Candidate,
+    fallback: Candidate,
     *,
     registry: str,
-    evaluate: Evaluate,
+    evaluate: Evaluator,
     chosen: Path,
     scores: Path,
     verdict: Path,
     section: GateConfig,
 ) -> dict[str, Any]:
-    """1. Take the aligned model unless it lost a protected capability. 2. Compare it with the registry's champion.
+    """Decide which model is registered and whether it is promoted.
+
+    1. Choose the aligned model, unless a protected capability got worse: then the model before alignment.
+    2. Promote the chosen model, unless a protected capability is worse than that of the registry's champion.
 
     Args:
         candidate: the aligned model.
         fallback: the model before alignment.
-        registry: name of the registered model whose champion is to be beaten.
-        evaluate: called only where the champion was evaluated on other examples than these.
+        registry: name of the registered model whose champion the chosen model is compared with.
+        evaluate: called only if the champion was evaluated on other examples.
         chosen, scores, verdict: folders for the chosen model, its scores and `verdict.json`.
 
     Returns:
-        The verdict, as it is written.
+        The decision, as written to `verdict.json`.
 
     Raises:
-        GateError: a protected capability was never evaluated, or the two models' examples differ.
+        GateError: a protected capability was not evaluated, or the models were scored on different examples.
     """
-    kept = _compare(candidate, fallback.examples, section)
-    aligned = not any(comparison.refused for comparison in kept)
+    alignment = _compare(candidate, fallback.examples, section)
+    aligned = not any(comparison.is_regression for comparison in alignment)
     winner = candidate if aligned else fallback
-    reasons = [f"alignment refused: {comparison}" for comparison in kept if comparison.refused]
+    reasons = [f"alignment refused: {comparison}" for comparison in alignment if comparison.is_regression]
 
-    rival = champion(registry)
+    current = champion(registry)
     against: list[Comparison] = []
     promoted = True
-    if rival is None:
-        reasons.append(f"no champion of {registry!r} yet: the first version takes the place")
-    elif rival.model_hash == Checkpoint(winner.model).hash:
-        reasons.append(f"{rival.uri} is this very model, and the champion already")
+    if current is None:
+        reasons.append(f"{registry!r} has no champion yet: the first version is promoted")
+    elif current.model_hash == Checkpoint(winner.model).hash:
+        reasons.append(f"{current.uri}, the champion, is this model")
     else:
-        against = _compare(winner, _champion_examples(rival, winner, evaluate), section)
-        lost = [comparison for comparison in against if comparison.refused]
+        against = _compare(winner, _champion_examples(current, winner, evaluate), section)
+        lost = [comparison for comparison in against if comparison.is_regression]
         promoted = not lost
-        reasons += [f"promotion refused by {rival.uri}: {comparison}" for comparison in lost]
+        reasons += [f"promotion refused by {current.uri}: {comparison}" for comparison in lost]
         if promoted:
-            reasons.append(f"no protected capability is worse than that of {rival.uri}")
+            reasons.append(f"no protected capability is worse than that of {current.uri}")
 
     decision = {
         "chosen": "aligned" if aligned else "fallback",
-        "alignment": [asdict(comparison) for comparison in kept],
+        "alignment": [asdict(comparison) for comparison in alignment],
         "promoted": promoted,
-        "against": rival.version if rival else None,
+        "against": current.version if current else None,
         "capabilities": [asdict(comparison) for comparison in against],
         "reasons": reasons,
     }
@@ -99,7 +103,7 @@ def gate(
     return decision
 
 
-def _compare(challenger: Contender, champion: Examples, section: GateConfig) -> list[Comparison]:
+def _compare(challenger: Candidate, champion: Examples, section: GateConfig) -> list[Comparison]:
     return compare(
         challenger.examples,
         champion,
@@ -112,16 +116,16 @@ def _compare(challenger: Contender, champion: Examples, section: GateConfig) -> 
     )
 
 
-def _champion_examples(rival: Version, winner: Contender, evaluate: Evaluate) -> Examples:
-    """The champion's score on each of the winner's examples: as registered, or evaluated now."""
-    folder = download(rival.uri)
-    data = read_json(winner.scores, "scores.json").get("data")
-    if read_json(folder / "scores", "scores.json").get("data") == data:
-        registered = examples(folder / "scores")
-        if same_examples(registered, examples(winner.scores)):
+def _champion_examples(current: Version, winner: Candidate, evaluate: Evaluator) -> Examples:
+    """The champion's score on each of the winner's examples: as registered, or evaluated now if the data differ."""
+    folder = download(current.uri)
+    data = read_scores(winner.scores).get("data")
+    if read_scores(folder / "scores").get("data") == data:
+        registered = read_examples(folder / "scores")
+        if same_examples(registered, read_examples(winner.scores)):
             return registered
-    logger.info("%s was evaluated on other examples: evaluating it on these", rival.uri)
-    with TemporaryDirectory() as place:
-        scores = Path(place) / "scores"
+    logger.info("%s was evaluated on other examples: evaluating it again", current.uri)
+    with TemporaryDirectory() as folder_of_scores:
+        scores = Path(folder_of_scores) / "scores"
         evaluate(model=folder / "model", out=scores)
-        return examples(scores)
+        return read_examples(scores)

@@ -12,10 +12,10 @@ def learning_check(
     shuffled: dsl.Input[dsl.Artifact],
     recipe: str,
     finding: dsl.Output[dsl.Artifact],
-    picture: dsl.Output[dsl.Artifact],
+    figure: dsl.Output[dsl.Artifact],
     section: str = "learning_check",
 ):
-    """Say whether a family learned: against its untrained self, and against a control whose pairs were shuffled."""
+    """Check that training worked: compare a model with its untrained self and with one trained on shuffled pairs."""
     from pathlib import Path
 
     from components.learning_check.comparison import check_learning
@@ -27,6 +27,6 @@ def learning_check(
         pairs=Path(pairs.path),
         scores={"untrained": Path(untrained.path), "trained": Path(trained.path), "shuffled": Path(shuffled.path)},
         finding=Path(finding.path),
-        picture=Path(picture.path),
+        figure=Path(figure.path),
         section=load(LearningCheckConfig, recipe, section),
     )

@@ -1,4 +1,4 @@
-"""One picture of what a family does on held-out data: what it ranks, paints, fills in or finds alike, and looks at."""
+"""A figure of a family's output on held-out data: retrieval, reconstruction, fill-mask or neighbours, and attention."""
 
 import io
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from matplotlib.patches import Rectangle
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.evaluation.suites import choose_hidden_word, content_words
 from vlmflow.images.decoding import decode
-from vlmflow.inference.loading import LoadedModel, load, similarity
+from vlmflow.inference.embedding import similarity
+from vlmflow.inference.loading import LoadedModel, load
 from vlmflow.inference.masked import (
     attention_maps,
     fill_mask,
@@ -29,39 +30,42 @@ from vlmflow.inference.masked import (
 )
 
 CANDIDATES = 200
-ATTENTION_MAPS = 5  # words or phrases of a picture
+ATTENTION_MAPS = 5  # words or phrases of an image
 
 
 def draw_figure(model: Path, pairs: Path, out: Path, count: int) -> None:
-    """Write a PNG of `count` held-out examples, the first ones, whether they are right or not.
+    """Write a PNG of the first `count` held-out examples.
 
-    Below what the family does stands what its texts look at, if its model has `attention_maps`.
+    If the model has `attention_maps`, a second panel shows which patches the words or phrases attend to.
     """
     loaded = load(model)
     columns = ["uid", "image", "caption", "regions", "split"]
     rows = [row for row in Dataset(pairs, "pairs").rows(columns) if row["split"] == "test"]
     captioned = [row for row in rows if row["caption"].strip()][:CANDIDATES]
-    drawn: dict[str, Callable[..., Any]] = {
-        "reconstruct": painted, "rank": ranked, "fill": filled, "represent": alike
-    }  # fmt: skip
-    panels = [next(function for ability, function in drawn.items() if ability in loaded.abilities)]
+    panel_by_ability: dict[str, Callable[..., Any]] = {
+        "reconstruct": reconstruction_rows,
+        "retrieval": retrieval_rows,
+        "fill_mask": fill_mask_rows,
+        "features": neighbour_rows,
+    }
+    panels = [next(function for ability, function in panel_by_ability.items() if ability in loaded.abilities)]
     if hasattr(loaded.model, "attention_maps"):
         panels.append(attention_rows)
-    _stacked([panel(loaded, captioned, count) for panel in panels]).save(out, format="png")
+    _stack_figures([panel(loaded, captioned, count) for panel in panels]).save(out, format="png")
 
 
-def ranked(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
-    """Each picture with the captions that are ranked first; its own is green."""
+def retrieval_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
+    """Each image with the three best-ranked captions; its own caption is green."""
     images, captions = [_image(row) for row in rows], [row["caption"] for row in rows]
     order = np.argsort(-similarity(loaded, images[:count], captions), axis=1)[:, :3]
     texts = [
         [(captions[j], "tab:green" if captions[j] == captions[i] else "black") for j in order[i]] for i in range(count)
     ]
-    return _listed(images[:count], texts)
+    return _text_rows(images[:count], texts)
 
 
-def filled(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
-    """Each caption with a word hidden, and the word that is put there; the right one is green."""
+def fill_mask_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
+    """Each caption with a masked word and the prediction: green if correct, otherwise red."""
     mask, images, texts = loaded.tokenizer.mask_token, [], []
     for row in rows:
         if (word := choose_hidden_word(row, 0)) is None or len(images) == count:
@@ -70,24 +74,24 @@ def filled(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
         hidden = " ".join([*words[:word], mask, *words[word + 1 :]])
         try:
             ((answer, *_),) = fill_mask(loaded, [_image(row)], [hidden])
-        except ValueError:  # the word lies beyond what the model reads
+        except ValueError:  # the word lies beyond the model's maximum text length
             continue
         colour = "tab:green" if answer == words[word] else "tab:red"
         images.append(_image(row))
         texts.append([(hidden.replace(mask, "____"), "black"), (answer, colour)])
-    return _listed(images, texts)
+    return _text_rows(images, texts)
 
 
-def painted(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
-    """What the model sees of each picture, what it paints, and the picture."""
+def reconstruction_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
+    """The visible patches of each image, the reconstruction and the image itself."""
     images = [_image(row) for row in rows[:count]]
     hidden = random_patch_mask(loaded, count, 0)
-    found = reconstruct(loaded, images, [row["caption"] for row in rows[:count]], hidden)
+    reconstructed = reconstruct(loaded, images, [row["caption"] for row in rows[:count]], hidden)
     truth = prepare_inputs(loaded, images, None)["pixel_values"].cpu()
     side = round(hidden.shape[1] ** 0.5)
     patch = truth.shape[-1] // side
-    where = hidden.view(count, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    lines = {"seen": truth.masked_fill(where, 0.0), "painted": found, "picture": truth}
+    mask = hidden.view(count, 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    lines = {"visible": truth.masked_fill(mask, 0.0), "reconstructed": reconstructed, "image": truth}
     figure, axes = plt.subplots(3, count, figsize=(1.3 * count, 4), squeeze=False)
     for row, (name, tensors) in zip(axes, lines.items(), strict=True):
         for axis, tensor in zip(row, tensors, strict=True):
@@ -97,8 +101,8 @@ def painted(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     return figure
 
 
-def alike(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
-    """Each picture, and those whose vectors are nearest to its own."""
+def neighbour_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
+    """Each image and its five nearest neighbours by image features."""
     images = [_image(row) for row in rows]
     vectors = image_features(loaded, images)
     vectors = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-6)
@@ -106,56 +110,63 @@ def alike(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
     order = np.argsort(-vectors[:count] @ vectors.T, axis=1)[:, :6]
     figure, axes = plt.subplots(count, 6, figsize=(6.5, 1.1 * count), squeeze=False)
     for row, nearest in zip(axes, order, strict=True):
-        for axis, place in zip(row, nearest, strict=True):
-            axis.imshow(images[place])
+        for axis, index in zip(row, nearest, strict=True):
+            axis.imshow(images[index])
             axis.set(xticks=[], yticks=[])
-    axes[0, 0].set_title("picture", fontsize=9)
-    axes[0, 1].set_title("nearest …", fontsize=9)
+    axes[0, 0].set_title("image", fontsize=9)
+    axes[0, 1].set_title("nearest neighbours", fontsize=9)
     return figure
 
 
 def attention_rows(loaded: LoadedModel, rows: list[dict[str, Any]], count: int) -> Any:
-    """Each picture, and what its words or phrases look at: the rest is dark. Frames are around what they name."""
+    """Each image with the attention of its words or phrases; patches without attention are dark.
+
+    White frames mark the regions that the text names.
+    """
     rows = [row for row in rows if content_words(row["caption"])][:count]
     figure, axes = plt.subplots(len(rows), 1 + ATTENTION_MAPS, figsize=(6.5, 1.25 * len(rows)), squeeze=False)
     for row, (left, *others) in zip(rows, axes, strict=True):
         image = _image(row)
         left.imshow(image)
         left.set(xticks=[], yticks=[])
-        for axis, text_and_map in zip_longest(others, _looks(loaded, image, row)):
+        for axis, text_and_map in zip_longest(others, _attention_samples(loaded, image, row)):
             axis.axis("off")
             if text_and_map is not None:
-                text, looked = text_and_map
-                _light(axis, image, text, looked, row["regions"] or [])
+                text, attention = text_and_map
+                _overlay_attention(axis, image, text, attention, row["regions"] or [])
     return figure
 
 
-def _looks(loaded: LoadedModel, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
-    """Texts, and where each looks: words that are hidden one by one, or phrases where a model fills in nothing."""
-    caption, places = row["caption"], content_words(row["caption"])[:ATTENTION_MAPS]
-    words = [caption.split()[place].strip(",.") for place in places]
-    if "fill" in loaded.abilities:
+def _attention_samples(loaded: LoadedModel, image: Image.Image, row: dict[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """Texts and their attention maps: words masked one by one, or phrases if the model cannot fill masks."""
+    caption, indices = row["caption"], content_words(row["caption"])[:ATTENTION_MAPS]
+    words = [caption.split()[index].strip(",.") for index in indices]
+    if "fill_mask" in loaded.abilities:
         return list(
-            zip(words, attention_maps(loaded, [image] * len(words), [caption] * len(words), places), strict=True)
+            zip(words, attention_maps(loaded, [image] * len(words), [caption] * len(words), indices), strict=True)
         )
     phrases = [region["phrase"] for region in row["regions"] or []][:ATTENTION_MAPS] or words
     return list(zip(phrases, attention_maps(loaded, [image] * len(phrases), phrases), strict=True))
 
 
-def _light(axis: Any, image: Image.Image, text: str, map: np.ndarray, regions: list[dict[str, Any]]) -> None:
-    """The picture as dark as `text` does not look, and a frame around each region whose phrase has all its words."""
+def _overlay_attention(
+    axis: Any, image: Image.Image, text: str, attention: np.ndarray, regions: list[dict[str, Any]]
+) -> None:
+    """Darken the image where `text` does not attend; frame each region whose phrase contains all words of `text`."""
     axis.set_title(_printable(text), fontsize=8, pad=2)
     axis.imshow(image)
     extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
-    axis.imshow(np.zeros_like(map), cmap="gray", alpha=0.85 * (1 - map / max(map.max(), 1e-9)), extent=extent)
+    axis.imshow(
+        np.zeros_like(attention), cmap="gray", alpha=0.85 * (1 - attention / max(attention.max(), 1e-9)), extent=extent
+    )
     for region in regions:
         if set(text.split()) <= set(region["phrase"].split()):
             x0, y0, x1, y1 = (region[side] for side in ("x0", "y0", "x1", "y1"))
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="white"))
 
 
-def _stacked(figures: list[Any]) -> Image.Image:
-    """Figures below each other."""
+def _stack_figures(figures: list[Any]) -> Image.Image:
+    """Stack figures vertically."""
     parts = []
     for figure in figures:
         buffer = io.BytesIO()
@@ -168,8 +179,8 @@ def _stacked(figures: list[Any]) -> Image.Image:
     return page
 
 
-def _listed(images: list[Image.Image], texts: list[list[tuple[str, str]]]) -> Any:
-    """Pictures below each other, and lines of coloured text beside each."""
+def _text_rows(images: list[Image.Image], texts: list[list[tuple[str, str]]]) -> Any:
+    """Images in rows, with lines of coloured text beside each."""
     figure, axes = plt.subplots(len(images), 2, figsize=(6.5, 1.1 * len(images)), width_ratios=[1, 5], squeeze=False)
     for (left, right), image, lines in zip(axes, images, texts, strict=True):
         left.imshow(image)
@@ -181,8 +192,8 @@ def _listed(images: list[Image.Image], texts: list[list[tuple[str, str]]]) -> An
 
 
 def _printable(text: str) -> str:
-    """Blanks for what a tokenizer of bytes may make up, and no font has."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+    """Replace unprintable characters, which a byte-level tokenizer can produce, with spaces."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _image(row: dict[str, Any]) -> Image.Image:

@@ -13,7 +13,7 @@ def monitor(
     page: dsl.Output[dsl.Markdown],
     section: str = "monitor",
 ):
-    """Say whether the champion does today what it did when it was registered; a capability that fell stops the run."""
+    """Compare the champion on new data with its scores at registration; fail if a capability got worse."""
     from pathlib import Path
 
     from components.monitor.regression import compare_with_registration

@@ -1,4 +1,4 @@
-"""A registered model on other data than it was registered on: which capability fell, and by how much."""
+"""Comparison of a registered model on new data with its scores at registration: which capability got worse."""
 
 import json
 import logging
@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from vlmflow.artifacts.json_file import read_json
 from vlmflow.errors import GateError
-from vlmflow.evaluation.comparison import Comparison, compare, read_examples
+from vlmflow.evaluation.comparison import Comparison, compare
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.tracking.registry import read_json
+from vlmflow.evaluation.intervals import mean_difference_interval
+from vlmflow.evaluation.scores import read_examples, read_scores
 
 logger = logging.getLogger(__name__)
 
-ALIKE = 0.05  # recall among 500 and among 490 captions are compared; among 500 and among 100 they are not
+COUNT_TOLERANCE = 0.05  # recall among 490 captions is comparable with recall among 500, and not among 100
 NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model scored: the name of each capability's metric, and a score for each example, more is better."""
+    """Scores of a model: the metric of each capability, and a score for each example (higher is better)."""
 
     metrics: dict[str, str]
     examples: dict[str, dict[str, float]]
@@ -33,60 +34,62 @@ class Scores:
         """Read a scores artifact.
 
         Raises:
-            DataError, ModelError: a file of it is missing or damaged.
+            DataError, ModelError: a file of the artifact is missing or damaged.
         """
-        values = read_json(scores, "scores.json")["capabilities"]
+        values = read_scores(scores)["capabilities"]
         return cls({name: value["metric"] for name, value in values.items()}, read_examples(scores))
 
 
 def compare_with_registration(
     *, now: Path, registered: Path, version: Path, finding: Path, page: Path, section: GateConfig
 ) -> dict[str, Any]:
-    """Compare the scores of today with those of the registration; write the finding as JSON and as Markdown.
+    """Compare current scores with those at registration; write the finding as JSON and as Markdown.
 
     Raises:
-        GateError: a protected capability fell, or one named as protected could not be compared.
+        GateError: a capability got worse, or a protected one could not be compared.
     """
     uri = read_json(version, "version.json")["uri"]
     compared, left_out = compare_scores(Scores.read(now), Scores.read(registered), section)
-    fallen = [comparison for comparison in compared if comparison.is_regression]
+    regressions = [comparison for comparison in compared if comparison.is_regression]
     found = {
         "version": uri,
         "capabilities": [asdict(comparison) for comparison in compared],
-        "fallen": [comparison.capability for comparison in fallen],
+        "regressions": [comparison.capability for comparison in regressions],
         "left_out": left_out,
     }
     finding.parent.mkdir(parents=True, exist_ok=True)
     finding.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     page.write_text(markdown(uri, compared, left_out), encoding="utf-8")
     for comparison in compared:
-        logger.info("%s", _told(comparison))
+        logger.info("%s", _summary(comparison))
     for name, reason in left_out.items():
         logger.info("%s: not compared: %s", name, reason)
-    if fallen:
-        raise GateError(f"{uri} fell: {'; '.join(_told(comparison) for comparison in fallen)}")
+    if regressions:
+        raise GateError(f"{uri} got worse: {'; '.join(_summary(comparison) for comparison in regressions)}")
     if missing := [name for name in section.protected if name in left_out]:
         raise GateError(f"{uri}: {missing[0]} is protected and could not be compared: {left_out[missing[0]]}")
     if not compared:
-        raise GateError(f"{uri}: nothing could be compared: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}")
-    logger.info("%s does what it did when it was registered", uri)
+        raise GateError(
+            f"{uri}: no capability could be compared: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}"
+        )
+    logger.info("%s: no regression since registration", uri)
     return found
 
 
 def compare_scores(now: Scores, then: Scores, section: GateConfig) -> tuple[list[Comparison], dict[str, str]]:
-    """Compare capability by capability: paired where the examples are the same, else as two samples.
+    """Compare capability by capability: paired if the examples are the same, otherwise as two samples.
 
     Returns:
-        The comparisons (`challenger` is today), and the capabilities that were left out, each with the reason.
+        The comparisons (`challenger` is the current score), and the reason for each capability that was left out.
     """
     compared, left_out = [], {}
     for name in sorted(then.examples):
         if section.protected and name not in section.protected:
             continue
         if name not in now.examples:
-            left_out[name] = "these data do not measure it"
-        elif not _alike(now.metrics[name], then.metrics[name]):
-            left_out[name] = f"{now.metrics[name]} today, {then.metrics[name]} when it was registered"
+            left_out[name] = "not measured on the new data"
+        elif not _same_metric(now.metrics[name], then.metrics[name]):
+            left_out[name] = f"metric {now.metrics[name]} now, {then.metrics[name]} at registration"
         elif now.examples[name].keys() == then.examples[name].keys():
             pair = ({name: now.examples[name]}, {name: then.examples[name]})
             compared += compare(
@@ -102,31 +105,21 @@ def compare_scores(now: Scores, then: Scores, section: GateConfig) -> tuple[list
     return compared, left_out
 
 
-def _alike(one: str, other: str) -> bool:
-    """Whether two metrics are the same but for counts that hardly differ, as in `R@1 of 500`."""
+def _same_metric(one: str, other: str) -> bool:
+    """Whether two metrics are the same except for similar counts, as in `R@1 of 500` and `R@1 of 490`."""
     if NUMBER.sub("#", one) != NUMBER.sub("#", other):
         return False
     counts = zip(map(int, NUMBER.findall(one)), map(int, NUMBER.findall(other)), strict=True)
-    return all(abs(a - b) <= ALIKE * max(a, b) for a, b in counts)
+    return all(abs(a - b) <= COUNT_TOLERANCE * max(a, b) for a, b in counts)
 
 
 def _two_samples(name: str, now: dict[str, float], then: dict[str, float], section: GateConfig) -> Comparison:
-    """The difference of two means over different examples, with its percentile bootstrap interval (scipy)."""
+    """Compare the mean scores on two different sets of examples."""
     new, old = np.array(list(now.values())), np.array(list(then.values()))
-    difference, n = float(new.mean() - old.mean()), min(len(new), len(old))
-    low = high = difference
-    if np.ptp(new) or np.ptp(old):  # else every resample is the same
-        interval = bootstrap(
-            (new, old),
-            lambda a, b, axis: a.mean(axis) - b.mean(axis),
-            vectorized=True,
-            batch=100,
-            n_resamples=section.resamples,
-            confidence_level=section.confidence,
-            method="percentile",
-            rng=np.random.default_rng(section.seed),
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
+    n = min(len(new), len(old))
+    low, high = mean_difference_interval(
+        new, old, confidence=section.confidence, resamples=section.resamples, seed=section.seed
+    )
     verdict: Literal["better", "same", "worse", "unsure"] = "better" if low > 0 else "same"
     if n < section.min_examples:
         verdict = "unsure"
@@ -137,25 +130,25 @@ def _two_samples(name: str, now: dict[str, float], then: dict[str, float], secti
         n=n,
         challenger=float(new.mean()),
         champion=float(old.mean()),
-        difference=difference,
+        difference=float(new.mean() - old.mean()),
         low=low,
         high=high,
         verdict=verdict,
     )
 
 
-def _told(comparison: Comparison) -> str:
+def _summary(comparison: Comparison) -> str:
     return (
-        f"{comparison.capability}: {comparison.challenger:.3f} today, {comparison.champion:.3f} as registered, "
+        f"{comparison.capability}: {comparison.challenger:.3f} now, {comparison.champion:.3f} at registration, "
         f"difference {comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]: {comparison.verdict}"
     )
 
 
 def markdown(uri: str, compared: list[Comparison], left_out: dict[str, str]) -> str:
-    """The finding for the UI: a headline, a row for each capability, and what was left out."""
-    fallen = [comparison.capability for comparison in compared if comparison.is_regression]
-    verdict = f"fell: {', '.join(fallen)}" if fallen else "does what it did when it was registered"
-    lines = [f"**{uri} {verdict}**", "", "| capability | today | registered | difference | verdict |"]
+    """The finding for the UI: a headline, a row for each capability, and the capabilities that were left out."""
+    regressions = [comparison.capability for comparison in compared if comparison.is_regression]
+    verdict = f"got worse: {', '.join(regressions)}" if regressions else "has no regression since registration"
+    lines = [f"**{uri} {verdict}**", "", "| capability | now | registered | difference | verdict |"]
     lines += ["|---|---|---|---|---|"]
     lines += [
         f"| {c.capability} | {c.challenger:.3f} | {c.champion:.3f} "

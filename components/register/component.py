@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(whole_recipe=True, uses_registry=True)
 def register(
     model: dsl.Input[dsl.Model],
     scores: dsl.Input[dsl.Artifact],
@@ -12,12 +12,12 @@ def register(
     version: dsl.Output[dsl.Artifact],
     section: str = "register",
 ):
-    """Make the model a version in the MLflow registry: champion, or challenger with the reasons."""
+    """Register the model as a version in the MLflow registry: champion, or challenger with the reasons."""
     from pathlib import Path
 
     from components.register.registration import register
     from vlmflow.config.recipes import load
-    from vlmflow.runtime.step import revision
+    from vlmflow.runtime.container_image import revision
     from vlmflow.tracking.registry import RegistryConfig
 
     register(

@@ -1,4 +1,4 @@
-"""What the steps of a life left behind, read once."""
+"""The artifacts of an end-to-end run, read once for the report."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,11 +8,12 @@ from typing import Any
 
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.evaluation.comparison import Comparison, Examples, compare, read_examples
+from vlmflow.artifacts.json_file import read_json
+from vlmflow.evaluation.comparison import Comparison, compare
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.tracking.registry import read_json
+from vlmflow.evaluation.scores import Examples, read_examples, read_samples, read_scores
 
-BEFORE = {  # each stage, and the one whose model it starts from
+PREVIOUS = {  # training stage → the stage whose model it starts from
     "contrastive": None,
     "caption": "contrastive",
     "ground": "caption",
@@ -24,7 +25,7 @@ BEFORE = {  # each stage, and the one whose model it starts from
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactPaths:
-    """Where each artifact lies: datasets, checkpoints and scores are folders, the funnel is a file."""
+    """Path of each artifact: a folder for datasets, checkpoints and scores, a file for the funnel."""
 
     raw: Path
     curated: Path
@@ -51,7 +52,7 @@ class ArtifactPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """One capability of one model, as `scores.json` has it; values are shares (an error rate may exceed 1)."""
+    """One capability of one model, as in `scores.json`; values are shares (an error rate may exceed 1)."""
 
     value: float
     low: float
@@ -64,60 +65,60 @@ class Capability:
 
     @property
     def quality(self) -> float:
-        """0 for the worst, 1 for the best, whichever way the metric points."""
-        inside = min(1.0, max(0.0, self.value))
-        return inside if self.higher_is_better else 1 - inside
+        """The value clipped to 0–1 and oriented so that 1 is best."""
+        clipped = min(1.0, max(0.0, self.value))
+        return clipped if self.higher_is_better else 1 - clipped
 
     @property
     def tied_controls(self) -> list[str]:
-        """The controls that this is not shown to be better than."""
+        """The controls that the value is not significantly better than."""
         return [kind for kind, control in self.controls.items() if not self.beats(control)]
 
     def beats(self, control: dict[str, float]) -> bool:
-        """Whether the two intervals are apart, and on the right side of each other."""
+        """Whether the value's interval is better than the control's interval, without overlap."""
         return self.low > control["high"] if self.higher_is_better else self.high < control["low"]
 
 
 class Stage:
-    """A training stage: its checkpoint and what that scored.
+    """A training stage: its checkpoint and scores.
 
     Raises:
-        ModelError: no checkpoint, or no scores.
+        ModelError: the checkpoint or the scores are missing.
     """
 
     def __init__(self, name: str, model: Path, scores: Path):
         self.name, self.checkpoint, self.scores = name, Checkpoint(model), scores
         self.card = self.checkpoint.card
-        content = read_json(scores, "scores.json")
+        content = read_scores(scores)
         self.hash: str = content.get("model") or self.checkpoint.hash
         self.capabilities = {name: Capability(**values) for name, values in content["capabilities"].items()}
 
     @property
     def skipped(self) -> str:
-        """Why the stage handed its model on as it came, or ""."""
+        """Why the stage was skipped and passed its input model on, or ""."""
         return str(self.card.get("skipped", ""))
 
     @property
     def curve(self) -> list[dict[str, float]]:
-        """The training log's lines; a stage that was skipped has none of its own."""
+        """Points of the training log (step, loss); empty for a skipped stage."""
         return [] if self.skipped else self.card.get("curve") or []
 
     @property
     def box_convention(self) -> str:
-        """How the model says a place (see vlmflow.images.boxes)."""
+        """How the model writes boxes as text (see vlmflow.images.boxes)."""
         config = self.checkpoint.path / "processor_config.json"
         content = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
         return content.get("box_convention", "pixels")
 
     @property
     def parameters(self) -> int:
-        """Numbers in the weights' files; tied ones are stored, and counted, once."""
+        """Number of parameters in the weight files; tied weights are stored and counted once."""
         from safetensors import safe_open
 
         total = 0
         for file in sorted(self.checkpoint.path.glob("*.safetensors")):
             with safe_open(file, framework="numpy") as weights:
-                for key in weights.keys():  # noqa: SIM118  a safetensors file is no mapping
+                for key in weights.keys():  # noqa: SIM118  a safetensors file is not a mapping
                     size = 1
                     for side in weights.get_slice(key).get_shape():
                         size *= side
@@ -126,69 +127,68 @@ class Stage:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """A few answers with their pictures, as `samples.json` has them; empty where none were taken."""
-        path = self.scores / "samples.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        """A few answers with their images, as in `samples.json`; empty if there are none."""
+        return read_samples(self.scores)
 
     @cached_property
     def examples(self) -> Examples:
-        """The score of every example."""
+        """Capability → example → score."""
         return read_examples(self.scores)
 
 
 class RunArtifacts:
-    """Everything that the page tells of.
+    """All artifacts that the report shows.
 
     Args:
-        places: where the artifacts lie.
-        gate: how two models are compared: as the gate does it.
+        paths: the artifacts' paths.
+        gate: settings of the comparison of two models, as in the gate.
 
     Raises:
         DataError, ModelError: an artifact is missing or damaged.
     """
 
-    def __init__(self, places: ArtifactPaths, gate: GateConfig):
-        self.paths, self.gate = places, gate
-        self.raw, self.curated = Dataset(places.raw, "pairs"), Dataset(places.curated, "pairs")
-        self.conversations = Dataset(places.conversations, "conversations")
-        self.preferences = Dataset(places.preferences, "preferences")
-        self.ledger = read_json(places.ledger, "summary.json")
-        self.verdict = read_json(places.verdict, "verdict.json")
-        self.version = read_json(places.version, "version.json")
-        self.transcript = read_json(places.transcript, "transcript.json")
-        self.stages = {n: Stage(n, getattr(places, n), getattr(places, f"{n}_scores")) for n in BEFORE}
+    def __init__(self, paths: ArtifactPaths, gate: GateConfig):
+        self.paths, self.gate = paths, gate
+        self.raw, self.curated = Dataset(paths.raw, "pairs"), Dataset(paths.curated, "pairs")
+        self.conversations = Dataset(paths.conversations, "conversations")
+        self.preferences = Dataset(paths.preferences, "preferences")
+        self.ledger = read_json(paths.ledger, "summary.json")
+        self.verdict = read_json(paths.verdict, "verdict.json")
+        self.version = read_json(paths.version, "version.json")
+        self.transcript = read_json(paths.transcript, "transcript.json")
+        self.stages = {n: Stage(n, getattr(paths, n), getattr(paths, f"{n}_scores")) for n in PREVIOUS}
 
     @property
     def datasets(self) -> dict[str, Dataset]:
-        """The four datasets by name, in the order in which they are made."""
+        """The four datasets by name, in the order of their creation."""
         return {name: getattr(self, name) for name in ("raw", "curated", "conversations", "preferences")}
 
     @property
     def trained(self) -> list[Stage]:
-        """The stages that trained something."""
+        """The stages that were not skipped."""
         return [stage for stage in self.stages.values() if not stage.skipped]
 
     @property
     def final(self) -> Stage:
-        """The stage whose model goes on: the gate's choice, or the last before it that trained anything."""
+        """The stage of the registered model: the gate's choice, or the last stage before it that was not skipped."""
         stage = self.stages["ocr" if self.verdict.get("chosen") == "fallback" else "aligned"]
         while stage.skipped and (before := self.previous(stage)):
             stage = before
         return stage
 
     def previous(self, stage: Stage) -> Stage | None:
-        """The stage that this one started from."""
-        name = BEFORE[stage.name]
+        """The stage whose model this stage started from; None for the first one."""
+        name = PREVIOUS[stage.name]
         return self.stages[name] if name else None
 
     @property
     def capabilities(self) -> list[str]:
-        """Every capability that a stage was measured on, in the order of the measuring."""
+        """All capabilities that were measured, in the order of measurement."""
         return list(dict.fromkeys(name for stage in self.trained for name in stage.capabilities))
 
     @cached_property
     def changes(self) -> dict[str, dict[str, Comparison]]:
-        """Each trained stage against the one it started from, paired on the same examples."""
+        """Paired comparison of each trained stage with the one it started from: stage → capability → comparison."""
         found = {}
         for stage in self.trained:
             before = self.previous(stage)
@@ -196,9 +196,9 @@ class RunArtifacts:
         return found
 
     def against(self, one: Stage, other: Stage) -> dict[str, Comparison]:
-        """`one` compared with `other` on every capability whose examples are the same in both.
+        """Compare `one` with `other` on each capability that both were measured on with the same examples.
 
-        A difference is of mean scores, turned so that more is better.
+        A difference is one of mean scores; positive means that `one` is better.
         """
         mine, theirs = one.examples, other.examples
         paired = {c: theirs[c] for c in theirs if c not in mine or mine[c].keys() == theirs[c].keys()}

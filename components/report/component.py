@@ -1,12 +1,10 @@
-"""The report as a pipeline step."""
-
 from kfp import dsl
 
 from vlmflow.runtime.step import step
 
 
 # fmt: off
-@step
+@step(whole_recipe=True)
 def report(
     raw: dsl.Input[dsl.Dataset], curated: dsl.Input[dsl.Dataset], conversations: dsl.Input[dsl.Dataset],
     preferences: dsl.Input[dsl.Dataset], ledger: dsl.Input[dsl.Artifact], funnel: dsl.Input[dsl.HTML],
@@ -19,7 +17,7 @@ def report(
     verdict: dsl.Input[dsl.Artifact], version: dsl.Input[dsl.Artifact], transcript: dsl.Input[dsl.Artifact],
     recipe: str, report: dsl.Output[dsl.HTML], section: str = "report",
 ):
-    """Write one HTML page that shows the whole life: data, stages, answers, lineage and what fell short."""
+    """Write one HTML page about the run: data, stages, answers, lineage and shortcomings."""
     from pathlib import Path
 
     from components.report.artifacts import ArtifactPaths
@@ -35,5 +33,5 @@ def report(
         "ocr": ocr, "ocr_scores": ocr_scores, "aligned": aligned, "aligned_scores": aligned_scores,
         "control": control, "control_scores": control_scores,
     }
-    places = ArtifactPaths(**{name: Path(artifact.path) for name, artifact in inputs.items()})
-    render(places, Path(report.path), recipe, load(ReportConfig, recipe, section))
+    paths = ArtifactPaths(**{name: Path(artifact.path) for name, artifact in inputs.items()})
+    render(paths, Path(report.path), recipe, load(ReportConfig, recipe, section))

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its colours from the page, so that one plot serves light and dark."""
+"""Plots as SVG with the page's CSS colours, so that a plot suits light and dark mode."""
 
 import io
 import re
@@ -13,11 +13,11 @@ from components.report.artifacts import Capability
 from components.report.formatting import label
 
 WIDTH = 3.2  # inches
-# Matplotlib knows no CSS variables: it draws in colours that nothing else has, and these are replaced afterwards.
+# Matplotlib does not support CSS variables: these unique placeholder colours are replaced in the SVG text.
 INK, MUTED, GRID, ACCENT, WARM = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", ACCENT: "--accent", WARM: "--warm"}
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "svg.fonttype": "none",  # text stays text, in the page's font
     "font.size": 9,
     "lines.solid_capstyle": "round",
     "axes.edgecolor": GRID,
@@ -35,7 +35,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def curve(points: list[dict[str, float]], name: str) -> str:
-    """The training loss over the steps."""
+    """Plot the training loss over the steps."""
     with rc_context(_STYLE):
         figure, axes = _figure(1.9, left=0.4, bottom=0.42)
         axes.plot([p["step"] for p in points], [p["loss"] for p in points], color=ACCENT, linewidth=1.6)
@@ -47,10 +47,10 @@ def curve(points: list[dict[str, float]], name: str) -> str:
 
 
 def intervals(stages: dict[str, Capability], name: str) -> str:
-    """A capability stage by stage: value with its interval, and its blank and shuffled controls.
+    """Plot a capability stage by stage: value with its interval, and its blank and shuffled controls.
 
     Args:
-        stages: the capability as each stage has it, the first stage on top.
+        stages: stage → its capability; the first stage is at the top.
     """
     with rc_context(_STYLE):
         figure, axes = _figure(0.4 + 0.23 * len(stages), left=0.88, bottom=0.26)
@@ -74,7 +74,7 @@ def intervals(stages: dict[str, Capability], name: str) -> str:
 
 
 def _figure(height: float, left: float, bottom: float) -> tuple[Figure, Axes]:
-    """An empty figure `WIDTH` wide, with room for labels; all in inches, so that panels of one kind line up."""
+    """An empty figure of width `WIDTH` with margins for labels, all in inches, so that panels line up."""
     figure = Figure(figsize=(WIDTH, height))
     figure.patch.set_visible(False)
     across, up = WIDTH - left - 0.12, height - bottom - 0.08
@@ -84,14 +84,14 @@ def _figure(height: float, left: float, bottom: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, title: str, salt: str) -> str:
-    """The figure as an SVG element; `salt` keeps its inner ids apart from those of other figures."""
+    """The figure as an SVG element; `salt` makes its ids differ from those of other figures."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # axes_1 and the like stand in every figure
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids such as axes_1 are the same in all figures
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)  # the page sets the size
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")

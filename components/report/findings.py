@@ -1,4 +1,4 @@
-"""What fell short, and which way of alignment won: sentences made from the facts of this life, never from hope."""
+"""Shortcomings of the run and the result of alignment, as sentences derived from the measurements."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,38 +7,38 @@ from typing import Any
 from components.report.artifacts import Capability, RunArtifacts, Stage
 from components.report.formatting import label, listing, percent, points
 
-FEW = 50  # examples; below, an interval is too wide to tell models apart
-YES_RATIO = 0.1  # either side of .5 on questions of which half are true
+FEW = 50  # with fewer examples, intervals are too wide to distinguish models
+YES_RATIO = 0.1  # accepted distance from 0.5, the share of questions whose answer is yes
 SATURATED = 0.95
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that fell short: what kind of thing, and the sentence with its figures."""
+    """A shortcoming: its kind, and a sentence with the values."""
 
     kind: str
     text: str
 
 
-def shortcomings(life: RunArtifacts) -> list[Finding]:
-    """Everything that the figures show to be missing, unproven or worse than before."""
-    return [Finding(kind, text) for kind, texts in _KINDS.items() for text in texts(life)]
+def shortcomings(run: RunArtifacts) -> list[Finding]:
+    """List what is missing, not significant or worse than before."""
+    return [Finding(kind, text) for kind, texts in _KINDS.items() for text in texts(run)]
 
 
-def _skipped(life: RunArtifacts) -> Iterator[str]:
-    for stage in life.stages.values():
+def _skipped(run: RunArtifacts) -> Iterator[str]:
+    for stage in run.stages.values():
         if stage.skipped:
-            yield f"{label(stage.name)} did not run: {stage.skipped}."
-    if not life.transcript.get("exchanges"):
-        yield f"The endpoint was not tried{': ' + why if (why := life.transcript.get('kept_back')) else ''}."
+            yield f"{label(stage.name)} was skipped: {stage.skipped}."
+    if not run.transcript.get("exchanges"):
+        yield f"The endpoint was not tested{': ' + why if (why := run.transcript.get('kept_back')) else ''}."
 
 
-def _refused(life: RunArtifacts) -> Iterator[str]:
-    champion = f"the champion, version {life.verdict.get('against')}"
+def _refused(run: RunArtifacts) -> Iterator[str]:
+    champion = f"the champion, version {run.verdict.get('against')}"
     for rival, key in (("the model before alignment", "alignment"), (champion, "capabilities")):
-        for one in life.verdict.get(key) or []:
+        for one in run.verdict.get(key) or []:
             if one["verdict"] == "lost":
-                yield f"The gate refused: {label(one['capability'])} cannot be measured any more; {rival} had it."
+                yield f"The gate refused: {label(one['capability'])} was not measured, but {rival} has a score."
             elif one["verdict"] == "worse":
                 yield (
                     f"The gate refused: {label(one['capability'])} is worse than that of {rival}, by "
@@ -46,69 +46,70 @@ def _refused(life: RunArtifacts) -> Iterator[str]:
                 )
 
 
-def _worse(life: RunArtifacts) -> Iterator[str]:
-    for name, changes in life.changes.items():
-        before = life.previous(life.stages[name])
+def _worse(run: RunArtifacts) -> Iterator[str]:
+    for name, changes in run.changes.items():
+        before = run.previous(run.stages[name])
         for capability, change in changes.items():
             if change.verdict == "lost":
-                yield f"{label(capability)} was measured before {label(name)}, and not after it."
+                yield f"{label(capability)} was measured before the stage {label(name)}, but not after it."
             elif change.verdict == "worse" and before:
-                was, now = before.capabilities[capability], life.stages[name].capabilities[capability]
+                was, now = before.capabilities[capability], run.stages[name].capabilities[capability]
                 yield (
-                    f"{label(name)} made {label(capability)} worse: {was.metric} {percent(was.value)} before, "
-                    f"{percent(now.value)} after."
+                    f"{label(capability)} got worse in the stage {label(name)}: {was.metric} "
+                    f"{percent(was.value)} before, {percent(now.value)} after."
                 )
 
 
-def _blind(life: RunArtifacts) -> Iterator[str]:
-    for name, capability in life.final.capabilities.items():
+def _blind(run: RunArtifacts) -> Iterator[str]:
+    for name, capability in run.final.capabilities.items():
         if capability.tied_controls:
             controls = capability.controls
-            values = listing([f"{percent(controls[k]['value'])} with {k} pictures" for k in capability.tied_controls])
+            values = listing([f"{percent(controls[k]['value'])} with {k} images" for k in capability.tied_controls])
             yield (
-                f"{label(name)} is not shown to come from the picture: {percent(capability.value)} "
+                f"{label(name)} is not significantly better than its control: {percent(capability.value)} "
                 f"[{percent(capability.low)}, {percent(capability.high)}] against {values}."
             )
 
 
-def _answers(life: RunArtifacts) -> Iterator[str]:
-    for name, capability in life.final.capabilities.items():
+def _answers(run: RunArtifacts) -> Iterator[str]:
+    for name, capability in run.final.capabilities.items():
         for extra, value in capability.extras.items():
             if "failures" in extra and value > 0:
                 yield f"{label(name)}: {percent(value)}% {extra}, counted as misses."
             if "mentioned" in extra and value == 0:
-                yield f"{label(name)}: {percent(capability.value)} says nothing, for no answer holds any ({extra}: 0)."
+                value_text = percent(capability.value)
+                yield f"{label(name)}: {value_text} is not meaningful: no answer names an object ({extra}: 0)."
             if "yes ratio" in extra and abs(value - 0.5) > YES_RATIO:
-                yield f"{label(name)}: the model says yes to {percent(value)}% of the questions; about half are true."
+                yield f"{label(name)}: the model answers yes to {percent(value)}% of the questions; 50% is expected."
 
 
-def _few(life: RunArtifacts) -> Iterator[str]:
-    few = {name: c.n for name, c in life.final.capabilities.items() if c.n < FEW}
+def _few(run: RunArtifacts) -> Iterator[str]:
+    few = {name: c.n for name, c in run.final.capabilities.items() if c.n < FEW}
     for count in sorted(set(few.values())):
         names = listing([label(name) for name, n in few.items() if n == count])
-        yield f"Measured on {count} examples only: {names}. Read the interval, not the value."
+        yield f"Measured on only {count} examples: {names}. Judge by the interval rather than the value."
 
 
-def _training(life: RunArtifacts) -> Iterator[str]:
-    for stage in life.trained:
+def _training(run: RunArtifacts) -> Iterator[str]:
+    for stage in run.trained:
         losses = [point["loss"] for point in stage.curve]
-        third = max(1, len(losses) // 3)  # single points are noise
+        third = max(1, len(losses) // 3)  # single points are noisy
         first, last = (sum(part) / third for part in (losses[:third], losses[-third:]))
         if len(losses) > 1 and last >= first:
-            yield f"{label(stage.name)}: the loss did not fall ({first:.3f} at first, {last:.3f} at last)."
+            yield f"{label(stage.name)}: the loss did not fall ({first:.3f} at the start, {last:.3f} at the end)."
 
 
-def _data(life: RunArtifacts) -> Iterator[str]:
-    for what, kinds in (life.raw.card.notes.get("quarantined") or {}).items():
+def _data(run: RunArtifacts) -> Iterator[str]:
+    for what, kinds in (run.raw.card.notes.get("quarantined") or {}).items():
         reasons = listing([f"{count} {reason}" for reason, count in kinds.items()])
-        yield f"Left out at ingest, {what}: {reasons}."
+        yield f"Rejected by ingest, {what}: {reasons}."
 
 
 _KINDS: dict[str, Any] = {
-    "Did not run": _skipped,
+    "Skipped": _skipped,
     "Refused by the gate": _refused,
-    "Got worse on the way": _worse,
-    "No better than its control": _blind,
+    "Regressions between stages": _worse,
+    "Not better than the control": _blind,
     "Answers": _answers,
     "Too few examples": _few,
     "Training": _training,
@@ -116,37 +117,37 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def alignment(life: RunArtifacts) -> list[str]:
-    """Which won, DPO or its SFT control, in plain sentences; on what counts, hallucination, and on the rest."""
-    aligned, control, before = (life.stages[name] for name in ("aligned", "control", "ocr"))
+def alignment(run: RunArtifacts) -> list[str]:
+    """Compare DPO with its SFT control in sentences: on hallucination, the target, and on the other capabilities."""
+    aligned, control, before = (run.stages[name] for name in ("aligned", "control", "ocr"))
     if aligned.skipped:
-        return [f"Alignment did not run: {aligned.skipped}."]
-    rivals = life.against(aligned, control)
-    found = []
+        return [f"Alignment was skipped: {aligned.skipped}."]
+    rivals = run.against(aligned, control)
+    sentences = []
     for name, capability in aligned.capabilities.items():
         if capability.metric.startswith("CHAIR") and name in control.capabilities and name in rivals:
-            found.append(_hallucination(name, capability, before, control, rivals[name].verdict))
+            sentences.append(_hallucination(name, capability, before, control, rivals[name].verdict))
     better, worse = ([label(n) for n, c in rivals.items() if c.verdict == v] for v in ("better", "worse"))
     rest = len(rivals) - len(better) - len(worse)
     parts = [f"better on {listing(better)}" if better else "", f"worse on {listing(worse)}" if worse else ""]
     if any(parts):
-        found.append(
-            f"Against its SFT control DPO is {listing([p for p in parts if p])}; "
-            f"on the other {rest} the interval of the difference holds zero."
+        sentences.append(
+            f"Compared with its SFT control, DPO is {listing([p for p in parts if p])}; "
+            f"on the other {rest} capabilities the interval of the difference contains zero."
         )
     else:
-        found.append("DPO and its SFT control differ on no capability beyond the interval.")
+        sentences.append("DPO and its SFT control do not differ significantly on any capability.")
     accuracy = before.capabilities.get("preference")
     if accuracy and accuracy.value >= SATURATED:
-        found.append(
-            f"The truth was preferred in {percent(accuracy.value)}% of the pairs before alignment already, "
-            "so that figure is saturated and tells nothing more."
+        sentences.append(
+            f"The true answer was already preferred in {percent(accuracy.value)}% of the pairs before alignment, "
+            "so this metric is saturated and shows no further improvement."
         )
-    return found
+    return sentences
 
 
 def _hallucination(name: str, capability: Capability, before: Stage, control: Stage, verdict: str) -> str:
-    winner = {"better": "DPO wins", "worse": "the SFT control wins"}.get(verdict, "neither wins beyond the interval")
+    winner = {"better": "DPO wins", "worse": "the SFT control wins"}.get(verdict, "the difference is not significant")
     was = f"{percent(before.capabilities[name].value)} before, " if name in before.capabilities else ""
     return (
         f"{label(name)} ({capability.metric}, lower is better): {was}{percent(capability.value)} after DPO, "

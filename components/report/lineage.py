@@ -1,4 +1,4 @@
-"""The way from the raw pairs to the registered version, as boxes and arrows."""
+"""Layout of the lineage graph, from the raw pairs to the registered version."""
 
 from dataclasses import dataclass, field
 
@@ -6,12 +6,12 @@ from components.report.artifacts import RunArtifacts
 from components.report.formatting import label
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 162, 54, 44, 26  # px
-TIP = 5  # of an arrow, which ends so far from its node
+TIP = 5  # px between the end of an arrow and its node
 
 
 @dataclass
 class Node:
-    """A dataset, a checkpoint or the version; `row` and `column` are places on the grid."""
+    """A dataset, a checkpoint or the version; `row` and `column` are positions on a grid."""
 
     hash: str
     title: str
@@ -34,7 +34,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in drawing order, arrows as SVG paths, and the size of it all in px."""
+    """Nodes in drawing order, arrows as SVG paths, and the total size in px."""
 
     nodes: list[Node]
     arrows: list[str]
@@ -44,24 +44,24 @@ class Graph:
     node_height: int = HEIGHT
 
 
-def graph(life: RunArtifacts) -> Graph:
-    """Draw every artifact under its parents; what was handed on unchanged is one artifact."""
+def graph(run: RunArtifacts) -> Graph:
+    """Place each artifact below its parents. A checkpoint passed on unchanged by a skipped stage appears once."""
     nodes: dict[str, Node] = {}
-    for name, data in life.datasets.items():
+    for name, data in run.datasets.items():
         if len(data):
             nodes[data.hash] = Node(data.hash, label(name), f"{len(data):,} rows", "data", 0, data.card.parents)
-    for stage in life.trained:
+    for stage in run.trained:
         parents = [*filter(None, [stage.card.get("parent")]), *(stage.card.get("datasets") or [])]
         column, family = 2 if stage.name == "control" else 1, stage.card.get("family", "")
         nodes.setdefault(stage.hash, Node(stage.hash, label(stage.name), family, "model", column, parents))
-    if life.version:
-        source = life.version.get("model_hash") or life.final.hash
-        title = f"{life.version.get('name', 'model')} version {life.version.get('version', '?')}"
+    if run.version:
+        source = run.version.get("model_hash") or run.final.hash
+        title = f"{run.version.get('name', 'model')} version {run.version.get('version', '?')}"
         column = nodes[source].column if source in nodes else 1
-        nodes["version"] = Node(source, title, life.version.get("alias", ""), "version", column, [source])
+        nodes["version"] = Node(source, title, run.version.get("alias", ""), "version", column, [source])
     for node in nodes.values():
         node.parents = [parent for parent in node.parents if parent in nodes]
-    for _ in nodes:  # longest way from a root; as many rounds as nodes are always enough
+    for _ in nodes:  # longest path from a root; as many rounds as nodes always suffice
         for node in nodes.values():
             node.row = max([0, *(nodes[parent].row + 1 for parent in node.parents)])
     arrows = [_arrow(nodes[parent], node) for node in nodes.values() for parent in node.parents]
@@ -70,14 +70,14 @@ def graph(life: RunArtifacts) -> Graph:
 
 
 def _arrow(start: Node, end: Node) -> str:
-    """A curve from one node to the next: down, sideways, or over a neighbour and down on it."""
+    """SVG path from one node to another: down, sideways, or past a neighbour and down."""
     centre = WIDTH / 2
     if start.column == end.column or (abs(start.column - end.column) == 1 and start.kind == end.kind):
         x0, y0, x1, y1 = start.x + centre, start.y + HEIGHT, end.x + centre, end.y - TIP
         middle = (y0 + y1) / 2
         return f"M{x0},{y0} C{x0},{middle} {x1},{middle} {x1},{y1}"
     right = end.column > start.column
-    # Out below the middle, in above it: two arrows never share a spot.
+    # Arrows leave below the middle and arrive above it, so that two arrows do not overlap.
     x0, y0 = (start.x + WIDTH if right else start.x), start.y + 0.7 * HEIGHT
     if abs(start.column - end.column) > 1:
         x1, y1 = end.x + centre, end.y - TIP

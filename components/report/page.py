@@ -1,4 +1,8 @@
-"""The report: everything that the steps left behind, on one page for a person to read."""
+"""The report: a self-contained HTML page about an end-to-end run, without scripts or network access.
+
+`artifacts` reads the outputs of the steps, `findings` lists shortcomings, `figures`, `lineage` and `samples` prepare
+plots, the lineage graph and images; this module renders the template `page.html.jinja`.
+"""
 
 import itertools
 import logging
@@ -17,42 +21,42 @@ from components.report.lineage import graph
 from vlmflow.artifacts.ledger import MEANING
 from vlmflow.config.recipes import load
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.runtime.step import revision
+from vlmflow.runtime.container_image import revision
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "mlflow", "kserve", "kfp")
 
 
-def render(places: ArtifactPaths, out: Path, recipe: str, section: ReportConfig) -> None:
-    """Write the page to the file `out`; it needs no network and no script.
+def render(paths: ArtifactPaths, out: Path, recipe: str, section: ReportConfig) -> None:
+    """Write the page to the file `out`.
 
     Args:
-        places: the artifacts of a life.
-        recipe: the recipe's text, printed as it is; its section `gate` says how models are compared.
+        paths: the artifacts of the run.
+        recipe: the recipe's text, included verbatim; its section `gate` configures the comparison of models.
 
     Raises:
         DataError, ModelError: an artifact is missing or damaged.
     """
-    life = RunArtifacts(places, load(GateConfig, recipe, "gate"))
-    kept, dropped = samples.pairs(life, section.pairs, section.seed)
+    run = RunArtifacts(paths, load(GateConfig, recipe, "gate"))
+    kept, dropped = samples.pairs(run, section.pairs, section.seed)
     content = {
-        "life": life,
-        "final": life.final,
-        "funnel": _funnel(life.ledger),
-        "questions": _questions(life),
+        "run": run,
+        "final": run.final,
+        "funnel": _funnel(run.ledger),
+        "questions": _questions(run),
         "kept": kept,
         "dropped": dropped,
-        "intervals": {name: _intervals(life, name) for name in life.capabilities},
-        "curves": {s.name: Markup(figures.curve(s.curve, s.name)) for s in life.trained if len(s.curve) > 1},
-        "answers": samples.answers(life.final),
-        "alignment": findings.alignment(life),
-        "rivals": _rivals(life),
-        "preferred": samples.preferences(life, section.preferences, section.seed),
-        "asked": _asked(life),
-        "graph": graph(life),
-        "shortcomings": _grouped(life),
-        "funnel_page": places.funnel.read_text(encoding="utf-8"),
+        "intervals": {name: _intervals(run, name) for name in run.capabilities},
+        "curves": {s.name: Markup(figures.curve(s.curve, s.name)) for s in run.trained if len(s.curve) > 1},
+        "answers": samples.answers(run.final),
+        "alignment": findings.alignment(run),
+        "alignment_table": _alignment_table(run),
+        "preference_pairs": samples.preferences(run, section.preferences, section.seed),
+        "smoke_test": _smoke_test(run),
+        "graph": graph(run),
+        "shortcomings": _findings_by_kind(run),
+        "funnel_page": paths.funnel.read_text(encoding="utf-8"),
         "recipe": recipe,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "revision": revision(),
@@ -63,7 +67,7 @@ def render(places: ArtifactPaths, out: Path, recipe: str, section: ReportConfig)
 
 
 def _environment() -> Environment:
-    """Everything from outside is escaped; a name that the template misspells is an error."""
+    """A Jinja environment that escapes all values and raises on undefined names."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -76,40 +80,40 @@ def _environment() -> Environment:
     return environment
 
 
-def _intervals(life: RunArtifacts, name: str) -> dict[str, Any]:
-    """The plot of the capability `name` after each stage that trained something and was measured on it."""
-    measured = {stage.name: stage.capabilities[name] for stage in life.trained if name in stage.capabilities}
+def _intervals(run: RunArtifacts, name: str) -> dict[str, Any]:
+    """The plot of the capability `name` after each trained stage that was measured on it."""
+    measured = {stage.name: stage.capabilities[name] for stage in run.trained if name in stage.capabilities}
     last = list(measured.values())[-1]
     svg = Markup(figures.intervals(measured, name))
-    return {"svg": svg, "metric": last.metric, "falling": not last.higher_is_better}
+    return {"svg": svg, "metric": last.metric, "lower_is_better": not last.higher_is_better}
 
 
 def _funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """A bar for the raw pairs, and one for what each rule that dropped any left over."""
-    left = summary["rows_in"]
-    bars = [{"rule": "", "meaning": "raw pairs", "left": left, "dropped": 0}]
+    """Bars of the funnel: the raw pairs, and the remaining pairs after each rule that dropped any."""
+    remaining = summary["rows_in"]
+    bars = [{"rule": "", "meaning": "raw pairs", "remaining": remaining, "dropped": 0}]
     for rule, dropped in summary["dropped"].items():
         if dropped:
-            left -= dropped
-            bars.append({"rule": rule, "meaning": MEANING.get(rule, ""), "left": left, "dropped": dropped})
+            remaining -= dropped
+            bars.append({"rule": rule, "meaning": MEANING.get(rule, ""), "remaining": remaining, "dropped": dropped})
     return bars
 
 
-def _questions(life: RunArtifacts) -> dict[str, dict[str, int]]:
-    """Conversations by task and split, as the card counts them."""
-    found: dict[str, dict[str, int]] = {}
-    for key, count in (life.conversations.card.notes.get("rows") or {}).items():
+def _questions(run: RunArtifacts) -> dict[str, dict[str, int]]:
+    """Conversations by task and split, from the dataset's card."""
+    counts: dict[str, dict[str, int]] = {}
+    for key, count in (run.conversations.card.notes.get("rows") or {}).items():
         task, _, split = key.partition("/")
-        found.setdefault(task, {})[split] = count
-    return found
+        counts.setdefault(task, {})[split] = count
+    return counts
 
 
-def _rivals(life: RunArtifacts) -> list[dict[str, Any]]:
-    """A row for each capability: before, DPO, SFT control, and the paired differences; none without alignment."""
-    before, aligned, control = (life.stages[name] for name in ("ocr", "aligned", "control"))
+def _alignment_table(run: RunArtifacts) -> list[dict[str, Any]]:
+    """A row for each capability: before, DPO, SFT control and paired differences; empty without alignment."""
+    before, aligned, control = (run.stages[name] for name in ("ocr", "aligned", "control"))
     if aligned.skipped:
         return []
-    gained, won = life.changes["aligned"], life.against(aligned, control)
+    gained, won = run.changes["aligned"], run.against(aligned, control)
     return [
         {
             "capability": name,
@@ -122,20 +126,20 @@ def _rivals(life: RunArtifacts) -> list[dict[str, Any]]:
     ]
 
 
-def _asked(life: RunArtifacts) -> dict[str, Any]:
-    """The endpoint's smoke test: the picture, what was asked and answered, and every exchange's latency."""
-    exchanges = life.transcript.get("exchanges") or []
-    found = {"exchanges": exchanges, "picture": "", "prompt": "", "answer": ""}
+def _smoke_test(run: RunArtifacts) -> dict[str, Any]:
+    """The endpoint's smoke test: image, prompt, answer, and the exchanges with their latency."""
+    exchanges = run.transcript.get("exchanges") or []
+    result = {"exchanges": exchanges, "image": "", "prompt": "", "answer": ""}
     for exchange in exchanges:
         for choice in exchange["response"].get("choices", []):
-            found["answer"] = choice["message"]["content"]
+            result["answer"] = choice["message"]["content"]
             parts = exchange["request"]["messages"][-1]["content"]
-            found["prompt"] = " ".join(part["text"] for part in parts if part["type"] == "text")
-    if found["answer"]:
-        found["picture"] = samples.picture_of(life, life.transcript.get("image", ""))
-    return found
+            result["prompt"] = " ".join(part["text"] for part in parts if part["type"] == "text")
+    if result["answer"]:
+        result["image"] = samples.image_of(run, run.transcript.get("image", ""))
+    return result
 
 
-def _grouped(life: RunArtifacts) -> dict[str, list[str]]:
-    ordered = itertools.groupby(findings.shortcomings(life), lambda finding: finding.kind)
+def _findings_by_kind(run: RunArtifacts) -> dict[str, list[str]]:
+    ordered = itertools.groupby(findings.shortcomings(run), lambda finding: finding.kind)
     return {kind: [finding.text for finding in group] for kind, group in ordered}

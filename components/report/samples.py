@@ -1,4 +1,4 @@
-"""Pictures for the page: thumbnails of pairs, answers beside the truth, boxes to lay over a picture."""
+"""Examples for the page: thumbnails of pairs, answers with the true answer, and boxes to draw over an image."""
 
 import base64
 import io
@@ -20,14 +20,14 @@ from vlmflow.images.boxes import CODECS, Box
 from vlmflow.images.decoding import decode
 
 SIDE = 220  # px, the longer side of a thumbnail
-REPEATS = ("exact_duplicate", "near_duplicate", "in_test_set")  # their detail is the uid of what they repeat
+DUPLICATE_RULES = ("exact_duplicate", "near_duplicate", "in_test_set")  # their detail is the uid of the other pair
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A pair as the grid shows it: `picture` is a data URI, or "" for what cannot be decoded."""
+    """A pair in the grid: `image` is a data URI, or "" if it cannot be decoded."""
 
-    picture: str
+    image: str
     caption: str
     annotations: str
     rule: str = ""
@@ -36,17 +36,17 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer beside the truth. `right` is None where the score is neither 0 nor 1."""
+    """An answer with the true one; `correct` is None if the score is neither 0 nor 1."""
 
     capability: str
-    picture: str
+    image: str
     width: int
     height: int
     prompt: str
     answer: str
     truth: str
     score: float
-    right: bool | None
+    correct: bool | None
     true_box: Box | None = None
     answered_box: Box | None = None
 
@@ -55,16 +55,16 @@ class Answer:
 class PreferencePair:
     """A preference pair."""
 
-    picture: str
+    image: str
     prompt: str
     chosen: str
     rejected: str
     source: str
 
 
-def pairs(life: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Some kept pairs, and some dropped ones of every rule in turn, drawn by `seed`."""
-    ledger = pq.read_table(life.paths.ledger / "ledger.parquet").to_pandas()
+def pairs(run: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Random kept pairs, and dropped pairs taken from the rules in turn, chosen by `seed`."""
+    ledger = pq.read_table(run.paths.ledger / "ledger.parquet").to_pandas()
     rng = random.Random(seed)
     kept = ledger.index[ledger["verdict"] == "kept"].tolist()
     chosen = sorted(rng.sample(kept, min(count, len(kept))))
@@ -74,7 +74,7 @@ def pairs(life: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[P
     dropped.sort(key=lambda row: (RULES.index(ledger["rule"][row]), row))
     verdicts = ledger.to_dict("index")
     numbers = [verdicts[i]["row"] for i in chosen + dropped]
-    found = rows_at(life.raw, numbers, ["image", "caption", "label", "regions", "lines"])
+    found = rows_at(run.raw, numbers, ["image", "caption", "label", "regions", "lines"])
     shown = [_pair(found[verdicts[i]["row"]], verdicts[i]) for i in chosen + dropped]
     return shown[: len(chosen)], shown[len(chosen) :]
 
@@ -82,11 +82,13 @@ def pairs(life: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[P
 def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
     label = [f"label: {row['label']}"] if row["label"] else []
     counts = {"region": len(row["regions"] or []), "line": len(row["lines"] or [])}
-    value, threshold = verdict["value"], verdict["threshold"]  # null where nothing was measured
+    value, threshold = verdict["value"], verdict["threshold"]  # null if nothing was measured
     measured = "" if isnan(value) else f"{value:.3g}"
-    detail = "" if verdict["rule"] in ("", *REPEATS) else verdict["detail"]  # of a kept row the card shows it all
+    detail = (
+        "" if verdict["rule"] in ("", *DUPLICATE_RULES) else verdict["detail"]
+    )  # the duplicate rules and kept rows show none
     return Pair(
-        picture=thumbnail((row["image"] or {}).get("bytes")),
+        image=thumbnail((row["image"] or {}).get("bytes")),
         caption=row["caption"] or "",
         annotations=", ".join(label + [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]),
         rule=verdict["rule"],
@@ -94,22 +96,22 @@ def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
     )
 
 
-def picture_of(life: RunArtifacts, uid: str) -> str:
-    """The picture of the curated pair `uid` as a data URI, or "" where there is no such pair."""
-    uids = life.curated.table(["uid"])["uid"].to_pylist()
+def image_of(run: RunArtifacts, uid: str) -> str:
+    """The image of the curated pair `uid` as a data URI, or "" if there is no such pair."""
+    uids = run.curated.table(["uid"])["uid"].to_pylist()
     if uid not in uids:
         return ""
     row = uids.index(uid)
-    return thumbnail(rows_at(life.curated, [row], ["image"])[row]["image"]["bytes"])
+    return thumbnail(rows_at(run.curated, [row], ["image"])[row]["image"]["bytes"])
 
 
-def preferences(life: RunArtifacts, count: int, seed: int) -> list[PreferencePair]:
-    """Some preference pairs, drawn by `seed`."""
-    data = life.preferences
+def preferences(run: RunArtifacts, count: int, seed: int) -> list[PreferencePair]:
+    """Random preference pairs, chosen by `seed`."""
+    data = run.preferences
     numbers = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     return [
         PreferencePair(
-            picture=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
+            image=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
             **{key: row[key] for key in ("prompt", "chosen", "rejected", "source")},
         )
         for row in rows_at(data, numbers).values()
@@ -126,21 +128,21 @@ def answers(stage: Stage) -> dict[str, list[Answer]]:
 
 def _answer(sample: dict[str, Any], convention: str) -> Answer:
     width, height = sample["size"]
-    truth = CODECS["pixels"].read(sample["truth"], width, height)  # as a dataset writes it
+    truth = CODECS["pixels"].decode(sample["truth"], width, height)  # the format in datasets
     return Answer(
-        picture=f"data:image/png;base64,{sample['image']}",
+        image=f"data:image/png;base64,{sample['image']}",
         width=width,
         height=height,
-        right={0.0: False, 1.0: True}.get(sample["score"]),
+        correct={0.0: False, 1.0: True}.get(sample["score"]),
         true_box=truth,
-        answered_box=CODECS[convention].read(sample["answer"], width, height) if truth else None,
+        answered_box=CODECS[convention].decode(sample["answer"], width, height) if truth else None,
         **{key: sample[key] for key in ("capability", "prompt", "answer", "truth", "score")},
     )
 
 
 def rows_at(data: Dataset, numbers: Iterable[int], columns: list[str] | None = None) -> dict[int, dict[str, Any]]:
-    """The rows of these numbers, in that order; only the row groups that hold them are read."""
-    wanted, found, start = list(numbers), {}, 0
+    """The rows with these numbers, in this order; reads only the row groups that contain them."""
+    wanted, rows, start = list(numbers), {}, 0
     for shard in data.card.shards:
         with pq.ParquetFile(data.path / shard["name"]) as file:
             for group in range(file.num_row_groups):
@@ -148,18 +150,18 @@ def rows_at(data: Dataset, numbers: Iterable[int], columns: list[str] | None = N
                 inside = [number for number in wanted if start <= number < end]
                 if inside:
                     table = file.read_row_group(group, columns=columns).take([number - start for number in inside])
-                    found.update(zip(inside, table.to_pylist(), strict=True))
+                    rows.update(zip(inside, table.to_pylist(), strict=True))
                 start = end
-    return {number: found[number] for number in wanted}
+    return {number: rows[number] for number in wanted}
 
 
 def thumbnail(data: bytes | None) -> str:
-    """A data URI, or "" where the picture cannot be decoded."""
-    with image_statistics.quiet():
-        if image_statistics.look(data).reason:
+    """A WebP thumbnail as a data URI, or "" if the image cannot be decoded."""
+    with image_statistics.ignore_pillow_warnings():
+        if image_statistics.read_thumbnail(data).reason:
             return ""
-        picture = decode(data, at_least=2 * SIDE)
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        image = decode(data, at_least=2 * SIDE)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82)
+    image.save(buffer, "WEBP", quality=82)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

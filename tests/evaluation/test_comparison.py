@@ -7,14 +7,15 @@ import pytest
 from scipy.stats import bootstrap
 
 from vlmflow.errors import DataError, GateError
-from vlmflow.evaluation.comparison import compare, read_examples, same_examples
+from vlmflow.evaluation.comparison import compare, same_examples
+from vlmflow.evaluation.scores import read_examples
 
 
 def scores(values: np.ndarray) -> dict[str, float]:
     return {f"uid{i:04d}": float(value) for i, value in enumerate(values)}
 
 
-def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
+def test_the_interval_agrees_with_scipys_bootstrap() -> None:
     generator = np.random.default_rng(3)
     old = generator.random(200)
     new = old + generator.normal(-0.02, 0.2, 200)
@@ -25,13 +26,13 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
     assert found.high == pytest.approx(reference.high, abs=0.002)
 
 
-def test_pairing_sees_a_loss_that_two_separate_intervals_would_not() -> None:
+def test_the_paired_comparison_detects_a_loss_within_unpaired_noise() -> None:
     generator = np.random.default_rng(0)
-    old = generator.random(300)  # widely spread, but every example loses a little
+    old = generator.random(300)  # large variance between examples, but each loses a little
     new = old - 0.03 + generator.normal(0, 0.01, 300)
     (found,) = compare({"ground": scores(new)}, {"ground": scores(old)})
     assert found.verdict == "worse" and found.high is not None and found.high < 0
-    assert abs(new.mean() - old.mean()) < old.std() / 300**0.5 * 1.96  # unpaired: within the noise
+    assert abs(new.mean() - old.mean()) < old.std() / 300**0.5 * 1.96  # within the unpaired noise
     (tolerated,) = compare({"ground": scores(new)}, {"ground": scores(old)}, tolerance=0.05)
     assert tolerated.verdict == "same"
 
@@ -44,45 +45,45 @@ def test_verdicts(shift: float, verdict: str) -> None:
     assert compare({"a": scores(new)}, {"a": scores(old)})[0].verdict == verdict
 
 
-def test_equal_models_are_rarely_called_worse() -> None:
+def test_equal_models_are_rarely_judged_worse() -> None:
     generator = np.random.default_rng(7)
     worse = 0
     for seed in range(200):
         old, new = generator.integers(2, size=(2, 100)).astype(float)
         worse += compare({"a": scores(new)}, {"a": scores(old)}, resamples=400, seed=seed)[0].verdict == "worse"
-    assert worse <= 14  # one side of a 95% interval: 2.5% of 200 is 5
+    assert worse <= 14  # the expected number for one side of a 95% interval is 2.5% of 200, which is 5
 
 
-def test_the_same_seed_gives_the_same_interval_in_any_order_of_examples() -> None:
+def test_the_interval_depends_on_the_seed_and_not_on_the_order_of_examples() -> None:
     generator = np.random.default_rng(1)
     old, new = scores(generator.random(50)), scores(generator.random(50))
-    turned = dict(reversed(old.items()))
-    assert compare({"a": new}, {"a": old}, seed=4) == compare({"a": new}, {"a": turned}, seed=4)
+    reordered = dict(reversed(old.items()))
+    assert compare({"a": new}, {"a": old}, seed=4) == compare({"a": new}, {"a": reordered}, seed=4)
     assert compare({"a": new}, {"a": old}, seed=4) != compare({"a": new}, {"a": old}, seed=5)
 
 
-def test_only_protected_capabilities_are_compared_and_a_lost_one_refuses() -> None:
+def test_only_protected_capabilities_are_compared_and_a_lost_one_is_a_regression() -> None:
     old = {"ocr": scores(np.ones(20)), "ground": scores(np.ones(20))}
     new = {"ground": scores(np.zeros(20)), "caption": scores(np.ones(20))}
     assert [c.verdict for c in compare(new, old, protected=("ocr",))] == ["lost"]
     assert [(c.capability, c.is_regression) for c in compare(new, old)] == [("ground", True), ("ocr", True)]
-    assert compare(new, old, protected=("caption",)) == []  # new: there is nothing to lose yet
-    with pytest.raises(GateError, match="'raed' was not evaluated; evaluated: caption, ground, read"):
-        compare(new, old, protected=("raed",))
+    assert compare(new, old, protected=("caption",)) == []  # new in the challenger, so there is nothing to compare
+    with pytest.raises(GateError, match="'orc' was not evaluated; evaluated: caption, ground, ocr"):
+        compare(new, old, protected=("orc",))
 
 
-def test_a_handful_of_examples_decides_nothing() -> None:
+def test_the_verdict_on_too_few_examples_is_unsure() -> None:
     assert compare({"a": {"x": 0.0}}, {"a": {"x": 1.0}})[0].verdict == "unsure"
 
 
-def test_examples_that_do_not_pair_are_refused() -> None:
+def test_different_examples_are_an_error() -> None:
     old, new = {"a": {"x": 1.0, "y": 1.0}}, {"a": {"x": 1.0, "z": 1.0}}
     assert not same_examples(old, new)
-    with pytest.raises(GateError, match="a: 2 examples are not in both"):
+    with pytest.raises(GateError, match="a: 2 examples were scored for one model only"):
         compare(new, old)
 
 
-def test_an_example_scored_twice_is_refused(tmp_path: Path) -> None:
+def test_missing_examples_and_an_example_scored_twice_are_errors(tmp_path: Path) -> None:
     table = pa.table({"capability": ["a", "a"], "example": ["x", "x"], "score": [1.0, 0.0]})
     pq.write_table(table, tmp_path / "examples.parquet")
     with pytest.raises(DataError, match="a scores the example x twice"):

@@ -1,4 +1,4 @@
-"""Matching, filling, reconstruction and probes: right on models whose answers are known."""
+"""Matching, fill-mask, reconstruction and probes on models whose answers are known."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,23 +9,23 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from models import tokenizer as tokenizers
+from models.tokenizer import build_tokenizer
 from vlmflow.evaluation import masked
 from vlmflow.evaluation.suites import _different_captions, choose_hidden_word
 from vlmflow.inference import masked as fill_mask
-from vlmflow.inference.loading import Loaded
+from vlmflow.inference.loading import LoadedModel
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
-PICTURES = [Image.new("RGB", (20, 20), colour) for colour in COLOURS.values()] * 4
+IMAGES = [Image.new("RGB", (20, 20), colour) for colour in COLOURS.values()] * 4
 NAMES = list(COLOURS) * 4
 CAPTIONS = [f"a {name} square" for name in NAMES]
-TOKENIZER = tokenizers.build(CAPTIONS, extra=("<cls>", "<mask>"), frame="<cls> $A")
+TOKENIZER = build_tokenizer(CAPTIONS, extra=("<cls>", "<mask>"), frame="<cls> $A")
 SIDE = {"height": 16, "width": 16}
 PROCESSOR = SimpleNamespace(image_processor=CLIPImageProcessorPil(size=SIDE, do_center_crop=False), tokenizer=TOKENIZER)
 
 
 class Oracle:
-    """Knows the colour of a picture, and nothing else."""
+    """A model that predicts the mean colour of the image."""
 
     device = torch.device("cpu")
     config: Any = SimpleNamespace(
@@ -34,7 +34,9 @@ class Oracle:
     )  # fmt: skip
     ids = torch.tensor([TOKENIZER.convert_tokens_to_ids(f"▁{name}") for name in COLOURS])
 
-    def fill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def fill_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
         logits = torch.nn.functional.one_hot(input_ids, len(TOKENIZER)).float()
         masks: Any = input_ids == TOKENIZER.mask_token_id
         logits[masks] = 0
@@ -53,45 +55,47 @@ class Oracle:
         return pixel_values.mean((2, 3))
 
 
-LOADED = Loaded(Oracle(), PROCESSOR, {}, frozenset({"fill", "match", "reconstruct", "represent"}))
-SHIFTED = PICTURES[1:] + PICTURES[:1]
+LOADED = LoadedModel(
+    Oracle(), PROCESSOR, {}, frozenset({"fill_mask", "image_text_matching", "reconstruct", "features"})
+)
+SHIFTED = IMAGES[1:] + IMAGES[:1]
 
 
-def test_a_word_that_the_picture_tells_is_found_by_the_picture() -> None:
+def test_fill_mask_finds_a_word_from_the_image() -> None:
     items = [(caption, 1) for caption in CAPTIONS]
-    assert masked.fill_mask(LOADED, PICTURES, items).score.tolist() == [1] * 12
-    assert masked.fill_mask(LOADED, SHIFTED, items).score.sum() == 0
-    assert fill_mask.fill(LOADED, PICTURES[:2], ["a <mask> square", "<mask>"]) == [["red"], ["green"]]
+    assert masked.fill_mask_accuracy(LOADED, IMAGES, items).score.tolist() == [1] * 12
+    assert masked.fill_mask_accuracy(LOADED, SHIFTED, items).score.sum() == 0
+    assert fill_mask.fill_mask(LOADED, IMAGES[:2], ["a <mask> square", "<mask>"]) == [["red"], ["green"]]
     with pytest.raises(ValueError, match="holds no <mask>"):
-        fill_mask.fill(LOADED, PICTURES[:1], ["a red square"])
+        fill_mask.fill_mask(LOADED, IMAGES[:1], ["a red square"])
     with pytest.raises(ValueError, match=r"has a <mask> beyond the \d+ tokens"):
-        fill_mask.fill(LOADED, PICTURES[:1], ["a red square " * 200 + "<mask>"])
+        fill_mask.fill_mask(LOADED, IMAGES[:1], ["a red square " * 200 + "<mask>"])
 
 
-def test_a_word_of_several_tokens_counts_only_whole() -> None:
-    """`reddish` is spelled: a model that puts one colour in every place does not find it."""
-    assert masked.fill_mask(LOADED, PICTURES[:1], [("a reddish square", 1)]).score.tolist() == [0]
+def test_fill_mask_counts_a_word_only_if_all_its_tokens_are_correct() -> None:
+    """`reddish` has several tokens: predicting the same colour for each of them is a miss."""
+    assert masked.fill_mask_accuracy(LOADED, IMAGES[:1], [("a reddish square", 1)]).score.tolist() == [0]
 
 
-def test_own_caption_must_win_strictly() -> None:
+def test_matching_requires_a_strictly_higher_score_of_the_own_caption() -> None:
     items = list(zip(CAPTIONS, _different_captions(CAPTIONS), strict=True))
-    assert masked.image_text_matching(LOADED, PICTURES, items).score.mean() == 1
-    assert masked.image_text_matching(LOADED, SHIFTED, items).score.mean() == 0
+    assert masked.matching_accuracy(LOADED, IMAGES, items).score.mean() == 1
+    assert masked.matching_accuracy(LOADED, SHIFTED, items).score.mean() == 0
     same = [("a square", "the square")] * 12
-    assert masked.image_text_matching(LOADED, PICTURES, same).score.sum() == 0, "a tie is a miss"
+    assert masked.matching_accuracy(LOADED, IMAGES, same).score.sum() == 0, "a tie is a miss"
 
 
-def test_reconstruction_is_measured_against_the_mean_of_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstruction_is_relative_to_the_mean_of_the_visible_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     noisy = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(8)]
-    items = [(picture, "") for picture in noisy]
+    items = [(image, "") for image in noisy]
 
-    def value(pictures: list[Image.Image]) -> float:
-        found = masked.reconstruction(LOADED, pictures, items, seed=0)
+    def value(images: list[Image.Image]) -> float:
+        found = masked.reconstruction(LOADED, images, items, seed=0)
         return found.score.sum() / found.weight.sum()
 
     assert value(noisy) == pytest.approx(1)
-    assert value(noisy[1:] + noisy[:1]) < -0.5, "another's noise is worse than grey"
+    assert value(noisy[1:] + noisy[:1]) < -0.5, "the noise of another image is worse than the mean"
 
     def grey(self: Any, pixel_values: torch.Tensor, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
         shown = (~hidden).view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -102,27 +106,27 @@ def test_reconstruction_is_measured_against_the_mean_of_what_is_seen(monkeypatch
     assert value(noisy) == pytest.approx(0, abs=1e-6)
 
 
-def test_what_is_hidden_is_the_models_own_share_and_comes_from_the_seed() -> None:
-    hidden = fill_mask.hide(LOADED, 5, seed=3)
+def test_the_patch_mask_has_the_models_mask_ratio_and_depends_on_the_seed() -> None:
+    hidden = fill_mask.random_patch_mask(LOADED, 5, seed=3)
     assert hidden.shape == (5, 16) and (hidden.sum(1) == 12).all()
-    assert torch.equal(hidden, fill_mask.hide(LOADED, 5, seed=3))
-    assert not torch.equal(hidden, fill_mask.hide(LOADED, 5, seed=4))
+    assert torch.equal(hidden, fill_mask.random_patch_mask(LOADED, 5, seed=3))
+    assert not torch.equal(hidden, fill_mask.random_patch_mask(LOADED, 5, seed=4))
 
 
-def test_a_probe_reads_what_the_vectors_hold() -> None:
-    probe = masked.Probe(LOADED, PICTURES, NAMES)
-    for found in (probe(LOADED, PICTURES, NAMES), probe(LOADED, SHIFTED, NAMES)):
+def test_probes_classify_by_the_image_features() -> None:
+    probe = masked.Probe(LOADED, IMAGES, NAMES)
+    for found in (probe(LOADED, IMAGES, NAMES), probe(LOADED, SHIFTED, NAMES)):
         assert set(found) == {"linear probe", "nearest neighbours"}
-    assert all(result.score.mean() == 1 for result in probe(LOADED, PICTURES, NAMES).values())
+    assert all(result.score.mean() == 1 for result in probe(LOADED, IMAGES, NAMES).values())
     assert all(result.score.mean() == 0 for result in probe(LOADED, SHIFTED, NAMES).values())
 
 
-def test_a_hidden_word_says_something() -> None:
+def test_the_hidden_word_is_a_content_word() -> None:
     words = {choose_hidden_word({"uid": str(i), "caption": "there is a red circle"}, 0) for i in range(20)}
     assert words == {3, 4}
     assert choose_hidden_word({"uid": "0", "caption": "there is a"}, 0) is None
 
 
-def test_a_mask_stands_for_a_word_and_its_space() -> None:
+def test_a_mask_token_replaces_a_word_and_its_space() -> None:
     whole, hidden = TOKENIZER("a red square")["input_ids"], TOKENIZER("a <mask> square")["input_ids"]
     assert len(whole) == len(hidden) and [a for a, b in zip(whole, hidden, strict=True) if a != b] == [whole[2]]

@@ -1,4 +1,4 @@
-"""The gate and the registry together, on a real SQLite store."""
+"""The gate and the registration together, on a real SQLite store."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.gate.promotion import Contender, gate
+from components.gate.promotion import Candidate, gate
 from components.register.registration import register
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.errors import GateError
@@ -27,42 +27,44 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def contender(folder: Path, words: str, data: str = "d", **capabilities: list[float]) -> Contender:
-    """A model folder that differs by `words`, and its scores on examples named after `data`."""
+def write_candidate(folder: Path, words: str, data: str = "d", **capabilities: list[float]) -> Candidate:
+    """A model folder whose hash depends on `words`, and its scores on examples named after `data`."""
     model, scores = folder / words / "model", folder / words / "scores"
     model.mkdir(parents=True)
     scores.mkdir()
     (model / "config.json").write_text(json.dumps({"words": words}))
-    (model / "card.json").write_text(json.dumps({"family": "sketch", "step": "align", "datasets": ["d1", "d2"]}))
+    (model / "card.json").write_text(json.dumps({"family": "tiny-vlm", "step": "align", "datasets": ["d1", "d2"]}))
     (scores / "scores.json").write_text(json.dumps({"model": Checkpoint(model).hash, "data": [data]}))
     rows = [(name, f"{data}{i}", score) for name, values in capabilities.items() for i, score in enumerate(values)]
     columns = dict(zip(("capability", "example", "score"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), scores / "examples.parquet")
-    return Contender(model, scores)
+    return Candidate(model, scores)
 
 
 def never(*, model: Path, out: Path) -> None:
-    raise AssertionError("the champion was scored on these examples already")
+    raise AssertionError("the champion already has scores on these examples")
 
 
-def decide(folder: Path, candidate: Contender, fallback: Contender, name: str, evaluate: Any = never) -> dict[str, Any]:
-    places = {place: folder / place for place in ("chosen", "scores", "verdict")}
-    return gate(candidate, fallback, registry=name, evaluate=evaluate, **places, section=GateConfig())
+def decide(folder: Path, candidate: Candidate, fallback: Candidate, name: str, evaluate: Any = never) -> dict[str, Any]:
+    outputs = {name: folder / name for name in ("chosen", "scores", "verdict")}
+    return gate(candidate, fallback, registry=name, evaluate=evaluate, **outputs, section=GateConfig())
 
 
-def enter(folder: Path, name: str) -> dict[str, Any]:
+def register_chosen(folder: Path, name: str) -> dict[str, Any]:
     return register(
         folder / "chosen", folder / "scores", folder / "verdict", folder / "version", RECIPE, RegistryConfig(name=name)
     )
 
 
-def once(folder: Path, candidate: Contender, name: str, evaluate: Any = never) -> tuple[dict[str, Any], dict[str, Any]]:
-    return decide(folder, candidate, candidate, name, evaluate), enter(folder, name)
+def gate_and_register(
+    folder: Path, candidate: Candidate, name: str, evaluate: Any = never
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    return decide(folder, candidate, candidate, name, evaluate), register_chosen(folder, name)
 
 
-def test_a_capability_lost_in_alignment_keeps_the_fallback(tmp_path: Path) -> None:
-    before = contender(tmp_path, "before", read=[1.0] * 30, prefer=[0.0] * 30)
-    after = contender(tmp_path, "after", read=[0.0] * 20 + [1.0] * 10, prefer=[1.0] * 30)
+def test_a_capability_that_got_worse_in_alignment_keeps_the_fallback(tmp_path: Path) -> None:
+    before = write_candidate(tmp_path, "before", read=[1.0] * 30, prefer=[0.0] * 30)
+    after = write_candidate(tmp_path, "after", read=[0.0] * 20 + [1.0] * 10, prefer=[1.0] * 30)
     verdict = decide(tmp_path / "out", after, before, "fallback")
     assert verdict["chosen"] == "fallback" and verdict["promoted"] and verdict["against"] is None
     assert "alignment refused: read: 0.333 against 1.000" in verdict["reasons"][0]
@@ -70,56 +72,56 @@ def test_a_capability_lost_in_alignment_keeps_the_fallback(tmp_path: Path) -> No
     assert json.loads((tmp_path / "out/verdict/verdict.json").read_text()) == verdict
 
 
-def test_the_life_of_a_registry(tmp_path: Path) -> None:
-    first = contender(tmp_path, "first", read=[0.5] * 30, ground=[0.5] * 30)
-    verdict, version = once(tmp_path / "1", first, "life")
+def test_versions_are_promoted_or_kept_as_challengers(tmp_path: Path) -> None:
+    first = write_candidate(tmp_path, "first", read=[0.5] * 30, ground=[0.5] * 30)
+    verdict, version = gate_and_register(tmp_path / "1", first, "life")
     assert verdict["promoted"] and (version["version"], version["alias"]) == ("1", "champion")
 
-    again = enter(tmp_path / "1", "life")
+    again = register_chosen(tmp_path / "1", "life")
     assert again == version and len(versions("life")) == 1
 
-    worse = contender(tmp_path, "worse", read=[0.9] * 30, ground=[0.1] * 30)
-    verdict, version = once(tmp_path / "2", worse, "life")
+    worse = write_candidate(tmp_path, "worse", read=[0.9] * 30, ground=[0.1] * 30)
+    verdict, version = gate_and_register(tmp_path / "2", worse, "life")
     assert not verdict["promoted"] and verdict["against"] == "1"
     assert (version["version"], version["alias"]) == ("2", "challenger")
     challenger = versions("life")[0]
     assert "promotion refused by models:/life/1: ground: 0.100 against 0.500" in challenger.tags["gate"]
     assert challenger.tags["datasets"] == "d1,d2" and challenger.model_hash == Checkpoint(worse.model).hash
 
-    better = contender(tmp_path, "better", read=[0.6] * 30, ground=[0.6] * 30)
-    verdict, version = once(tmp_path / "3", better, "life")
+    better = write_candidate(tmp_path, "better", read=[0.6] * 30, ground=[0.6] * 30)
+    verdict, version = gate_and_register(tmp_path / "3", better, "life")
     assert verdict["promoted"] and (version["version"], version["alias"]) == ("3", "champion")
     assert [v.aliases for v in versions("life")] == [("champion",), ("challenger",), ()]
 
-    verdict, version = once(tmp_path / "4", better, "life")
-    assert "the champion already" in verdict["reasons"][0]
+    verdict, version = gate_and_register(tmp_path / "4", better, "life")
+    assert "the champion, is this model" in verdict["reasons"][0]
     assert (version["version"], version["alias"]) == ("3", "champion") and len(versions("life")) == 3
 
 
-def test_a_champion_scored_on_other_examples_is_evaluated_on_these(tmp_path: Path) -> None:
-    old = contender(tmp_path, "old", data="january", read=[1.0] * 30)
-    once(tmp_path / "1", old, "moved")
-    new = contender(tmp_path, "new", data="june", read=[0.5] * 30)
-    asked: list[str] = []
+def test_a_champion_scored_on_other_examples_is_evaluated_again(tmp_path: Path) -> None:
+    old = write_candidate(tmp_path, "old", data="january", read=[1.0] * 30)
+    gate_and_register(tmp_path / "1", old, "moved")
+    new = write_candidate(tmp_path, "new", data="june", read=[0.5] * 30)
+    evaluated: list[str] = []
 
     def evaluate(*, model: Path, out: Path) -> None:
-        asked.append(Checkpoint(model).hash)
+        evaluated.append(Checkpoint(model).hash)
         out.mkdir()
         columns = {"capability": ["ocr"] * 30, "example": [f"june{i}" for i in range(30)], "score": [0.9] * 30}
         pq.write_table(pa.table(columns), out / "examples.parquet")
 
     verdict = decide(tmp_path / "2", new, new, "moved", evaluate)
-    assert asked == [Checkpoint(old.model).hash]
+    assert evaluated == [Checkpoint(old.model).hash]
     assert not verdict["promoted"] and verdict["capabilities"][0]["difference"] == pytest.approx(-0.4)
 
 
-def test_a_verdict_against_a_champion_that_has_gone_is_refused(tmp_path: Path) -> None:
-    one = contender(tmp_path, "one", read=[0.5] * 30)
-    two = contender(tmp_path, "two", read=[0.6] * 30)
+def test_a_decision_against_an_outdated_champion_is_refused(tmp_path: Path) -> None:
+    one = write_candidate(tmp_path, "one", read=[0.5] * 30)
+    two = write_candidate(tmp_path, "two", read=[0.6] * 30)
     decide(tmp_path / "late", two, two, "race")
-    once(tmp_path / "1", one, "race")
+    gate_and_register(tmp_path / "1", one, "race")
     with pytest.raises(GateError, match="compared with no champion, the champion is now models:/race/1; run the gate"):
-        enter(tmp_path / "late", "race")
+        register_chosen(tmp_path / "late", "race")
     assert len(versions("race")) == 1
 
 

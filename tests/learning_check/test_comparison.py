@@ -1,4 +1,4 @@
-"""A family learned if it is better than its untrained self and than the control, beyond the interval."""
+"""A family has learned if it is better than its untrained self and than the control by more than the interval."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,17 @@ RNG = np.random.default_rng(0)
 
 
 def scores(folder: Path, rate: float, loss: float) -> Path:
-    """A scores artifact: `rate` of 200 examples right, and a loss in 10 batches."""
+    """A scores artifact: a share `rate` of 200 examples is correct; 10 batches have the loss `loss`."""
     folder.mkdir()
     right = (RNG.random(200) < rate).astype(float)
-    examples = [{"capability": "matching", "example": str(i), "score": s} for i, s in enumerate(right)]
+    examples = [{"capability": "image-text matching", "example": str(i), "score": s} for i, s in enumerate(right)]
     examples += [{"capability": "held-out loss", "example": f"batch {i}", "score": -loss} for i in range(10)]
     pq.write_table(pa.Table.from_pylist(examples), folder / "examples.parquet")
     one = {"metric": "m", "higher_is_better": True, "n": 200, "value": rate, "low": 0, "high": 1,
            "controls": {kind: {"value": 0.5} for kind in ("blank", "shuffled")}}  # fmt: skip
-    content = {"capabilities": {"matching": one, "held-out loss": {**one, "higher_is_better": False, "value": loss}}}
+    content = {
+        "capabilities": {"image-text matching": one, "held-out loss": {**one, "higher_is_better": False, "value": loss}}
+    }
     (folder / "scores.json").write_text(json.dumps(content))
     return folder
 
@@ -34,7 +36,7 @@ def scores(folder: Path, rate: float, loss: float) -> Path:
     ("trained", "untrained", "shuffled", "learned"),
     [(0.8, 0.5, 0.5, True), (0.8, 0.5, 0.8, False), (0.5, 0.5, 0.4, False), (0.5, 0.8, 0.5, False)],
 )
-def test_it_takes_both_comparisons(
+def test_learned_requires_both_comparisons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: float, untrained: float, shuffled: float, learned: bool
 ) -> None:
     monkeypatch.setattr(figure, "draw", lambda *_: None)
@@ -44,20 +46,20 @@ def test_it_takes_both_comparisons(
     card = {"family": "bert", "notes": {"parameters": 7}, "curve": [{"step": 5, "loss": 1.0}]}
     (model / CARD).write_text(json.dumps(card))
     rates = {"trained": trained, "untrained": untrained, "shuffled": shuffled}
-    # A loss that fell for the control too must not count.
-    places = {name: scores(tmp_path / name, rate, loss=1.0) for name, rate in rates.items()}
+    # An equal loss must not affect the result.
+    folders = {name: scores(tmp_path / name, rate, loss=1.0) for name, rate in rates.items()}
     found = check_learning(
-        model=model, pairs=tmp_path, scores=places, finding=tmp_path / "found", picture=tmp_path / "p",
+        model=model, pairs=tmp_path, scores=folders, finding=tmp_path / "found", figure=tmp_path / "p",
         section=LearningCheckConfig(resamples=400),
     )  # fmt: skip
     assert found["learned"] is learned
     assert json.loads((tmp_path / "found").read_text()) == found
     assert found["steps"] == 5 and found["parameters"] == 7
-    gain = found["capabilities"]["matching"]["over_untrained"]
+    gain = found["capabilities"]["image-text matching"]["over_untrained"]
     assert gain["low"] <= gain["difference"] <= gain["high"]
 
 
-def test_a_section_that_cannot_be() -> None:
+def test_invalid_values_of_the_section_are_errors() -> None:
     with pytest.raises(ValueError, match="confidence"):
         LearningCheckConfig(confidence=1)
     with pytest.raises(ValueError, match="resamples"):

@@ -1,4 +1,4 @@
-"""The picture of a family: below what it does stands what its texts look at, where its model can tell."""
+"""The figure of a family: its outputs, and below them attention maps if its model has them."""
 
 import io
 from pathlib import Path
@@ -20,24 +20,26 @@ from vlmflow.inference.masked import attention_maps
 CAPTION = "we see a red square left of a blue star"
 SIZES: dict[str, dict[str, Any]] = {
     "vilbert": {
-        "image_size": 16, "patch_size": 4, "region_width": 8, "vision_width": 8, "vision_layers": 1, "vision_heads": 2,
-        "vision_intermediate_size": 8, "text_width": 16, "text_layers": 1, "head_width": 8, "links": 1,
-        "link_width": 8, "link_heads": 2, "classes": 4, "text_length": 32,
+        "image_size": 16, "patch_size": 4, "region_dim": 8, "vision_hidden_size": 8, "vision_layers": 1,
+        "vision_heads": 2, "vision_intermediate_size": 8, "text_hidden_size": 16, "text_layers": 1, "head_dim": 8,
+        "co_attention_layers": 1, "co_attention_hidden_size": 8, "co_attention_heads": 2, "codebook_size": 4,
+        "text_length": 32,
     },
     "llip": {
-        "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16, "text_layers": 1,
-        "projection": 8, "head_width": 8, "text_length": 32, "mixture_tokens": 3, "mixture_heads": 2,
+        "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16,
+        "text_layers": 1, "projection_dim": 8, "head_dim": 8, "text_length": 32, "mixture_tokens": 3,
+        "mixture_heads": 2,
     },
 }  # fmt: skip
 BUILD: dict[str, Any] = {"vilbert": vilbert.build, "llip": llip.build}
 
 
 def row(number: int) -> dict[str, Any]:
-    """A red square in the upper left quarter, and a star that is called blue in the lower right one."""
-    picture, buffer = Image.new("RGB", (16, 16), (90, 90, 90)), io.BytesIO()
-    picture.paste((200, 30, 30), (0, 0, 8, 8))
-    picture.paste((30, 30, 200), (8, 8, 16, 16))
-    picture.save(buffer, "PNG")
+    """A red square in the upper left quarter, and a blue one labelled as a star in the lower right quarter."""
+    image, buffer = Image.new("RGB", (16, 16), (90, 90, 90)), io.BytesIO()
+    image.paste((200, 30, 30), (0, 0, 8, 8))
+    image.paste((30, 30, 200), (8, 8, 16, 16))
+    image.save(buffer, "PNG")
     regions = [
         {"phrase": phrase, "category": "", "x0": start, "y0": start, "x1": start + 8, "y1": start + 8}
         for phrase, start in (("red square", 0), ("blue star", 8))
@@ -55,7 +57,9 @@ def loaded(family: str, abilities: set[str]) -> LoadedModel:
 
 
 @pytest.mark.parametrize("family", ["vilbert", "llip"])
-def test_both_are_drawn_below_each_other(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attention_panel_is_below_the_output_panel(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset.write(tmp_path / "pairs", "pairs", [row(i) for i in range(4)])
     model, processor = BUILD[family]([CAPTION] * 9, **SIZES[family])
     checkpoint.save(tmp_path / "model", model, processor, family=family, step="pretrain")
@@ -68,15 +72,15 @@ def test_both_are_drawn_below_each_other(family: str, tmp_path: Path, monkeypatc
     assert np.asarray(both)[one.height :].std() > 20
 
 
-def test_it_is_the_gap_that_looks() -> None:
-    model = loaded("vilbert", {"fill"})
-    picture = Image.open(io.BytesIO(row(0)["image"]))
-    found = attention_maps(model, [picture] * 2, [CAPTION] * 2, [3, 8])
+def test_attention_maps_are_those_of_the_masked_word() -> None:
+    model = loaded("vilbert", {"fill_mask"})
+    image = Image.open(io.BytesIO(row(0)["image"]))
+    found = attention_maps(model, [image] * 2, [CAPTION] * 2, [3, 8])
     assert found.shape == (2, 4, 4)
     for place, map in zip((3, 8), found, strict=True):
         words = CAPTION.split()
         words[place] = model.tokenizer.mask_token
-        given = model.processor(text=[" ".join(words)], images=[picture], return_tensors="pt")
+        given = model.processor(text=[" ".join(words)], images=[image], return_tensors="pt")
         gap = (given["input_ids"][0] == model.tokenizer.mask_token_id).nonzero().item()
         given.pop("token_type_ids", None)
         expected = model.model.attention_maps(**given)[0, gap].detach()
@@ -84,8 +88,8 @@ def test_it_is_the_gap_that_looks() -> None:
     assert not np.allclose(found[0], found[1])
 
 
-class Pointing:
-    """Looks at the upper left patch of four alone."""
+class UpperLeftAttention:
+    """A model that attends only to the upper left of four patches."""
 
     device = torch.device("cpu")
     config: Any = SimpleNamespace(
@@ -100,14 +104,14 @@ class Pointing:
 
 @pytest.mark.parametrize(
     ("abilities", "texts"),
-    [({"fill"}, ["red", "square", "left", "blue", "star"]), ({"rank"}, ["red square", "blue star"])],
+    [({"fill_mask"}, ["red", "square", "left", "blue", "star"]), ({"retrieval"}, ["red square", "blue star"])],
 )
-def test_words_or_phrases_are_shown_with_what_they_name(abilities: set[str], texts: list[str]) -> None:
+def test_words_or_phrases_are_shown_with_the_regions_they_name(abilities: set[str], texts: list[str]) -> None:
     processor = loaded("vilbert", set()).processor
-    pointing = LoadedModel(Pointing(), processor, {}, frozenset(abilities))
+    pointing = LoadedModel(UpperLeftAttention(), processor, {}, frozenset(abilities))
     given = {**row(0), "image": {"bytes": row(0)["image"]}}
     figure = attention_rows(pointing, [given, {**given, "caption": "there is a"}], 2)
-    assert len(figure.axes) == 1 + ATTENTION_MAPS, "a caption that says nothing has no row"
+    assert len(figure.axes) == 1 + ATTENTION_MAPS, "a caption without content words has no row"
     shown = [axis for axis in figure.axes if axis.get_title()]
     assert [axis.get_title() for axis in shown] == texts
     for axis, text in zip(shown, texts, strict=True):

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from components.ingest.ingestion import IngestConfig, ingest
-from components.ingest.synthetic_scenes import ScenesConfig
-from components.instructions.conversations import InstructionConfig, make
+from components.ingest.config import IngestConfig, ScenesConfig
+from components.ingest.ingestion import ingest
+from components.instructions.config import InstructionConfig
+from components.instructions.conversations import build_conversations
 from components.plan.sections import check
 from models.zoo import ABILITIES, ZOO
 from pipelines.zoo import control_variants, measure
@@ -30,11 +31,11 @@ from vlmflow.training.pretraining.training import pretrain
 
 RECIPES = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))}
 LARGE = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo" / "large").glob("*.yaml"))}
-SPEAKERS = {"sketch", "idefics3"}  # trained by the steps after pretraining
+SPEAKERS = {"tiny-vlm", "idefics3"}  # trained by the steps after pretraining
 
 
 def test_every_family_that_trains_by_itself_has_two_recipes() -> None:
-    alone = set(ZOO) - SPEAKERS - {"sketch-dual"}
+    alone = set(ZOO) - SPEAKERS - {"tiny-dual-encoder"}
     assert set(RECIPES) == alone and set(LARGE) == alone
     assert all(family.abilities <= set(ABILITIES) for family in ZOO.values())
 
@@ -71,17 +72,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(pairs: Path) -> Path:
-    make(pairs, pairs.parent / "questions", InstructionConfig())
+    build_conversations(pairs, pairs.parent / "questions", InstructionConfig())
     return pairs.parent / "questions"
 
 
 EXPECTED = {
-    "rank": {"retrieval"},
+    "retrieval": {"retrieval"},
     "classify": {"zero-shot"},
-    "match": {"matching"},
-    "fill": {"filling"},
+    "image_text_matching": {"image-text matching"},
+    "fill_mask": {"fill-mask"},
     "reconstruct": {"reconstruction"},
-    "represent": {"linear probe", "nearest neighbours"},
+    "features": {"linear probe", "nearest neighbours"},
 }
 
 
@@ -122,11 +123,11 @@ def _ask_everything(predictor: Predictor, abilities: frozenset[str]) -> None:
     mask = getattr(predictor.loaded.tokenizer, "mask_token", None)
     sees = {"image": image} if predictor.loaded.image_processor is not None else {}
     asked: list[tuple[set[str], dict[str, Any], str]] = [
-        ({"embed", "represent"}, {"image": image}, "embedding"),
+        ({"embed", "features"}, {"image": image}, "embedding"),
         ({"embed"}, {"text": "a red circle"}, "embedding"),
         ({"classify"}, {"image": image, "labels": ["red circle", "blue star"]}, "probabilities"),
-        ({"match", "rank"}, {"image": image, "text": "a red circle"}, "score"),
-        ({"fill"}, {**sees, "text": f"a {mask} circle"}, "words"),
+        ({"image_text_matching", "retrieval"}, {"image": image, "text": "a red circle"}, "score"),
+        ({"fill_mask"}, {**sees, "text": f"a {mask} circle"}, "words"),
         ({"reconstruct"}, {"image": image, "reconstruct": 0}, "image"),
     ]
     done = [(instance, key) for needed, instance, key in asked if abilities & needed]
@@ -147,7 +148,7 @@ def test_a_check_prints_what_was_learned(tmp_path: Path) -> None:
     assert found["family"] == "mask-vlm" and found["steps"] == 3 and set(found["core_seconds"]) == {
         "untrained", "trained", "shuffled"
     }  # fmt: skip
-    assert {"retrieval", "matching", "filling", "reconstruction"} <= set(found["capabilities"])
+    assert {"retrieval", "image-text matching", "fill-mask", "reconstruction"} <= set(found["capabilities"])
     with Image.open(tmp_path / "out" / "mask-vlm.png") as picture:
         assert picture.width > 300
     wrong = vlmflow(tmp_path, "zoo", "check", "clop")

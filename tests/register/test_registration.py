@@ -1,4 +1,4 @@
-"""A real checkpoint in a real registry: found again, loaded without a pickle, whole or not at all."""
+"""A real checkpoint in a real registry: resolved, loaded without pickle, registered completely or not at all."""
 
 import io
 import json
@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from components.register.registration import register
-from models.tiny import build_language_model
+from models.tiny.build import build_language_model
 from vlmflow.artifacts.checkpoint import Checkpoint, save
 from vlmflow.errors import ModelError, ServiceError
-from vlmflow.inference import loading
+from vlmflow.inference import generation, loading
 from vlmflow.serving.resolve import resolve
 from vlmflow.tracking import mlflow_run
 from vlmflow.tracking.registry import RegistryConfig, listing, versions
@@ -30,12 +30,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/, scores/ and verdict/ as the gate leaves them."""
+    """model/, scores/ and verdict/ as the gate writes them."""
     folder = tmp_path_factory.mktemp("gate")
     model, processor = build_language_model(
         ["a red circle", "what is it"] * 20, vision_layers=1, text_layers=1, num_hidden_layers=1
     )
-    checkpoint = save(folder / "model", model, processor, family="sketch", step="align", parent="p", datasets=["d"])
+    checkpoint = save(folder / "model", model, processor, family="tiny-vlm", step="align", parent="p", datasets=["d"])
     contents: dict[str, Any] = {
         "scores/scores.json": {"model": checkpoint.hash, "data": ["d"], "capabilities": {}},
         "verdict/verdict.json": {"promoted": True, "against": None, "reasons": ["the first"]},
@@ -46,13 +46,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def enter(artifacts: Path, out: Path, name: str) -> dict[str, Any]:
+def register_artifacts(artifacts: Path, out: Path, name: str) -> dict[str, Any]:
     model, scores, verdict = (artifacts / part for part in ("model", "scores", "verdict"))
     return register(model, scores, verdict, out, "seed: 0\n", RegistryConfig(name=name), revision="abc")
 
 
-def test_a_version_is_found_by_alias_and_answers_as_its_checkpoint(artifacts: Path, tmp_path: Path) -> None:
-    written = enter(artifacts, tmp_path, "vlm")
+def test_a_version_resolves_by_alias_and_answers_like_its_checkpoint(artifacts: Path, tmp_path: Path) -> None:
+    written = register_artifacts(artifacts, tmp_path, "vlm")
     assert json.loads((tmp_path / "version.json").read_text()) == written
     folder = resolve("models:/vlm@champion")
     assert Checkpoint(folder).hash == Checkpoint(artifacts / "model").hash == written["model_hash"]
@@ -69,12 +69,12 @@ def test_a_version_is_found_by_alias_and_answers_as_its_checkpoint(artifacts: Pa
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "blue").save(buffer, "PNG")
     frame = pd.DataFrame({"image": [buffer.getvalue()], "prompt": ["what is it"]})
-    direct = loading.chat(loading.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
+    direct = generation.chat(loading.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
     assert mlflow.pyfunc.load_model("models:/vlm@champion").predict(frame) == direct
 
 
 @pytest.mark.parametrize("method", ["create_model_version", "set_registered_model_alias"])
-def test_a_failure_leaves_no_half_version(
+def test_a_failure_leaves_no_incomplete_version(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     from mlflow import MlflowClient
@@ -86,41 +86,41 @@ def test_a_failure_leaves_no_half_version(
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, method, fail)
         with pytest.raises(ServiceError, match="disk is full"):
-            enter(artifacts, tmp_path, method)
+            register_artifacts(artifacts, tmp_path, method)
     assert versions(method) == [] and not (tmp_path / "version.json").exists()
-    assert enter(artifacts, tmp_path, method)["alias"] == "champion"
+    assert register_artifacts(artifacts, tmp_path, method)["alias"] == "champion"
 
 
-def test_an_alias_that_moved_though_its_answer_was_lost_goes_back(
+def test_an_alias_set_without_a_response_is_restored(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    held = enter(artifacts, tmp_path / "first", "kept")
+    first = register_artifacts(artifacts, tmp_path / "first", "kept")
     other = shutil.copytree(artifacts, tmp_path / "other")
     (other / "model" / "chat_template.jinja").write_text("{{ messages }}")
     content = {"model": Checkpoint(other / "model").hash, "data": ["d"], "capabilities": {}}
     (other / "scores/scores.json").write_text(json.dumps(content))
-    decision = {"promoted": True, "against": held["version"], "reasons": ["better"]}
+    decision = {"promoted": True, "against": first["version"], "reasons": ["better"]}
     (other / "verdict/verdict.json").write_text(json.dumps(decision))
-    set_alias, answers = MlflowClient.set_registered_model_alias, iter([False])
+    set_alias, responses = MlflowClient.set_registered_model_alias, iter([False])
 
     def lost(*arguments: Any) -> None:
         set_alias(*arguments)
-        if not next(answers, True):
+        if not next(responses, True):
             raise MlflowException("the connection was reset")
 
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "set_registered_model_alias", lost)
         with pytest.raises(ServiceError, match="connection was reset"):
-            enter(other, tmp_path / "second", "kept")
+            register_artifacts(other, tmp_path / "second", "kept")
     assert [(version.version, version.aliases) for version in versions("kept")] == [("1", ("champion",))]
-    assert enter(other, tmp_path / "second", "kept")["alias"] == "champion"
+    assert register_artifacts(other, tmp_path / "second", "kept")["alias"] == "champion"
 
 
-def test_a_wrong_reference_lists_what_is_registered(artifacts: Path, tmp_path: Path) -> None:
-    enter(artifacts, tmp_path, "listed")
+def test_a_wrong_reference_lists_the_registered_versions(artifacts: Path, tmp_path: Path) -> None:
+    register_artifacts(artifacts, tmp_path, "listed")
     for reference in ("models:/listed@champoin", "models:/listed/99", "models:/unlisted/1", "models:/listed"):
         with pytest.raises(ModelError) as caught:
             resolve(reference)
@@ -128,7 +128,7 @@ def test_a_wrong_reference_lists_what_is_registered(artifacts: Path, tmp_path: P
     assert "models:/listed/1 (champion)" in listing()
 
 
-def test_scores_of_another_model_are_refused(artifacts: Path, tmp_path: Path) -> None:
+def test_scores_of_another_model_are_an_error(artifacts: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores"
     scores.mkdir()
     (scores / "scores.json").write_text(json.dumps({"model": "f" * 64, "data": []}))
@@ -139,9 +139,9 @@ def test_scores_of_another_model_are_refused(artifacts: Path, tmp_path: Path) ->
     assert versions("other") == []
 
 
-def test_registration_leaves_the_steps_own_run_alone(artifacts: Path, tmp_path: Path) -> None:
+def test_registration_does_not_change_the_steps_own_run(artifacts: Path, tmp_path: Path) -> None:
     with mlflow_run.run("register") as step:
-        enter(artifacts, tmp_path, "nested")
+        register_artifacts(artifacts, tmp_path, "nested")
         step.log_metrics({"after": 1.0})
     assert versions("nested")[0].tags["step_run"] == step.id
     run = mlflow_run.client().get_run(str(step.id))
@@ -149,6 +149,6 @@ def test_registration_leaves_the_steps_own_run_alone(artifacts: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "models:x", "a@b"])
-def test_impossible_names(name: str) -> None:
+def test_invalid_names_are_errors(name: str) -> None:
     with pytest.raises(ValueError, match="name must be a word"):
         RegistryConfig(name=name)

@@ -1,4 +1,4 @@
-"""The report: what it shows, what it admits, and that it asks nothing of any network."""
+"""The report: its content, its list of shortcomings, and that it does not access the network."""
 
 import json
 import re
@@ -27,7 +27,7 @@ VOID = {"meta", "link", "img", "br", "image", "rect", "path", "use"}
 
 
 class Page(HTMLParser):
-    """Tags that are open, addresses that a browser would fetch, and the text that a person reads."""
+    """Open tags, addresses that a browser would fetch, and the visible text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -60,8 +60,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def html(life: ArtifactPaths, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return draw(life, tmp_path_factory.mktemp("page"))
+def html(run: ArtifactPaths, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return draw(run, tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,13 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def draw(places: ArtifactPaths, folder: Path) -> str:
-    render(places, folder / "report.html", RECIPE, ReportConfig(pairs=6, preferences=2))
+def draw(paths: ArtifactPaths, folder: Path) -> str:
+    render(paths, folder / "report.html", RECIPE, ReportConfig(pairs=6, preferences=2))
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def write_examples(scores: Path, capability: str, values: list[float]) -> None:
-    """Put other per-example scores in the place of those that are there."""
+    """Replace the per-example scores."""
     file = scores / "examples.parquet"
     file.unlink()
     rows = [{"capability": capability, "example": str(i), "score": value} for i, value in enumerate(values)]
@@ -92,13 +92,13 @@ def test_every_tag_is_closed_and_nothing_is_fetched(page: Page, html: str):
 
 def test_text_from_the_data_is_escaped_everywhere(html: str, page: Page, hostile: str):
     assert hostile not in html
-    assert hostile in page.text  # it is shown, as text
+    assert hostile in page.text  # it is shown as text
     frame = next(attrs for tag, attrs in page.tags if tag == "iframe")
     assert hostile not in (frame["srcdoc"] or "") and frame["sandbox"] in ("", None)
 
 
-def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page: Page, life: ArtifactPaths):
-    scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
+def test_the_header_shows_each_capability_of_the_chosen_model_with_its_interval(page: Page, run: ArtifactPaths):
+    scores = json.loads((run.aligned_scores / "scores.json").read_text())["capabilities"]
     assert len(scores) > 8
     for capability in scores.values():
         value, low, high = (f"{100 * capability[key]:.1f}" for key in ("value", "low", "high"))
@@ -106,78 +106,78 @@ def test_headline_has_each_capability_of_the_chosen_model_with_its_interval(page
     assert "vlm version 1" in page.text and "champion" in page.text and "31 ms" in page.text
 
 
-def test_a_skipped_stage_says_why_and_has_no_curve(page: Page, life: ArtifactPaths):
-    assert "did not run: the recipe has no section 'ocr'" in page.text
-    read = RunArtifacts(life, GATE).stages["ocr"]
+def test_a_skipped_stage_shows_the_reason_and_no_curve(page: Page, run: ArtifactPaths):
+    assert "skipped: the recipe has no section 'ocr'" in page.text
+    read = RunArtifacts(run, GATE).stages["ocr"]
     assert read.card["curve"] and read.curve == []
 
 
-def test_dropped_pairs_stand_under_their_rule(life: ArtifactPaths):
-    kept, dropped = samples.pairs(RunArtifacts(life, GATE), 8, seed=0)
+def test_dropped_pairs_show_their_rule(run: ArtifactPaths):
+    kept, dropped = samples.pairs(RunArtifacts(run, GATE), 8, seed=0)
     assert len(kept) == len(dropped) == 8
     assert {pair.rule for pair in kept} == {""} and len({pair.rule for pair in dropped}) > 2
     assert "junk_text" in {pair.rule for pair in dropped}
 
 
-def test_same_artifacts_give_the_same_page(life: ArtifactPaths, html: str, tmp_path: Path):
-    assert draw(life, tmp_path) == html
+def test_the_same_artifacts_give_the_same_page(run: ArtifactPaths, html: str, tmp_path: Path):
+    assert draw(run, tmp_path) == html
 
 
-def test_lineage_leads_from_raw_pairs_to_the_version(life: ArtifactPaths):
-    drawn = graph(RunArtifacts(life, GATE))
+def test_lineage_leads_from_raw_pairs_to_the_version(run: ArtifactPaths):
+    drawn = graph(RunArtifacts(run, GATE))
     nodes = {node.title: node for node in drawn.nodes}
-    assert "Read" not in nodes  # handed on unchanged: the same artifact as Ground
+    assert "Read" not in nodes  # copied unchanged: the same artifact as Ground
     way = ["Raw", "Curated", "Contrastive", "Caption", "Ground", "Preferences", "DPO", "vlm version 1"]
     rows = [nodes[title].row for title in way]
     assert rows == sorted(set(rows))
     assert nodes["Ground"].hash in nodes["DPO"].parents and nodes["DPO"].hash in nodes["vlm version 1"].parents
-    assert len({(node.row, node.column) for node in drawn.nodes}) == len(drawn.nodes), "two nodes in one place"
+    assert len({(node.row, node.column) for node in drawn.nodes}) == len(drawn.nodes), "two nodes overlap"
 
 
-def test_boxes_are_read_by_the_model_s_own_convention():
+def test_boxes_are_parsed_by_the_models_box_convention():
     truth, size = Box(8, 16, 24, 48, 64, 64), [64, 64]
     sample = {"capability": "grounding", "image": "", "size": size, "prompt": "Where?", "score": 1.0}
-    sample |= {"truth": CODECS["pixels"].write(truth), "answer": CODECS["paligemma"].write(truth)}
+    sample |= {"truth": CODECS["pixels"].encode(truth), "answer": CODECS["paligemma"].encode(truth)}
     right = samples._answer(sample, "paligemma")
     assert right.true_box == truth and right.answered_box and right.answered_box.iou(truth) > 0.98
     wrong = samples._answer(sample, "qwen-vl")
     assert wrong.true_box == truth and wrong.answered_box is None
 
 
-def test_no_preferences_and_no_alignment(life: ArtifactPaths, tmp_path: Path, changed):
-    parents = Dataset(life.preferences).card.parents
+def test_no_preferences_and_no_alignment(run: ArtifactPaths, tmp_path: Path, changed):
+    parents = Dataset(run.preferences).card.parents
     notes = {"skipped": "nothing to prefer"}
     dataset.write(tmp_path / "none", "preferences", [], step="preferences", parents=parents, notes=notes)
-    places = changed(aligned={"skipped": "0 pairs"}, control={"skipped": "0 pairs"})
-    places = replace(places, preferences=tmp_path / "none")
-    page = Page(draw(places, tmp_path))
-    assert "Alignment did not run: 0 pairs." in page.text and "It was not aligned." in page.text
+    paths = changed(aligned={"skipped": "0 pairs"}, control={"skipped": "0 pairs"})
+    paths = replace(paths, preferences=tmp_path / "none")
+    page = Page(draw(paths, tmp_path))
+    assert "Alignment was skipped: 0 pairs." in page.text and "Alignment was skipped." in page.text
     assert "DPO − control" not in page.text
 
 
-def test_few_capabilities_and_no_endpoint(life: ArtifactPaths, tmp_path: Path, changed):
+def test_few_capabilities_and_no_endpoint(run: ArtifactPaths, tmp_path: Path, changed):
     kept = {}
     for name in ("contrastive", "caption", "ground", "ocr", "aligned", "control"):
-        scores = json.loads((getattr(life, f"{name}_scores") / "scores.json").read_text())["capabilities"]
-        kept[f"{name}_scores"] = {"capabilities": {k: v for k, v in scores.items() if k in ("retrieval", "describe")}}
-    places = changed(**kept, transcript={"exchanges": []}, version={"alias": "challenger"}, verdict={"promoted": False})
-    page = Page(draw(places, tmp_path))
-    assert "The endpoint was not tried." in page.text and "not promoted" in page.text
-    assert RunArtifacts(places, GATE).capabilities == ["retrieval", "describe"]
+        scores = json.loads((getattr(run, f"{name}_scores") / "scores.json").read_text())["capabilities"]
+        kept[f"{name}_scores"] = {"capabilities": {k: v for k, v in scores.items() if k in ("retrieval", "captioning")}}
+    paths = changed(**kept, transcript={"exchanges": []}, version={"alias": "challenger"}, verdict={"promoted": False})
+    page = Page(draw(paths, tmp_path))
+    assert "The endpoint was not tested" in page.text and "not promoted" in page.text
+    assert RunArtifacts(paths, GATE).capabilities == ["retrieval", "captioning"]
     assert "Acc@0.5" not in page.text
 
 
-def test_files_with_nothing_in_them_are_shown_as_far_as_they_go(life: ArtifactPaths, tmp_path: Path):
+def test_empty_json_files_still_give_a_page(run: ArtifactPaths, tmp_path: Path):
     for name in ("verdict", "version", "transcript"):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.json").write_text("{}")
     empty = {name: tmp_path / name for name in ("verdict", "version", "transcript")}
-    assert "The endpoint was not tried." in Page(draw(replace(life, **empty), tmp_path)).text
+    assert "The endpoint was not tested" in Page(draw(replace(run, **empty), tmp_path)).text
 
 
-def test_a_missing_artifact_is_one_clear_error(life: ArtifactPaths, tmp_path: Path):
+def test_a_missing_artifact_is_an_error(run: ArtifactPaths, tmp_path: Path):
     with pytest.raises(ModelError, match=r"scores\.json: missing"):
-        draw(replace(life, ground_scores=tmp_path), tmp_path)
+        draw(replace(run, ground_scores=tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_missing_artifact_is_one_clear_error(life: ArtifactPaths, tmp_path: Pa
         (True, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), False),
     ],
 )
-def test_a_control_is_beaten_only_where_the_intervals_are_apart(higher, value, control, beaten):
+def test_a_control_is_beaten_only_if_the_intervals_do_not_overlap(higher, value, control, beaten):
     blank: dict[str, float] = dict(zip(("value", "low", "high"), control, strict=True))
     value, low, high = value
     capability = Capability(
@@ -201,53 +201,53 @@ def test_a_control_is_beaten_only_where_the_intervals_are_apart(higher, value, c
 
 
 class TestFindings:
-    def kinds(self, places: ArtifactPaths) -> dict[str, list[str]]:
+    def kinds(self, paths: ArtifactPaths) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for finding in findings.shortcomings(RunArtifacts(places, GATE)):
+        for finding in findings.shortcomings(RunArtifacts(paths, GATE)):
             found.setdefault(finding.kind, []).append(finding.text)
         return found
 
-    def test_facts_of_this_life(self, life: ArtifactPaths):
-        found = self.kinds(life)
-        assert found["Did not run"] == ["Read did not run: the recipe has no section 'ocr'."]
-        assert found["Data"] == ["Left out at ingest, rows: 3 no such picture."]
-        assert "Measured on 4 examples only" in found["Too few examples"][0]
-        assert "Training" not in found  # the losses of this life fell
+    def test_findings_of_the_run(self, run: ArtifactPaths):
+        found = self.kinds(run)
+        assert found["Skipped"] == ["Read was skipped: the recipe has no section 'ocr'."]
+        assert found["Data"] == ["Rejected by ingest, rows: 3 no such picture."]
+        assert "Measured on only 4 examples" in found["Too few examples"][0]
+        assert "Training" not in found  # the losses of this run fell
         assert "Refused by the gate" not in found
 
-    def test_a_loss_that_rose(self, changed):
+    def test_a_loss_that_did_not_fall(self, changed):
         found = self.kinds(changed(control={"curve": [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.5}]}))
-        assert found["Training"] == ["SFT control: the loss did not fall (1.000 at first, 1.500 at last)."]
+        assert found["Training"] == ["SFT control: the loss did not fall (1.000 at the start, 1.500 at the end)."]
 
-    def test_a_refusal_of_the_gate_names_capability_and_difference(self, changed, tmp_path: Path):
+    def test_a_refusal_by_the_gate_shows_capability_and_difference(self, changed, tmp_path: Path):
         refused = {"capability": "grounding", "verdict": "worse", "difference": -0.12, "low": -0.2, "high": -0.04}
-        places = changed(verdict={"chosen": "fallback", "alignment": [refused]})
+        paths = changed(verdict={"chosen": "fallback", "alignment": [refused]})
         text = "The gate refused: Grounding is worse than that of the model before alignment, by"
-        assert self.kinds(places)["Refused by the gate"] == [f"{text} −12.0 points [−20.0, −4.0]."]
-        assert RunArtifacts(places, GATE).final.name == "ground"  # read handed on what ground had made
+        assert self.kinds(paths)["Refused by the gate"] == [f"{text} −12.0 points [−20.0, −4.0]."]
+        assert RunArtifacts(paths, GATE).final.name == "ground"  # ocr copied the model of ground
 
-    def test_a_capability_that_got_worse_is_found_by_its_examples(self, life: ArtifactPaths, changed):
-        places = changed(ground_scores={}, caption_scores={})
+    def test_a_regression_between_stages_is_found_by_its_examples(self, run: ArtifactPaths, changed):
+        paths = changed(ground_scores={}, caption_scores={})
         for name, score in (("caption_scores", 1.0), ("ground_scores", 0.0)):
-            write_examples(getattr(places, name), "yes-no", [score if i % 7 else 0.5 for i in range(60)])
-        worse = self.kinds(places)["Got worse on the way"]
-        assert any(text.startswith("Ground made Yes or no worse") for text in worse)
+            write_examples(getattr(paths, name), "pope", [score if i % 7 else 0.5 for i in range(60)])
+        worse = self.kinds(paths)["Regressions between stages"]
+        assert any(text.startswith("POPE (yes or no) got worse in the stage Ground") for text in worse)
 
-    def test_answers_that_cannot_be_parsed_and_a_model_that_always_says_yes(self, life: ArtifactPaths, changed):
-        scores = json.loads((life.aligned_scores / "scores.json").read_text())["capabilities"]
+    def test_parse_failures_and_a_high_yes_ratio_are_shortcomings(self, run: ArtifactPaths, changed):
+        scores = json.loads((run.aligned_scores / "scores.json").read_text())["capabilities"]
         scores["grounding"]["extras"] = {"parse failures": 0.25}
-        scores["yes-no"]["extras"] = {"yes ratio": 0.97}
+        scores["pope"]["extras"] = {"yes ratio": 0.97}
         scores["hallucination"]["extras"] = {"objects mentioned": 0}
         answers = self.kinds(changed(aligned_scores={"capabilities": scores}))["Answers"]
         assert "Grounding: 25.0% parse failures, counted as misses." in answers
-        assert "Yes or no: the model says yes to 97.0% of the questions; about half are true." in answers
-        assert any(text.startswith("Hallucination:") and "says nothing" in text for text in answers)
+        assert "POPE (yes or no): the model answers yes to 97.0% of the questions; 50% is expected." in answers
+        assert any(text.startswith("Hallucination:") and "not meaningful" in text for text in answers)
 
 
-def test_alignment_names_the_winner_by_hallucination(life: ArtifactPaths, changed):
-    places = changed(aligned_scores={}, control_scores={})
-    for name, score in (("aligned_scores", 0.0), ("control_scores", -1.0)):  # more is better: turned scores
-        write_examples(getattr(places, name), "hallucination", [score * (i % 3 > 0) for i in range(60)])
-    sentences = findings.alignment(RunArtifacts(places, GATE))
+def test_the_alignment_text_names_the_winner_on_hallucination(run: ArtifactPaths, changed):
+    paths = changed(aligned_scores={}, control_scores={})
+    for name, score in (("aligned_scores", 0.0), ("control_scores", -1.0)):  # negated scores: higher is better
+        write_examples(getattr(paths, name), "hallucination", [score * (i % 3 > 0) for i in range(60)])
+    sentences = findings.alignment(RunArtifacts(paths, GATE))
     assert sentences[0].endswith("DPO wins.")
     assert "better on Hallucination" in sentences[1]

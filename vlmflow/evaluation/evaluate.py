@@ -1,54 +1,47 @@
-"""Evaluation of a checkpoint on held-out data: every capability it has, with intervals and controls.
+"""Evaluation of a checkpoint on held-out data: all its capabilities, with intervals and controls.
 
 1. Collect the test split's captions, labels and questions (`suites.py`).
-2. Measure each capability that the model's abilities and the data allow (`capabilities.py`).
-3. Measure it again with blank pictures and with every question's picture swapped for another's.
-4. Write `scores.json` (values), `examples.parquet` (a score for each example) and `samples.json` (a few to look at).
+2. Measure each capability that the model's abilities and the data allow (`capabilities.py`, `masked.py`).
+3. Measure it again with blank images and with each question's image swapped for another one (`measurement.py`).
+4. Write the scores artifact (`scores.py`).
 """
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
+from vlmflow.evaluation import scores as artifact
 from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.runtime.process import start_method
 
 if TYPE_CHECKING:
-    from vlmflow.evaluation.suites import SuiteResult
+    from vlmflow.evaluation.measurement import SuiteResult
 
 
 def evaluate(
     *, model: Path, pairs: Path, conversations: Path, out: Path, stage: str, section: EvaluateConfig
 ) -> dict[str, Any]:
     """Measure the checkpoint at `model` on the test split and write the scores artifact to `out`."""
-    found = _measured(model, pairs, conversations, section)
+    results = _measure_suites(model, pairs, conversations, section)
     scores = {
         "stage": stage,
         "model": Checkpoint(model).hash,
         "data": [Dataset(pairs, "pairs").hash, Dataset(conversations, "conversations").hash],
-        "capabilities": {name: value for part in found for name, value in part.values.items()},
-        "confusion": next((part.confusion for part in found if part.confusion), None),  # of the zero-shot classes
+        "capabilities": {name: value for result in results for name, value in result.values.items()},
+        "confusion": next((result.confusion for result in results if result.confusion), None),  # zero-shot classes
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    samples = [sample for part in found for sample in part.samples]
-    (out / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    schema = pa.schema([("capability", pa.string()), ("example", pa.string()), ("score", pa.float64())])
-    examples = [example for part in found for example in part.examples]
-    pq.write_table(pa.Table.from_pylist(examples, schema=schema), out / "examples.parquet")
+    examples = [example for result in results for example in result.examples]
+    samples = [sample for result in results for sample in result.samples]
+    artifact.write(out, scores, examples, samples)
     return scores
 
 
-def _measured(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig) -> list["SuiteResult"]:
-    """Every suite in its order, measured here or by several processes."""
-    from vlmflow.evaluation.suites import measure  # torch is not for reading a recipe
+def _measure_suites(model: Path, pairs: Path, conversations: Path, section: EvaluateConfig) -> list["SuiteResult"]:
+    """Measure all suites in their order, in this process or in several."""
+    from vlmflow.evaluation.measurement import measure  # imports torch, which reading a recipe does not need
 
     if section.processes == 1:
         return list(measure(model, pairs, conversations, section, 0).values())

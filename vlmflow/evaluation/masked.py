@@ -1,4 +1,4 @@
-"""What masked and fused families can do, one function a capability, on the same terms as `capabilities.py`."""
+"""The capabilities of masked and fusion models, one function each, with the interface of `capabilities.py`."""
 
 from collections.abc import Sequence
 
@@ -10,61 +10,68 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vlmflow.evaluation.capabilities import Images, Result, mean
-from vlmflow.inference.loading import Loaded
-from vlmflow.inference.masked import batch, hide, match, reconstruct, recovered, represent
-from vlmflow.training.collators import Batches
+from vlmflow.inference.loading import LoadedModel
+from vlmflow.inference.masked import (
+    image_features,
+    image_text_matching,
+    prepare_inputs,
+    random_patch_mask,
+    reconstruct,
+    words_recovered,
+)
+from vlmflow.training.collators import PairCollator
 
 NEIGHBOURS = 20
 
 
-def image_text_matching(loaded: Loaded, pictures: Images, items: Sequence[tuple[str, str]]) -> Result:
-    """Share of pictures that fit their own caption better than another's, strictly; half of them by chance."""
-    own = match(loaded, pictures, [caption for caption, _ in items])
-    other = match(loaded, pictures, [wrong for _, wrong in items])
+def matching_accuracy(loaded: LoadedModel, images: Images, items: Sequence[tuple[str, str]]) -> Result:
+    """Share of images whose own caption scores strictly higher than another one; 0.5 by chance."""
+    own = image_text_matching(loaded, images, [caption for caption, _ in items])
+    other = image_text_matching(loaded, images, [wrong for _, wrong in items])
     return mean("own caption preferred", own > other)
 
 
-def fill_mask(loaded: Loaded, pictures: Images, items: Sequence[tuple[str, int]]) -> Result:
-    """Share of hidden words that are found again, all their tokens."""
-    right = recovered(loaded, pictures, [caption for caption, _ in items], [word for _, word in items])
-    return mean("hidden word found", right)
+def fill_mask_accuracy(loaded: LoadedModel, images: Images, items: Sequence[tuple[str, int]]) -> Result:
+    """Share of hidden words of which all tokens are predicted correctly."""
+    correct = words_recovered(loaded, images, [caption for caption, _ in items], [word for _, word in items])
+    return mean("hidden word found", correct)
 
 
-def reconstruction(loaded: Loaded, pictures: Images, items: Sequence[tuple[Image.Image, str]], seed: int) -> Result:
-    """Share of the hidden patches' variance that is painted, against the mean colour of the patches that are seen.
+def reconstruction(loaded: LoadedModel, images: Images, items: Sequence[tuple[Image.Image, str]], seed: int) -> Result:
+    """Explained variance of the hidden patches, relative to predicting the mean colour of the visible patches.
 
-    1 − Σ error² / Σ (error of the mean)²: 0 for a model that paints that colour, and below 0 for a worse one. The
-    model sees the visible patches of `pictures`; the items' pictures are the truth.
+    1 − Σ error² / Σ (error of that mean)²: 0 for a model that predicts the mean colour, below 0 for a worse one. The
+    model's input are the visible patches of `images`; the images in `items` are the ground truth.
     """
-    hidden = hide(loaded, len(items), seed)
-    painted = reconstruct(loaded, pictures, [caption for _, caption in items], hidden)
-    truth = batch(loaded, [picture for picture, _ in items], None)["pixel_values"].cpu()
+    hidden = random_patch_mask(loaded, len(items), seed)
+    predicted = reconstruct(loaded, images, [caption for _, caption in items], hidden)
+    truth = prepare_inputs(loaded, [image for image, _ in items], None)["pixel_values"].cpu()
     patch = loaded.model.config.patch_size
     side = truth.shape[-1] // patch
-    where = hidden.view(len(items), 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3).float()
-    shown = ((truth * (1 - where)).sum((2, 3)) / (1 - where).sum((2, 3)))[..., None, None]
-    error = ((painted - truth).square() * where).sum((1, 2, 3)).double().numpy()
-    baseline = ((shown - truth).square() * where).sum((1, 2, 3)).double().numpy()
-    weight = np.maximum(baseline, 1e-6)  # a picture of one colour leaves nothing to paint
+    mask = hidden.view(len(items), 1, side, side).repeat_interleave(patch, 2).repeat_interleave(patch, 3).float()
+    visible_mean = ((truth * (1 - mask)).sum((2, 3)) / (1 - mask).sum((2, 3)))[..., None, None]
+    error = ((predicted - truth).square() * mask).sum((1, 2, 3)).double().numpy()
+    baseline = ((visible_mean - truth).square() * mask).sum((1, 2, 3)).double().numpy()
+    weight = np.maximum(baseline, 1e-6)  # 0 for an image of one colour
     return Result("variance of hidden patches", baseline - error, weight)
 
 
 class Probe:
-    """A linear probe and nearest neighbours on frozen vectors, learned once and asked about any pictures.
+    """A linear probe and a nearest-neighbour classifier on frozen image features, fitted once.
 
     Args:
-        pictures, labels: what the probe learns from.
+        images, labels: the training examples of both classifiers.
     """
 
-    def __init__(self, loaded: Loaded, pictures: Images, labels: Sequence[str]):
-        vectors = represent(loaded, pictures)
+    def __init__(self, loaded: LoadedModel, images: Images, labels: Sequence[str]):
+        vectors = image_features(loaded, images)
         self.linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(vectors, labels)
         neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine")
         self.nearest = neighbours.fit(vectors, labels)
 
-    def __call__(self, loaded: Loaded, pictures: Images, labels: Sequence[str]) -> dict[str, Result]:
-        """Top-1 accuracy of both."""
-        vectors, true = represent(loaded, pictures), np.array(labels)
+    def __call__(self, loaded: LoadedModel, images: Images, labels: Sequence[str]) -> dict[str, Result]:
+        """Top-1 accuracy of both classifiers."""
+        vectors, true = image_features(loaded, images), np.array(labels)
         count = len(self.linear.classes_)
         return {
             "linear probe": mean(f"top-1 of {count} classes", self.linear.predict(vectors) == true),
@@ -72,17 +79,20 @@ class Probe:
         }
 
 
-def held_out_loss(loaded: Loaded, pictures: Images, captions: Sequence[str], batch_size: int, seed: int) -> Result:
-    """The family's own objective, an example a batch; a last short batch is left out: it would be another task."""
+def held_out_loss(loaded: LoadedModel, images: Images, captions: Sequence[str], batch_size: int, seed: int) -> Result:
+    """The family's training objective, one example per batch.
+
+    A last, smaller batch is omitted because contrastive losses depend on the batch size.
+    """
     import torch
 
-    collate = Batches(loaded.model, loaded.processor)
-    rows = collate.rows(pictures, captions)
-    torch.manual_seed(seed)  # what is hidden is drawn in the model's forward
+    collate = PairCollator(loaded.model, loaded.processor)
+    rows = collate.make_rows(images, captions)
+    torch.manual_seed(seed)  # the model's forward draws masks at random
     losses = []
     with torch.no_grad():
         for start in range(0, max(1, len(rows) - batch_size + 1), batch_size):
-            given = collate(rows[start : start + batch_size])
-            given = {name: tensor.to(loaded.model.device) for name, tensor in given.items()}
-            losses.append(float(loaded.model(**given).loss))
+            inputs = collate(rows[start : start + batch_size])
+            inputs = {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
+            losses.append(float(loaded.model(**inputs).loss))
     return Result("loss", np.array(losses), np.ones(len(losses)), higher_is_better=False)

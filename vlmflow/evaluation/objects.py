@@ -1,4 +1,4 @@
-"""Lists of objects as text, and back: the ground truth of exact match and of CHAIR."""
+"""Conversion between lists of objects and text, for exact match and CHAIR."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ _VALUES = {word: value for value, word in enumerate(NUMBERS)} | {"a": 1, "an": 1
 
 
 def list_objects(categories: Iterable[str]) -> str:
-    """Say what is there, in alphabetical order: `a circle, two squares and a star`."""
+    """Write a list of objects in alphabetical order: `a circle, a star and two squares`."""
     parts = [_counted(category, count) for category, count in sorted(Counter(categories).items())]
     if len(parts) < 2:
         return "".join(parts)
@@ -17,19 +17,19 @@ def list_objects(categories: Iterable[str]) -> str:
 
 
 def parse(text: str, vocabulary: Iterable[str]) -> Counter[str]:
-    """Count the objects of `vocabulary` that `text` names; words that name none of them are passed over."""
+    """Count the objects of `vocabulary` that `text` names; all other words are ignored."""
     forms = {form: category for category in vocabulary for form in (category, plural(category))}
     if not forms:
         return Counter()
     longest_first = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for match in re.finditer(rf"(?:\b(\w+) )?\b({longest_first})\b", text.lower()):
-        found[forms[match[2]]] += _VALUES.get(match[1] or "a", 1)
-    return found
+        counts[forms[match[2]]] += _VALUES.get(match[1] or "a", 1)
+    return counts
 
 
 def plural(word: str) -> str:
-    """English plural of the regular kind."""
+    """Regular English plural."""
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 

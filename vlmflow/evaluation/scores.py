@@ -1,0 +1,65 @@
+"""The scores artifact: values of each capability, scores of each example and some sample answers.
+
+`scores.json` holds the values, `examples.parquet` a score for each example (higher is better) and `samples.json` a
+few answers with their images.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmflow.errors import DataError
+from vlmflow.tracking.registry import read_json
+
+Examples = Mapping[str, Mapping[str, float]]  # capability → example → score; a higher score is better
+
+_SCHEMA = pa.schema([("capability", pa.string()), ("example", pa.string()), ("score", pa.float64())])
+
+
+def write(folder: Path, scores: dict[str, Any], examples: list[dict[str, Any]], samples: list[dict[str, Any]]) -> None:
+    """Write the three files of the artifact.
+
+    Args:
+        examples: rows with `capability`, `example` (its uid) and `score`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    (folder / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(examples, schema=_SCHEMA), folder / "examples.parquet")
+
+
+def read_scores(folder: str | Path) -> dict[str, Any]:
+    """Read `scores.json`: stage, model hash, data hashes, capabilities and confusion matrix.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    return read_json(folder, "scores.json")
+
+
+def read_samples(folder: str | Path) -> list[dict[str, Any]]:
+    """Read `samples.json`; empty if the file does not exist."""
+    path = Path(folder) / "samples.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def read_examples(folder: str | Path) -> dict[str, dict[str, float]]:
+    """Read the per-example scores: capability → example → score.
+
+    Raises:
+        DataError: the file is missing, or an example is scored twice.
+    """
+    path = Path(folder) / "examples.parquet"
+    if not path.is_file():
+        raise DataError(f"{path}: no per-example scores; evaluate the model again")
+    examples: dict[str, dict[str, float]] = {}
+    for row in pq.read_table(path, columns=["capability", "example", "score"]).to_pylist():
+        scores = examples.setdefault(row["capability"], {})
+        if row["example"] in scores:
+            raise DataError(f"{path}: {row['capability']} scores the example {row['example']} twice")
+        scores[row["example"]] = float(row["score"])
+    return examples
