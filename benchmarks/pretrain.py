@@ -72,8 +72,14 @@ def open_clip() -> Any:
 def theirs(quick_gelu: bool = True) -> Any:
     """open_clip's CLIP with new weights."""
     model = open_clip().model
-    vision = {"image_size": IMAGE, "patch_size": PATCH, "width": VISION, "layers": LAYERS, "head_width": HEAD}
-    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": TEXT, "layers": LAYERS, "heads": TEXT // HEAD}
+    vision = {"image_size": IMAGE, "patch_size": PATCH, "hidden_size": VISION, "layers": LAYERS, "head_dim": HEAD}
+    text = {
+        "context_length": LENGTH,
+        "vocab_size": VOCABULARY,
+        "hidden_size": TEXT,
+        "layers": LAYERS,
+        "heads": TEXT // HEAD,
+    }
     return model.CLIP(PROJECTION, vision, text, quick_gelu=quick_gelu)
 
 
@@ -85,12 +91,12 @@ def ours() -> Any:
         [],
         image_size=IMAGE,
         patch_size=PATCH,
-        vision_width=VISION,
+        vision_hidden_size=VISION,
         vision_layers=LAYERS,
-        text_width=TEXT,
+        text_hidden_size=TEXT,
         text_layers=LAYERS,
-        projection=PROJECTION,
-        head_width=HEAD,
+        projection_dim=PROJECTION,
+        head_dim=HEAD,
         text_length=LENGTH,
         vocab_size=VOCABULARY,
     )
@@ -219,7 +225,7 @@ def main() -> None:
     found, wall = (ratio(seconds["vlmflow"][:, i], seconds["open_clip"][:, i]) for i in (0, 1))
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions["open_clip_torch"] = importlib.metadata.version("open_clip_torch")
-    sizes = {"image": IMAGE, "patch": PATCH, "vision_width": VISION, "text_width": TEXT, "layers": LAYERS}
+    sizes = {"image": IMAGE, "patch": PATCH, "vision_hidden_size": VISION, "text_hidden_size": TEXT, "layers": LAYERS}
     content = {
         "hardware": hardware(),
         "versions": versions,

@@ -1,4 +1,4 @@
-"""What every pretraining family returns."""
+"""The output of every pretraining family."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from transformers.utils.generic import ModelOutput
 
 @dataclass
 class PretrainingOutput(ModelOutput):
-    """A loss and what it is the sum of.
+    """A loss and its terms.
 
-    loss: scalar, or None where none was asked for.
-    parts: the loss's terms by name, each a scalar, before their weights.
+    loss: scalar.
+    parts: the terms of the loss by name, each a scalar before weighting.
     """
 
     loss: torch.Tensor | None = None

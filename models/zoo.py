@@ -12,10 +12,10 @@ from typing import Any
 ABILITIES = {
     "embed": "picture and text to vectors of one space",
     "classify": "which of several names fits a picture, with no training on them",
-    "rank": "a score for every picture with every text",
-    "represent": "a picture to a vector for other models to learn from",
-    "match": "whether a picture and a text belong together",
-    "fill": "the words that are hidden in a text",
+    "retrieval": "a score for every picture with every text",
+    "features": "a picture to a vector for other models to learn from",
+    "image_text_matching": "whether a picture and a text belong together",
+    "fill_mask": "the words that are hidden in a text",
     "reconstruct": "the patches that are hidden in a picture",
     "caption": "describe a picture",
     "chat": "answer questions about a picture",
@@ -23,8 +23,8 @@ ABILITIES = {
     "ocr": "spell a line of text",
     "score": "how likely an answer is",
 }
-SPEAKS = frozenset({"caption", "chat", "ground", "ocr", "score"})
-EMBEDS = frozenset({"embed", "classify", "rank"})
+GENERATIVE_ABILITIES = frozenset({"caption", "chat", "ground", "ocr", "score"})
+EMBEDDING_ABILITIES = frozenset({"embed", "classify", "retrieval"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Family:
     abilities: frozenset[str]
     model: str
     builder: str
+    uses_all_parameters: bool = False  # in every batch: DDP need not search for those without a gradient
 
     @property
     def build(self) -> Callable[..., Any]:
@@ -48,14 +49,14 @@ class Family:
         return _load(self.builder)
 
     @property
-    def grow(self) -> Callable[..., Any]:
+    def from_dual_encoder(self) -> Callable[..., Any]:
         """The function of a language model and its processor whose picture tower is a dual encoder's: the dual
         encoder, its processor, then sizes."""
         module, _ = self.builder.split(":")
-        return _load(f"{module}:grow")
+        return _load(f"{module}:from_dual_encoder")
 
     @property
-    def cls(self) -> Any:
+    def model_class(self) -> Any:
         """The model's class; importing it registers the family with the Auto classes."""
         return _load(self.model)
 
@@ -66,69 +67,75 @@ def _load(place: str) -> Callable[..., Any]:
 
 
 ZOO: dict[str, Family] = {
-    "sketch-dual": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDS,
-        "models.tiny:SketchDualEncoder", "models.tiny:build_dual_encoder",
+    "tiny-dual-encoder": Family(
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDDING_ABILITIES,
+        "models.tiny.build:TinyDualEncoder", "models.tiny.build:build_dual_encoder",
+        uses_all_parameters=True,
     ),
     "clip": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDS,
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDDING_ABILITIES,
         "models.contrastive.clip:CLIP", "models.contrastive.clip:build",
+        uses_all_parameters=True,
     ),
     "siglip": Family(
-        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDS,
+        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDDING_ABILITIES,
         "models.contrastive.siglip:SigLIP", "models.contrastive.siglip:build",
+        uses_all_parameters=True,
     ),
     "llip": Family(
         "contrastive", "Lavoie et al. 2024", "SigLIP on a picture vector mixed for each caption",
-        frozenset({"classify", "rank"}), "models.contrastive.llip:Llip", "models.contrastive.llip:build",
+        frozenset({"classify", "retrieval"}), "models.contrastive.llip:Llip", "models.contrastive.llip:build",
+        uses_all_parameters=True,
     ),
     "nce": Family(
-        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDS,
+        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDDING_ABILITIES,
         "models.contrastive.nce:NCE", "models.contrastive.nce:build",
+        uses_all_parameters=True,
     ),
     "energy": Family(
-        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDS,
+        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDDING_ABILITIES,
         "models.contrastive.energy:EnergyModel", "models.contrastive.energy:build",
+        uses_all_parameters=True,
     ),
     "bert": Family(
-        "masked", "Devlin et al. 2019", "hidden words", frozenset({"fill"}),
+        "masked", "Devlin et al. 2019", "hidden words", frozenset({"fill_mask"}),
         "models.masked.bert:MaskedBert", "models.masked.bert:build",
     ),
     "visual-bert": Family(
-        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", frozenset({"fill", "match"}),
+        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", frozenset({"fill_mask", "image_text_matching"}),
         "models.masked.visual_bert:VisualBert", "models.masked.visual_bert:build",
     ),
     "vilbert": Family(
         "masked", "Lu et al. 2019", "hidden words, hidden regions' classes, and whether both match",
-        frozenset({"fill", "match"}), "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
+        frozenset({"fill_mask", "image_text_matching"}), "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
     ),
     "mae": Family(
-        "masked", "He et al. 2022", "pixels of hidden patches", frozenset({"represent", "reconstruct"}),
+        "masked", "He et al. 2022", "pixels of hidden patches", frozenset({"features", "reconstruct"}),
         "models.masked.mae:MAE", "models.masked.mae:build",
     ),
     "ijepa": Family(
         "masked", "Assran et al. 2023", "features of hidden blocks, as a slow copy sees them",
-        frozenset({"represent"}), "models.masked.ijepa:IJepa", "models.masked.ijepa:build",
+        frozenset({"features"}), "models.masked.ijepa:IJepa", "models.masked.ijepa:build",
     ),
     "flava": Family(
         "masked", "Singh et al. 2022", "contrast, match, hidden words and hidden patches, alone and together",
-        EMBEDS | {"fill", "match"}, "models.masked.flava:Flava", "models.masked.flava:build",
+        EMBEDDING_ABILITIES | {"fill_mask", "image_text_matching"}, "models.masked.flava:Flava", "models.masked.flava:build",
     ),
     "mask-vlm": Family(
         "masked", "Kwon et al. 2023", "each side's hidden parts from the other side, contrast, match",
-        EMBEDS | {"fill", "match", "reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
+        EMBEDDING_ABILITIES | {"fill_mask", "image_text_matching", "reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
     ),
     "rate-distortion": Family(
         "masked", "Dubois et al. 2021; Bordes et al. 2024, section 2.3.3", "rate of the code + β · distortion",
-        frozenset({"represent", "reconstruct"}),
+        frozenset({"features", "reconstruct"}),
         "models.masked.rate_distortion:RateDistortion", "models.masked.rate_distortion:build",
     ),
-    "sketch": Family(
-        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", SPEAKS | EMBEDS,
-        "models.tiny:SketchForConditionalGeneration", "models.tiny:build_language_model",
+    "tiny-vlm": Family(
+        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", GENERATIVE_ABILITIES | EMBEDDING_ABILITIES,
+        "models.tiny.build:TinyForConditionalGeneration", "models.tiny.build:build_language_model",
     ),
     "idefics3": Family(
-        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", SPEAKS,
+        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", GENERATIVE_ABILITIES,
         "transformers:Idefics3ForConditionalGeneration", "models.backbone.idefics3:build",
     ),
 }  # fmt: skip

@@ -1,8 +1,8 @@
-"""CLIP: pictures and captions in one space, each picture's own caption against all others of the batch.
+"""CLIP: images and captions in one space; each image's own caption against all others of the batch.
 
 The towers are transformers' `CLIPModel`, so that public weights load; loss and options are ours.
-Source: Radford et al. 2021, figure 3. Options: SLIP (Mu et al. 2021), NegCLIP (Yuksekgonul et al. 2023) and batches in
-parts (Gao et al. 2021).
+Source: Radford et al. 2021, figure 3. Options: SLIP (Mu et al. 2021), NegCLIP (Yuksekgonul et al. 2023) and gradient
+caching (Gao et al. 2021).
 """
 
 import math
@@ -16,66 +16,68 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, initialization
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from models import tokenizer as tokenizers
-from models.contrastive.grad_cache import in_parts
+from models.contrastive.grad_cache import grad_cache_embed
 from models.contrastive.losses import clip_loss, nt_xent
 from models.outputs import PretrainingOutput
+from models.sizes import forwards_sizes_to
+from models.tokenizer import build_tokenizer
 
 MAX_LOGIT_SCALE = math.log(100.0)
-VIEW_TEMPERATURE = 0.1  # Mu et al. 2021
+SLIP_TEMPERATURE = 0.1  # Mu et al. 2021
 
 
 @strict
-class Config(CLIPConfig):
-    """`CLIPConfig` and what training may add; all of it is off at 0, and stock classes pass over it.
+class ClipTrainingConfig(CLIPConfig):
+    """`CLIPConfig` with training options; 0 disables an option, and transformers' own classes ignore them.
 
-    micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time.
-    slip_weight: λ of SLIP's term, whose head is slip_width wide and ends in slip_projection numbers.
+    micro_batch: rows whose activations are in memory at a time.
+    logits_chunk: rows of logits that are in memory at a time.
+    slip_weight: λ of SLIP's term; its projection head has layers of slip_hidden_size and slip_projection_dim outputs.
     """
 
     micro_batch: int = 0
-    chunk: int = 0
+    logits_chunk: int = 0
     slip_weight: float = 0.0
-    slip_width: int = 4096
-    slip_projection: int = 256
+    slip_hidden_size: int = 4096
+    slip_projection_dim: int = 256
 
 
-class _HeadLayer(nn.Linear):
-    """A linear map of SLIP's head; its weights start at 1/√fan-in."""
+class _HeadLinear(nn.Linear):
+    """A linear layer of SLIP's head; its weights start with a standard deviation of 1/√fan-in."""
 
 
-def _head(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Three layers, (N, width) to (N, out), with statistics of the batch in between: on GPUs that of all processes."""
+def _slip_head(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Three layers, (N, width) to (N, out), with batch norm between; on GPUs over the batches of all processes."""
     norm = nn.SyncBatchNorm if torch.cuda.is_available() else nn.BatchNorm1d
-    first, second = _HeadLayer(width, hidden, bias=False), _HeadLayer(hidden, hidden, bias=False)
-    last = _HeadLayer(hidden, out, bias=False)
+    first, second = _HeadLinear(width, hidden, bias=False), _HeadLinear(hidden, hidden, bias=False)
+    last = _HeadLinear(hidden, out, bias=False)
     return nn.Sequential(first, norm(hidden), nn.ReLU(), second, norm(hidden), nn.ReLU(), last)
 
 
 class CLIP(CLIPModel):
-    """`CLIPModel` that learns across processes."""
+    """`CLIPModel` whose forward is the training objective, over the pairs of all processes."""
 
-    config: Config  # type: ignore[assignment]
-    config_class = Config
+    config: ClipTrainingConfig  # type: ignore[assignment]
+    config_class = ClipTrainingConfig
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ClipTrainingConfig):
         super().__init__(config)
         if config.slip_weight:
-            self.head = _head(self.vision_embed_dim, config.slip_width, config.slip_projection)
+            self.head = _slip_head(self.vision_embed_dim, config.slip_hidden_size, config.slip_projection_dim)
             self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, _HeadLayer):
+        if isinstance(module, _HeadLinear):
             initialization.normal_(module.weight, std=module.in_features**-0.5)
 
     def embed(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """pixel_values: (N, 3, H, W); input_ids, attention_mask: (M, L); returns unit vectors (N, D), (M, D)."""
-        image = in_parts(self._embed_images, self.config.micro_batch, pixel_values)
-        return image, in_parts(self._embed_texts, self.config.micro_batch, input_ids, attention_mask)
+        image = grad_cache_embed(self._embed_images, self.config.micro_batch, pixel_values)
+        return image, grad_cache_embed(self._embed_texts, self.config.micro_batch, input_ids, attention_mask)
 
     def _embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features: Any = self.get_image_features(pixel_values=pixel_values)
@@ -89,7 +91,7 @@ class CLIP(CLIPModel):
         def pooled(part: torch.Tensor) -> torch.Tensor:
             return self.vision_model(pixel_values=part).pooler_output  # before the projection
 
-        return F.normalize(self.head(in_parts(pooled, self.config.micro_batch, pixel_values)), dim=-1)
+        return F.normalize(self.head(grad_cache_embed(pooled, self.config.micro_batch, pixel_values)), dim=-1)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -106,49 +108,50 @@ class CLIP(CLIPModel):
         negative_attention_mask: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """The loss is contrast + slip_weight · views.
+        """Compute InfoNCE + slip_weight · NT-Xent of the views.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
-            input_ids, attention_mask: (N, L), row i the caption of picture i.
-            views: (N, 2, 3, H, W), two views of each picture; without them, as in evaluation, SLIP's term is left out.
-            negative_input_ids, negative_attention_mask: (N·M, L'), captions that are nearly right and wrong.
+            input_ids, attention_mask: (N, L), row i the caption of image i.
+            views: (N, 2, 3, H, W), two views of each image; without them, as in evaluation, SLIP's term is left out.
+            negative_input_ids, negative_attention_mask: (N·M, L'), hard negative captions.
         """
-        image, text = self.embed(pixel_values, input_ids, attention_mask)
-        negatives, size, chunk = None, self.config.micro_batch, self.config.chunk
+        image, text = self.embed(pixel_values, input_ids, attention_mask)  # (N, D) each
+        negatives, size, chunk = None, self.config.micro_batch, self.config.logits_chunk
         if negative_input_ids is not None:
-            negatives = in_parts(self._embed_texts, size, negative_input_ids, negative_attention_mask)
+            negatives = grad_cache_embed(self._embed_texts, size, negative_input_ids, negative_attention_mask)
         loss = contrast = clip_loss(image, text, self.scale, negatives, chunk)
         parts = {"contrast": contrast}
         if self.config.slip_weight and views is not None:
             one, other = (self._embed_views(part) for part in views.unbind(1))
-            parts["views"] = nt_xent(one, other, VIEW_TEMPERATURE, chunk)
+            parts["views"] = nt_xent(one, other, SLIP_TEMPERATURE, chunk)
             loss = contrast + self.config.slip_weight * parts["views"]
         return PretrainingOutput(loss, parts)
 
 
-def towers(
+def build_towers_config(
     texts: Iterable[str],
     *,
     image_size: int = 224,
     patch_size: int = 16,
-    vision_width: int = 768,
+    vision_hidden_size: int = 768,
     vision_layers: int = 12,
-    text_width: int = 512,
+    text_hidden_size: int = 512,
     text_layers: int = 12,
-    projection: int = 512,
-    head_width: int = 64,
+    projection_dim: int = 512,
+    head_dim: int = 64,
     text_length: int = 77,
     vocab_size: int = 0,
-) -> tuple[Config, CLIPProcessor]:
-    """The config of CLIP's two towers, and a processor with a vocabulary made from `texts`.
+) -> tuple[ClipTrainingConfig, CLIPProcessor]:
+    """Build the config of CLIP's two towers, and a processor with a vocabulary from `texts`.
 
     Args:
-        head_width: width of an attention head, in both towers.
-        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+        head_dim: size of an attention head, in both towers.
+        text_length: maximum number of tokens of a caption.
+        vocab_size: minimum number of rows of the embedding table.
     """
-    # Not <eos>, whose id is 2: transformers takes a config with that id for an old one and pools elsewhere.
-    tokenizer = tokenizers.build(texts, extra=("<start>", "<end>"), frame="<start> $A <end>")
+    # Not <eos>, whose id is 2: transformers treats a config with that id as an old one and pools another token.
+    tokenizer = build_tokenizer(texts, extra=("<start>", "<end>"), frame="<start> $A <end>")
     tokenizer.padding_side = "right"
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<start>", "<end>"))
     text = {
@@ -159,37 +162,39 @@ def towers(
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {"image_size": image_size, "patch_size": patch_size}
-    config = Config(
-        text_config={**_tower(text_width, text_layers, head_width), **text},
-        vision_config={**_tower(vision_width, vision_layers, head_width), **vision},
-        projection_dim=projection,
+    config = ClipTrainingConfig(
+        text_config={**_tower_sizes(text_hidden_size, text_layers, head_dim), **text},
+        vision_config={**_tower_sizes(vision_hidden_size, vision_layers, head_dim), **vision},
+        projection_dim=projection_dim,
     )
-    side = {"height": image_size, "width": image_size}
-    pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
-    return config, CLIPProcessor(pictures, tokenizer)
+    size = {"height": image_size, "width": image_size}
+    image_processor = CLIPImageProcessorPil(size=size, do_center_crop=False, resample=2)  # bilinear
+    return config, CLIPProcessor(image_processor, tokenizer)
 
 
-def _tower(width: int, layers: int, head_width: int) -> dict[str, int]:
+def _tower_sizes(hidden_size: int, layers: int, head_dim: int) -> dict[str, int]:
     return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
         "num_hidden_layers": layers,
-        "num_attention_heads": width // head_width,
+        "num_attention_heads": hidden_size // head_dim,
     }
 
 
+@forwards_sizes_to(build_towers_config)
 def build(
     texts: Iterable[str],
     *,
     micro_batch: int = 0,
-    chunk: int = 0,
+    logits_chunk: int = 0,
     slip_weight: float = 0.0,
-    slip_width: int = 4096,
-    slip_projection: int = 256,
+    slip_hidden_size: int = 4096,
+    slip_projection_dim: int = 256,
     **sizes: Any,
 ) -> tuple[CLIP, CLIPProcessor]:
-    """A new CLIP and its processor; sizes as in `towers`, the rest as in `Config`."""
-    config, processor = towers(texts, **sizes)
-    config.micro_batch, config.chunk = micro_batch, chunk
-    config.slip_weight, config.slip_width, config.slip_projection = slip_weight, slip_width, slip_projection
+    """Build a CLIP and its processor; sizes as in `build_towers_config`, options as in `ClipTrainingConfig`."""
+    config, processor = build_towers_config(texts, **sizes)
+    config.micro_batch, config.logits_chunk = micro_batch, logits_chunk
+    config.slip_weight, config.slip_hidden_size = slip_weight, slip_hidden_size
+    config.slip_projection_dim = slip_projection_dim
     return CLIP(config), processor

@@ -1,12 +1,12 @@
-"""An energy for every picture and caption: low for the data, and higher where the model itself goes looking.
+"""An energy-based model: the energy of an image and a caption is low for the data and high for the model's samples.
 
-p(x | t) = exp(−E(x, t)) / Z(t), with E(x, t) = −s · cos(f(x), g(t)) on CLIP's towers. Z(t) is a sum over all pictures
-there could be; its gradient is an expectation under the model, so that samples do instead of the sum:
+p(x | t) = exp(−E(x, t)) / Z(t), with E(x, t) = −s · cos(f(x), g(t)) on CLIP's towers. Z(t) sums over all possible
+images; its gradient is an expectation under the model, which samples estimate:
 
     ∇ −log p(x⁺ | t) = ∇E(x⁺, t) − E_{x⁻ ~ p(x | t)}[∇E(x⁻, t)]
 
-A sample starts at a picture of the batch, drawn with p ∝ exp(−E), and goes on by Langevin's steps in pixel space.
-Without those steps this is InfoNCE, by samples: its softmax is the distribution that the draw is from.
+A sample starts at an image of the batch, drawn with p ∝ exp(−E), and continues with Langevin steps in pixel space.
+Without Langevin steps this is a Monte Carlo estimate of InfoNCE, whose softmax is the distribution of the draw.
 
 Source: LeCun et al. 2006, section 2; Du and Mordatch 2019, section 3 and algorithm 1.
 """
@@ -20,27 +20,28 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, CLIPProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models.contrastive.clip import CLIP, Config, towers
+from models.contrastive.clip import CLIP, ClipTrainingConfig, build_towers_config
 from models.outputs import PretrainingOutput
+from models.sizes import forwards_sizes_to
 
 
-def energy_terms(plus: torch.Tensor, minus: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def energy_terms(positive: torch.Tensor, negative: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """E(x⁺) − E(x⁻), whose gradient is that of −log p(x⁺), and E(x⁺)² + E(x⁻)², which keeps both near 0; scalars.
 
-    The first is no loss to look at: its value says nothing of Z, and 0 is where model and data agree.
+    The value of the first term does not measure fit: it contains no Z, and is 0 where model and data agree.
 
     Args:
-        plus: (N,), energies of data.
-        minus: any shape, energies of the model's samples, which are held fixed.
+        positive: (N,), energies of the data.
+        negative: any shape, energies of the model's samples, which carry no gradient of their own.
 
     Source: Du and Mordatch 2019, algorithm 1.
     """
-    return plus.mean() - minus.mean(), plus.square().mean() + minus.square().mean()
+    return positive.mean() - negative.mean(), positive.square().mean() + negative.square().mean()
 
 
-def gibbs(energies: torch.Tensor, draws: int) -> torch.Tensor:
-    """`draws` rows for every column of energies (N, M), each drawn with p ∝ exp(−E): (draws, M)."""
-    return torch.multinomial((-energies.detach().float()).softmax(0).T, draws, replacement=True).T
+def sample_negatives(energies: torch.Tensor, num_draws: int) -> torch.Tensor:
+    """Draw `num_draws` rows for every column of energies (N, M) with p ∝ exp(−E): (num_draws, M) row indices."""
+    return torch.multinomial((-energies.detach().float()).softmax(0).T, num_draws, replacement=True).T
 
 
 def langevin(
@@ -53,40 +54,42 @@ def langevin(
     low: float | torch.Tensor = -math.inf,
     high: float | torch.Tensor = math.inf,
 ) -> torch.Tensor:
-    """x ← x − (ε²/2) ∇E(x) + ε · noise, a number of times; towards samples of p(x) ∝ exp(−E(x)) as ε goes to 0.
+    """Iterate x ← x − (ε²/2) ∇E(x) + ε · noise, which samples p(x) ∝ exp(−E(x)) as ε goes to 0.
 
     Args:
         energy: (N, ...) to (N,).
-        x: (N, ...), where the chains start.
+        x: (N, ...), the start of the chains.
         step_size: ε.
-        noise: the noise's deviation; below 1, p is sharpened to p ∝ exp(−E / noise²).
-        low, high: what x is cut to after every step; numbers, or tensors that fit x.
+        noise: standard deviation of the noise; below 1 the chains sample the sharper p ∝ exp(−E / noise²).
+        low, high: bounds to which x is clipped after every step; numbers, or tensors that broadcast to x.
 
-    Source: Welling and Teh 2011, equation 2, with the whole gradient.
+    Source: Welling and Teh 2011, equation 2, with the full gradient.
     """
     low, high = torch.as_tensor(low).to(x), torch.as_tensor(high).to(x)
-    with torch.enable_grad():  # of x alone: evaluation has it off, and the weights get none here
+    with torch.enable_grad():  # evaluation disables gradients; only x needs one here, the weights do not
         for _ in range(steps):
             x = x.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(energy(x).sum(), x)
-            x = x - step_size**2 / 2 * slope + step_size * noise * torch.randn_like(x)
+            (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+            x = x - step_size**2 / 2 * gradient + step_size * noise * torch.randn_like(x)
             x = torch.maximum(torch.minimum(x, high), low)
     return x.detach()
 
 
 @strict
-class EnergyConfig(Config):
-    """CLIP's config, and how samples are found.
+class EnergyConfig(ClipTrainingConfig):
+    """CLIP's config with the options of the sampler.
 
-    Samples start at `draws` pictures of the batch for every caption. `langevin_steps` of size `langevin_step_size` (in
-    deviations of a pixel, as the model sees it) with `langevin_noise` times its noise lead on from the first of them,
-    for `langevin_share` of the captions, which have that sample alone; the others' samples stay where they start, and
-    cost next to nothing. `energy_penalty` is α, the weight of the squares.
+    num_draws: images of the batch at which samples start, for every caption.
+    langevin_steps, langevin_step_size, langevin_noise: steps from the first of these images. The step size is in
+        standard deviations of a pixel, as in the model's input; the noise is relative to Langevin's.
+    langevin_share: share of the captions with Langevin steps. These captions use that one sample; the samples of the
+        others remain at the images where they start, which costs almost nothing.
+    energy_penalty: α, the weight of the squared energies.
     """
 
     model_type = "energy"
 
-    draws: int = 1
+    num_draws: int = 1
     langevin_steps: int = 3
     langevin_step_size: float = 0.1
     langevin_noise: float = 1.0
@@ -94,13 +97,13 @@ class EnergyConfig(Config):
     energy_penalty: float = 1e-3
 
     def validate_architecture(self) -> None:
-        """Raises: ValueError for a share of the batch that is none, no draw, or fewer steps than none."""
+        """Raises: ValueError for a share outside 0..1, less than one draw, or a negative number of steps."""
         if not 0 <= self.langevin_share <= 1:
             raise ValueError(f"langevin_share must be from 0 to 1, got {self.langevin_share}")
-        if self.draws < 1 or self.langevin_steps < 0:
-            raise ValueError(
-                f"draws must be at least 1 and langevin_steps 0, got {self.draws} and {self.langevin_steps}"
-            )
+        if self.num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {self.num_draws}")
+        if self.langevin_steps < 0:
+            raise ValueError(f"langevin_steps must be at least 0, got {self.langevin_steps}")
 
 
 class EnergyModel(CLIP):
@@ -110,13 +113,13 @@ class EnergyModel(CLIP):
     config_class = EnergyConfig
 
     def energy(self, pixel_values: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """E(x, t) = −s · cos(f(x), g(t)), (N,), of pixel_values (N, 3, H, W) and unit vectors of text (N, D)."""
+        """E(x, t) = −s · cos(f(x), g(t)), (N,), of pixel_values (N, 3, H, W) and unit text vectors (N, D)."""
         return -self.scale * (self._embed_images(pixel_values) * text).sum(-1)
 
     def sample(self, pixel_values: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Langevin's steps from pictures (N, 3, H, W) towards samples of p(x | t), text (N, D): (N, 3, H, W)."""
+        """Take Langevin steps from images (N, 3, H, W) towards samples of p(x | t), text (N, D): (N, 3, H, W)."""
         config = self.config
-        mean, deviation = (pixel_values.new_tensor(v)[:, None, None] for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        mean, std = (pixel_values.new_tensor(v)[:, None, None] for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         text = text.detach()
         return langevin(
             lambda x: self.energy(x, text),
@@ -124,8 +127,8 @@ class EnergyModel(CLIP):
             steps=config.langevin_steps,
             step_size=config.langevin_step_size,
             noise=config.langevin_noise,
-            low=(0 - mean) / deviation,  # black and white, as the model sees them
-            high=(1 - mean) / deviation,
+            low=(0 - mean) / std,  # black and white after normalisation
+            high=(1 - mean) / std,
         )
 
     def forward(  # type: ignore[override]
@@ -136,23 +139,23 @@ class EnergyModel(CLIP):
         start: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """Each process looks for samples in its own part of the batch.
+        """Compute the contrastive divergence; each process draws samples from its own part of the batch.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
-            input_ids, attention_mask: (N, L), row i the caption of picture i.
-            start: (draws, N), the pictures where each caption's samples start; drawn if not given.
+            input_ids, attention_mask: (N, L), row i the caption of image i.
+            start: (num_draws, N), images at which each caption's samples start; drawn by default.
         """
-        image, text = self.embed(pixel_values, input_ids, attention_mask)
-        energies = -self.scale * image @ text.T  # (N, N), pictures by captions
-        start = gibbs(energies, self.config.draws) if start is None else start
-        minus = energies.gather(0, start)  # (draws, N): E(x_start(j), t_j)
+        image, text = self.embed(pixel_values, input_ids, attention_mask)  # (N, D) each
+        energies = -self.scale * image @ text.T  # (N, N), images by captions
+        start = sample_negatives(energies, self.config.num_draws) if start is None else start
+        negative = energies.gather(0, start)  # (num_draws, N): E(x_start(j), t_j)
         chains = round(self.config.langevin_share * len(text)) if self.config.langevin_steps else 0
         if chains:  # the first captions of the batch, whose order is random
             samples = self.sample(pixel_values[start[0, :chains]], text[:chains])
-            ends = self.energy(samples, text[:chains]).expand(len(minus), -1)  # (draws, chains), all the same
-            minus = torch.cat([ends, minus[:, chains:]], 1)
-        contrast, size = energy_terms(energies.diagonal(), minus)
+            ends = self.energy(samples, text[:chains]).expand(len(negative), -1)  # (num_draws, chains), rows equal
+            negative = torch.cat([ends, negative[:, chains:]], 1)
+        contrast, size = energy_terms(energies.diagonal(), negative)
         return PretrainingOutput(contrast + self.config.energy_penalty * size, {"contrast": contrast, "size": size})
 
 
@@ -160,10 +163,11 @@ AutoConfig.register("energy", EnergyConfig)
 AutoModel.register(EnergyConfig, EnergyModel)
 
 
+@forwards_sizes_to(build_towers_config)
 def build(
     texts: Iterable[str],
     *,
-    draws: int = 1,
+    num_draws: int = 1,
     langevin_steps: int = 3,
     langevin_step_size: float = 0.1,
     langevin_noise: float = 1.0,
@@ -172,12 +176,12 @@ def build(
     micro_batch: int = 0,
     **sizes: Any,
 ) -> tuple[EnergyModel, CLIPProcessor]:
-    """A new energy model and its processor; options as in `EnergyConfig`, sizes as in `clip.towers`."""
-    clip, processor = towers(texts, **sizes)
+    """Build an energy model and its processor; options as in `EnergyConfig`, sizes as in `build_towers_config`."""
+    clip, processor = build_towers_config(texts, **sizes)
     config = EnergyConfig.from_dict(
         {
             **clip.to_dict(),
-            "draws": draws,
+            "num_draws": num_draws,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
             "langevin_noise": langevin_noise,

@@ -1,4 +1,4 @@
-"""A batch larger than the memory for its activations."""
+"""Gradient caching: batches whose activations do not fit in memory."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,16 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def in_parts(embed: Callable[..., torch.Tensor], size: int, *rows: torch.Tensor | None) -> torch.Tensor:
-    """`embed(*rows)` with the activations of `size` rows at a time; 0 is all at once.
+def grad_cache_embed(embed: Callable[..., torch.Tensor], size: int, *rows: torch.Tensor | None) -> torch.Tensor:
+    """Compute `embed(*rows)` with the activations of at most `size` rows in memory; size 0 disables the splitting.
 
-    Only the vectors are kept. The backward pass embeds each part again, with the random numbers it had, once the
-    loss of the whole batch has told the gradient of its vectors: the gradients are those of the whole batch.
+    The forward pass keeps only the embeddings. The backward pass embeds each part again, with the same random numbers,
+    and applies the gradient that the loss of the whole batch has for its embeddings. The parameter gradients equal
+    those of the whole batch.
 
     Args:
-        embed: (n, …) inputs to (n, D) vectors, row by row.
-        rows: (N, …) inputs; None is handed on.
+        embed: a function of (n, …) inputs that returns (n, D) embeddings and treats rows independently.
+        rows: (N, …) inputs; None is passed on.
 
     Source: Gao et al. 2021 (gradient caching); Pham et al. 2021, section 5.
     """

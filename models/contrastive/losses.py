@@ -1,8 +1,8 @@
 """Contrastive losses over a batch of paired embeddings, on one process or many.
 
-N is a process's own rows, the same on every process, and W the number of processes. Each process scores its own rows;
-the mean over processes, which DDP takes of the gradients, is the loss of the whole batch of W·N pairs. With `chunk`
-no more than `chunk` rows of logits exist at a time: they are made anew in the backward pass.
+N is the number of rows of one process, equal on all processes, and W the number of processes. Each process computes the
+loss of its own rows; the mean over processes, which DDP takes of the gradients, is the loss of all W·N pairs. With
+`chunk`, at most `chunk` rows of logits are in memory: the backward pass computes them again.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,23 @@ def clip_loss(
     negatives: torch.Tensor | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """Mean of row and column cross-entropy of the similarity matrix, with negatives from every process.
+    """Mean of row and column cross-entropy of the similarity matrix over the pairs of all processes.
 
     Args:
         image: (N, D), L2-normalised.
-        text: (N, D), L2-normalised; row i is the pair of image i.
+        text: (N, D), L2-normalised; row i is the caption of image i.
         scale: the factor on cosines, exp(logit_scale).
-        negatives: (N·M, D), L2-normalised; texts that fit no image. Every image of every process is held against
-            all of them.
+        negatives: (N·M, D), L2-normalised; hard negative captions, which are further columns for every image of every
+            process and never targets.
 
     Source: Radford et al. 2021, figure 3; negatives: Yuksekgonul et al. 2023, section 4 (NegCLIP).
     """
     first = _rank() * len(image)
-    texts = gathered(text) if negatives is None else torch.cat([gathered(text), gathered(negatives)])
-    rows = _cross_entropy(image, texts, scale, first, chunk)  # over W·N (+ W·N·M) texts
-    columns = _cross_entropy(text, gathered(image), scale, first, chunk)  # over W·N images
+    texts = all_gather_with_grad(text)  # (W·N, D)
+    if negatives is not None:
+        texts = torch.cat([texts, all_gather_with_grad(negatives)])  # (W·N + W·N·M, D)
+    rows = _cross_entropy(image, texts, scale, first, chunk)
+    columns = _cross_entropy(text, all_gather_with_grad(image), scale, first, chunk)
     return (rows + columns) / 2
 
 
@@ -44,12 +46,12 @@ def siglip_loss(
 ) -> torch.Tensor:
     """(1/N) Σ_ij softplus(−z_ij (t x_i·y_j + b)) with z = 1 for pairs and −1 elsewhere.
 
-    The texts go round a ring: a process scores its images with the texts it holds, passes these on and takes its
-    neighbour's, W − 1 times. Their gradients come back the other way round.
+    The texts travel around a ring: a process scores its images with the texts that it holds, sends these to the next
+    process and receives those of the previous one, W − 1 times. The gradients travel back in the other direction.
 
     Args:
         image: (N, D), L2-normalised x.
-        text: (N, D), L2-normalised y; row i is the pair of image i.
+        text: (N, D), L2-normalised y; row i is the caption of image i.
         scale: t.
         bias: b.
 
@@ -57,40 +59,40 @@ def siglip_loss(
     """
 
     def block(rows: torch.Tensor, first: int, texts: torch.Tensor, own: bool) -> torch.Tensor:
-        logits = scale * rows @ texts.T + bias
+        logits = scale * rows @ texts.T + bias  # (rows, N)
         if own:
             logits.diagonal(first).neg_()  # −z·logit: row r is the pair of text first + r
         return F.softplus(logits).sum()
 
-    total = _over_rows(block, image, chunk, text, True)
+    total = _chunked_sum(block, image, chunk, text, True)
     for _ in range(_world() - 1):
-        text = _PassOn.apply(text)
-        total = total + _over_rows(block, image, chunk, text, False)
+        text = _RingShift.apply(text)
+        total = total + _chunked_sum(block, image, chunk, text, False)
     return total / len(image)
 
 
 def nt_xent(one: torch.Tensor, other: torch.Tensor, temperature: float, chunk: int | None = None) -> torch.Tensor:
-    """Each view has to find the other view of its picture among all other views of the batch.
+    """Cross-entropy of each view's partner among all other views of the batch.
 
     Args:
-        one, other: (N, D), L2-normalised; rows i are two views of one picture.
+        one, other: (N, D), L2-normalised; rows i are two views of one image.
 
     Source: Chen et al. 2020, equation 1 (SimCLR).
     """
     first = _rank() * len(one)
-    ones, others = gathered(one), gathered(other)
+    ones, others = all_gather_with_grad(one), all_gather_with_grad(other)  # (W·N, D)
     scale = torch.tensor(1 / temperature, device=one.device)
-    there = _cross_entropy(one, torch.cat([others, ones]), scale, first, chunk, skip=len(ones))
+    forth = _cross_entropy(one, torch.cat([others, ones]), scale, first, chunk, skip=len(ones))
     back = _cross_entropy(other, torch.cat([ones, others]), scale, first, chunk, skip=len(ones))
-    return (there + back) / 2
+    return (forth + back) / 2
 
 
 def _cross_entropy(
     rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, first: int, chunk: int | None, skip: int = 0
 ) -> torch.Tensor:
-    """Mean cross-entropy of rows (N, D) over columns (M, D); that of row i is `first + i`.
+    """Mean cross-entropy of rows (N, D) over columns (M, D); the target of row i is column `first + i`.
 
-    With `skip`, column `skip + first + i` is the row itself, and no choice.
+    With `skip`, column `skip + first + i` is row i itself and is excluded.
     """
 
     def block(rows: torch.Tensor, start: int) -> torch.Tensor:
@@ -100,17 +102,17 @@ def _cross_entropy(
         target = torch.arange(len(rows), device=rows.device) + first + start
         return F.cross_entropy(logits, target, reduction="sum")
 
-    return _over_rows(block, rows, chunk) / len(rows)
+    return _chunked_sum(block, rows, chunk) / len(rows)
 
 
-def _over_rows(block: Callable[..., torch.Tensor], rows: torch.Tensor, chunk: int | None, *given: Any) -> torch.Tensor:
-    """Sum of `block(part, first row, *given)` over parts of `chunk` rows."""
+def _chunked_sum(block: Callable[..., torch.Tensor], rows: torch.Tensor, chunk: int | None, *more: Any) -> torch.Tensor:
+    """Sum of `block(part, first row, *more)` over parts of `chunk` rows."""
     if not chunk or chunk >= len(rows):
-        return block(rows, 0, *given)
+        return block(rows, 0, *more)
     total = rows.new_zeros(())
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        total = total + checkpoint(block, part, start, *given, use_reentrant=False, preserve_rng_state=False)
+        total = total + checkpoint(block, part, start, *more, use_reentrant=False, preserve_rng_state=False)
     return total
 
 
@@ -122,46 +124,46 @@ def _rank() -> int:
     return dist.get_rank() if _world() > 1 else 0
 
 
-def gathered(x: torch.Tensor) -> torch.Tensor:
-    """(W·N, D), the rows of every process in order; gradients flow back to each."""
+def all_gather_with_grad(x: torch.Tensor) -> torch.Tensor:
+    """Gather x (N, D) of all processes in rank order, (W·N, D); gradients flow back to each process."""
     return _Gather.apply(x) if _world() > 1 else x  # type: ignore[return-value]
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of every process; the gradient of a row is the sum of what every process has for it."""
+    """All-gather; the gradient of a row is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        found = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(found, x.contiguous())
-        return found
+        rows = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(rows, x.contiguous())
+        return rows
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):  # type: ignore[override]
-        whole = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(whole)
-        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-class _PassOn(torch.autograd.Function):
-    """What the neighbour before holds; the gradient goes back to that neighbour."""
+class _RingShift(torch.autograd.Function):
+    """The tensor of the previous process in the ring; the gradient is sent back to that process."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return _exchange(x, 1)
+        return _ring_exchange(x, 1)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):  # type: ignore[override]
-        return _exchange(gradient, -1)
+        return _ring_exchange(gradient, -1)
 
 
-def _exchange(x: torch.Tensor, step: int) -> torch.Tensor:
-    """Send x to the process `step` places on and take what comes from the one `step` places before."""
+def _ring_exchange(x: torch.Tensor, step: int) -> torch.Tensor:
+    """Send x to the process `rank + step` and return the tensor received from the process `rank − step`."""
     rank, world = dist.get_rank(), dist.get_world_size()
     x = x.contiguous()
-    found = torch.empty_like(x)
+    received = torch.empty_like(x)
     send = dist.P2POp(dist.isend, x, (rank + step) % world)
-    receive = dist.P2POp(dist.irecv, found, (rank - step) % world)
+    receive = dist.P2POp(dist.irecv, received, (rank - step) % world)
     for request in dist.batch_isend_irecv([send, receive]):
         request.wait()
-    return found
+    return received

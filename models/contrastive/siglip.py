@@ -1,4 +1,4 @@
-"""SigLIP from transformers: a sigmoid for every pair instead of a softmax over the batch.
+"""SigLIP from transformers: a sigmoid loss for every pair instead of a softmax over the batch.
 
 Source: Zhai et al. 2023, algorithm 1.
 """
@@ -14,32 +14,33 @@ from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipModel, SiglipProcessor, initialization
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from models import tokenizer as tokenizers
-from models.contrastive.grad_cache import in_parts
+from models.contrastive.grad_cache import grad_cache_embed
 from models.contrastive.losses import siglip_loss
 from models.outputs import PretrainingOutput
+from models.tokenizer import build_tokenizer
 
 
 @strict
-class Config(SiglipConfig):
-    """`SiglipConfig` and what training may add; stock classes pass over it.
+class SiglipTrainingConfig(SiglipConfig):
+    """`SiglipConfig` with training options, which transformers' own classes ignore.
 
-    logit_scale, logit_bias: t and b at the start; transformers starts both at 0, that is t = 1 and b = 0, which makes
-    every one of the N² − N negatives cost log 2.
-    micro_batch: rows whose activations exist at a time. chunk: rows of logits that exist at a time. Both are off at 0.
+    logit_scale, logit_bias: initial t and b. transformers initialises t = 1 and b = 0, so that each of the N² − N
+        negatives would cost log 2.
+    micro_batch: rows whose activations are in memory at a time; 0 for all.
+    logits_chunk: rows of logits that are in memory at a time; 0 for all.
     """
 
     logit_scale: float = 10.0
     logit_bias: float = -10.0
     micro_batch: int = 0
-    chunk: int = 0
+    logits_chunk: int = 0
 
 
 class SigLIP(SiglipModel):
-    """`SiglipModel` whose forward is the objective, across processes."""
+    """`SiglipModel` whose forward is the training objective, over the pairs of all processes."""
 
-    config: Config  # type: ignore[assignment]
-    config_class = Config
+    config: SiglipTrainingConfig  # type: ignore[assignment]
+    config_class = SiglipTrainingConfig
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -50,8 +51,8 @@ class SigLIP(SiglipModel):
 
     def embed(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """pixel_values: (N, 3, H, W); input_ids: (M, L); returns unit vectors (N, D), (M, D)."""
-        image = in_parts(self._embed_images, self.config.micro_batch, pixel_values)
-        return image, in_parts(self._embed_texts, self.config.micro_batch, input_ids)
+        image = grad_cache_embed(self._embed_images, self.config.micro_batch, pixel_values)
+        return image, grad_cache_embed(self._embed_texts, self.config.micro_batch, input_ids)
 
     def _embed_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         features: Any = self.get_image_features(pixel_values=pixel_values)
@@ -62,9 +63,14 @@ class SigLIP(SiglipModel):
         return F.normalize(features.pooler_output, dim=-1)
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> PretrainingOutput:  # type: ignore[override]
-        """pixel_values: (N, 3, H, W), normalised; input_ids: (N, L), padded to L; row i the caption of picture i."""
-        image, text = self.embed(pixel_values, input_ids)
-        loss = siglip_loss(image, text, self.logit_scale.exp(), self.logit_bias, self.config.chunk)
+        """Compute the sigmoid loss.
+
+        Args:
+            pixel_values: (N, 3, H, W), normalised.
+            input_ids: (N, L), padded to the maximum length; row i the caption of image i.
+        """
+        image, text = self.embed(pixel_values, input_ids)  # (N, D) each
+        loss = siglip_loss(image, text, self.logit_scale.exp(), self.logit_bias, self.config.logits_chunk)
         return PretrainingOutput(loss, {"contrast": loss})
 
 
@@ -73,7 +79,7 @@ def build(
     *,
     image_size: int = 224,
     patch_size: int = 16,
-    width: int = 768,
+    hidden_size: int = 768,
     layers: int = 12,
     heads: int = 12,
     text_layers: int = 0,
@@ -82,20 +88,20 @@ def build(
     logit_scale: float = 10.0,
     logit_bias: float = -10.0,
     micro_batch: int = 0,
-    chunk: int = 0,
+    logits_chunk: int = 0,
 ) -> tuple[SigLIP, SiglipProcessor]:
-    """A new SigLIP of one width for both towers, and its processor with a vocabulary made from `texts`.
+    """Build a SigLIP with towers of equal width and its processor, with a vocabulary from `texts`.
 
     Args:
-        text_layers: of the text tower, where it is not as deep as the picture tower.
-        text_length: every caption is cut and padded to it, because the text tower pools its last position.
-        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
-        logit_scale, logit_bias, micro_batch, chunk: as in `Config`.
+        text_layers: depth of the text tower; 0 for that of the vision tower.
+        text_length: every caption is truncated and padded to it, because the text tower pools its last position.
+        vocab_size: minimum number of rows of the embedding table.
+        logit_scale, logit_bias, micro_batch, logits_chunk: as in `SiglipTrainingConfig`.
     """
-    tokenizer = tokenizers.build(texts)
+    tokenizer = build_tokenizer(texts)
     tokenizer.padding_side = "right"
-    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
-    config = Config(
+    tower = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size, "num_attention_heads": heads}
+    config = SiglipTrainingConfig(
         text_config={
             **tower,
             "num_hidden_layers": text_layers or layers,
@@ -104,13 +110,13 @@ def build(
             "eos_token_id": tokenizer.eos_token_id,
             "vocab_size": max(len(tokenizer), vocab_size),
             "max_position_embeddings": text_length,
-            "projection_size": width,
+            "projection_size": hidden_size,
         },
         vision_config={**tower, "num_hidden_layers": layers, "image_size": image_size, "patch_size": patch_size},
         logit_scale=logit_scale,
         logit_bias=logit_bias,
         micro_batch=micro_batch,
-        chunk=chunk,
+        logits_chunk=logits_chunk,
     )
-    pictures = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
-    return SigLIP(config), SiglipProcessor(pictures, tokenizer)
+    image_processor = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
+    return SigLIP(config), SiglipProcessor(image_processor, tokenizer)

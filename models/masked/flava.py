@@ -2,7 +2,7 @@
 
 A picture encoder and a text encoder run alone; a third encoder reads what both say, one after the other in a single
 sequence with a token of its own in front, and attends to all of it. The encoders and heads are transformers'
-`FlavaForPreTraining`, so that public weights load; what is hidden, what is swapped and how it adds up is ours.
+`FlavaForPreTraining`, so that public weights load; what is patch_mask, what is swap_probability and how it adds up is ours.
 Source: Singh et al. 2022, section 3.
 """
 
@@ -17,32 +17,32 @@ from torch.nn import functional as F
 from transformers import FlavaConfig, FlavaForPreTraining, FlavaProcessor
 from transformers.models.flava.image_processing_pil_flava import FlavaImageProcessorPil
 
-from models import tokenizer as tokenizers
 from models.contrastive.losses import clip_loss
-from models.masked.random_codebook import Codebook, patchify
-from models.masked.token_masking import IGNORED, mask_words
+from models.masked.random_codebook import RandomCodebook, patchify
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens
 from models.outputs import PretrainingOutput
+from models.tokenizer import build_tokenizer
 
 
 @strict
 class FlavaPretrainingConfig(FlavaConfig):
-    """FLAVA's sizes, and how much of a batch is hidden or swapped. The token ids are those of the public vocabulary.
+    """FLAVA's sizes, and how much of a batch is patch_mask or swap_probability. The token ids are those of the public vocabulary.
 
-    hidden_patches: at most so many of a picture, in blocks of at least `smallest_block`.
-    hidden_words: share of a text's.
-    swapped: share of the pairs whose caption is another's, for matching.
+    max_masked_patches: at most so many of a picture, in blocks of at least `min_block_patches`.
+    mask_probability: share of a text's.
+    swap_probability: share of the pairs whose caption is another's, for matching.
     """
 
-    hidden_patches: int = 75
-    smallest_block: int = 16
-    hidden_words: float = 0.15
-    swapped: float = 0.1
+    max_masked_patches: int = 75
+    min_block_patches: int = 16
+    mask_probability: float = 0.15
+    swap_probability: float = 0.1
     mask_token_id: int = 103
     special_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
 
 
 class Flava(FlavaForPreTraining):
-    """`FlavaForPreTraining` that hides, swaps and learns from pairs alone.
+    """`FlavaForPreTraining` that hides, num_negatives and learns from pairs alone.
 
     A unimodal encoder sees nothing of the other side, so that one pass over masked pairs gives the losses that the
     paper takes from pictures alone and texts alone, and what the multimodal encoder reads.
@@ -55,14 +55,14 @@ class Flava(FlavaForPreTraining):
     def __init__(self, config: Any):
         super().__init__(config)
         if self.image_codebook is None:
-            self.codebook = Codebook(config.image_config.patch_size, config.image_config.vocab_size)
+            self.codebook = RandomCodebook(config.image_config.patch_size, config.image_config.vocab_size)
         for encoder in (self.flava.image_model, self.flava.text_model, self.flava.multimodal_model):
             cast(nn.Module, encoder.pooler).requires_grad_(False)  # no loss uses them
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Codebook):
-            module.draw()
+        if isinstance(module, RandomCodebook):
+            module.init_codewords()
         else:
             super()._init_weights(module)  # type: ignore[arg-type]
 
@@ -91,31 +91,31 @@ class Flava(FlavaForPreTraining):
         mask = torch.cat([places, attention_mask], dim=1)
         return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask, **asked)
 
-    def pairs(
+    def encode_pairs(
         self,
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **asked: bool,
     ) -> Any:
-        """What the multimodal encoder says of N pairs with nothing hidden but the text's mask tokens, as `fuse`."""
+        """What the multimodal encoder says of N pairs with nothing patch_mask but the text's mask tokens, as `fuse`."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image = self.flava.image_model(pixel_values, output_hidden_states=True).hidden_states[-1]
         text = self.flava.text_model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
         return self.fuse(image, text, attention_mask, **asked)
 
-    def match(
+    def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); input_ids: (N, L); returns (N,), log p(match) − log p(mismatch)."""
-        logits = self.itm_head(self.pairs(pixel_values, input_ids, attention_mask).last_hidden_state)
+        logits = self.itm_head(self.encode_pairs(pixel_values, input_ids, attention_mask).last_hidden_state)
         return logits[:, 1] - logits[:, 0]
 
-    def fill(
+    def fill_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
         """input_ids: (N, L) with mask tokens; pixel_values: (N, 3, H, W); returns (N, L, V) logits."""
-        both = self.pairs(pixel_values, input_ids, attention_mask).last_hidden_state
+        both = self.encode_pairs(pixel_values, input_ids, attention_mask).last_hidden_state
         return self.mmm_text_head(both[:, -input_ids.shape[1] :])
 
     def attention_maps(
@@ -125,15 +125,15 @@ class Flava(FlavaForPreTraining):
 
         The rest, up to 1, goes to words and to the tokens of the pair and of the whole picture.
         """
-        seen = self.pairs(pixel_values, input_ids, attention_mask, output_attentions=True).attentions[-1].mean(1)
+        seen = self.encode_pairs(pixel_values, input_ids, attention_mask, output_attentions=True).attentions[-1].mean(1)
         maps = seen[:, -input_ids.shape[1] :, 2 : -input_ids.shape[1]]  # (N, L, P)
         return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
 
     def patch_classes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What a hidden patch is to be called: (N, P) of the codebook's classes."""
+        """What a patch_mask patch is to be called: (N, P) of the codebook's classes."""
         size = self.config.image_config.patch_size
         if self.image_codebook is None:
-            return self.codebook.classes(patchify(pixel_values, size))
+            return self.codebook.nearest_codewords(patchify(pixel_values, size))
         # The VAE's encoder shrinks eightfold and takes grey levels in 0.1..0.9.
         picture = FlavaImageProcessorPil
         mean, std = (pixel_values.new_tensor(x)[:, None, None] for x in (picture.image_mean, picture.image_std))
@@ -146,48 +146,50 @@ class Flava(FlavaForPreTraining):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         *,
-        hidden: torch.Tensor | None = None,
-        words: tuple[torch.Tensor, torch.Tensor] | None = None,
+        patch_mask: torch.Tensor | None = None,
+        masked_tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
         partner: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
         """The six losses, by the names that transformers gives them.
 
         The multimodal encoder reads picture i with caption `partner[i]`. Where that is another caption, the row counts
-        for matching alone; the contrastive loss always takes the true pairs, of which nothing is hidden.
+        for matching alone; the contrastive loss always takes the true pairs, of which nothing is patch_mask.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of picture i.
-            hidden: (N, P) bool, patches to hide; drawn if not given, as are the next two.
-            words: the masked ids and the labels, (N, L) each, as `mask_words` returns them.
+            patch_mask: (N, P) bool, patches to hide; drawn if not given, as are the next two.
+            masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
             partner: (N,), whose caption picture i is read with.
 
         Source: Singh et al. 2022, section 3.2.
         """
         config, count = self.config, len(input_ids)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        if hidden is None:
+        if patch_mask is None:
             side = config.image_config.image_size // config.image_config.patch_size
-            hidden = block_masks(count, side, config.hidden_patches, config.smallest_block, pixel_values.device)
-        masked, labels = self.hide_words(input_ids, attention_mask) if words is None else words
-        partner = swap(count, config.swapped, input_ids.device) if partner is None else partner
+            patch_mask = block_masks(
+                count, side, config.max_masked_patches, config.min_block_patches, pixel_values.device
+            )
+        masked, labels = self.hide_words(input_ids, attention_mask) if masked_tokens is None else masked_tokens
+        partner = swap_captions(count, config.swap_probability, input_ids.device) if partner is None else partner
 
         image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
         contrast = clip_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.scale)
 
-        seen = self.flava.image_model(pixel_values, bool_masked_pos=hidden, output_hidden_states=True)
+        seen = self.flava.image_model(pixel_values, bool_masked_pos=patch_mask, output_hidden_states=True)
         read = self.flava.text_model(masked, attention_mask, output_hidden_states=True)
         text_of = read.hidden_states[-1][partner], attention_mask[partner]
         fused = self.fuse(seen.hidden_states[-1], *text_of).last_hidden_state
 
         match = (input_ids[partner] == input_ids).all(1)  # another's caption may say the same
         kept = (match | ~match.any())[:, None]  # with no match at all, every row: a loss of nothing is no number
-        classes, patches = self.patch_classes(pixel_values), hidden.shape[1]
-        told, shown = labels != IGNORED, kept & hidden
+        classes, patches = self.patch_classes(pixel_values), patch_mask.shape[1]
+        told, shown = labels != IGNORE_INDEX, kept & patch_mask
         said, spoken = labels[partner], kept & told[partner]
         parts = {
-            "mim": F.cross_entropy(self.mim_head(seen.last_hidden_state[:, 1:][hidden]), classes[hidden]),
+            "mim": F.cross_entropy(self.mim_head(seen.last_hidden_state[:, 1:][patch_mask]), classes[patch_mask]),
             "mlm": F.cross_entropy(self.mlm_head(read.last_hidden_state[told]), labels[told]),
             "itm": F.cross_entropy(self.itm_head(fused), match.long()),
             "global_contrastive": contrast,
@@ -200,17 +202,17 @@ class Flava(FlavaForPreTraining):
     def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Masked ids and labels, (N, L) each."""
         config = self.config
-        return mask_words(
+        return mask_tokens(
             input_ids,
             attention_mask,
             mask_token_id=config.mask_token_id,
             vocab_size=config.text_config.vocab_size,
             special_ids=tuple(config.special_ids),
-            share=config.hidden_words,
+            probability=config.mask_probability,
         )
 
 
-def swap(count: int, share: float, device: torch.device) -> torch.Tensor:
+def swap_captions(count: int, share: float, device: torch.device) -> torch.Tensor:
     """Whose caption each picture is read with, (N,): its own, or, for `share` of them, the next one's among those."""
     partner = torch.arange(count, device=device)
     chosen = (torch.rand(count, device=device) < share).nonzero()[:, 0]
@@ -219,7 +221,7 @@ def swap(count: int, share: float, device: torch.device) -> torch.Tensor:
 
 
 def block_masks(count: int, side: int, most: int, smallest: int, device: torch.device) -> torch.Tensor:
-    """Hide rectangles until about `most` patches are hidden, and never more.
+    """Hide rectangles until about `most` patches are patch_mask, and never more.
 
     Each rectangle has an area between `smallest` and what is still to hide, and sides in a ratio of 0.3 to 1/0.3; one
     that would hide too much, or nothing new, is drawn again, ten times.
@@ -229,10 +231,10 @@ def block_masks(count: int, side: int, most: int, smallest: int, device: torch.d
 
     Source: Bao et al. 2022 (BEiT), algorithm 1.
     """
-    hidden = torch.zeros(count, side, side, dtype=torch.bool, device=device)
+    patch_mask = torch.zeros(count, side, side, dtype=torch.bool, device=device)
     axis = torch.arange(side, device=device)
     for _ in range(10):
-        left = most - hidden.sum((1, 2))  # (N,)
+        left = most - patch_mask.sum((1, 2))  # (N,)
         area, ratio, row, column = torch.rand(4, count, device=device)
         area = smallest + area * (left - smallest)
         ratio = (math.log(0.3) * (1 - 2 * ratio)).exp()
@@ -240,10 +242,10 @@ def block_masks(count: int, side: int, most: int, smallest: int, device: torch.d
         top, edge = (row * (side - tall + 1)).floor(), (column * (side - wide + 1)).floor()
         rows = (axis >= top[:, None]) & (axis < (top + tall)[:, None])  # (N, side)
         columns = (axis >= edge[:, None]) & (axis < (edge + wide)[:, None])
-        union = hidden | (rows[:, :, None] & columns[:, None, :])
+        union = patch_mask | (rows[:, :, None] & columns[:, None, :])
         fits = union.sum((1, 2)) <= most
-        hidden = torch.where(fits[:, None, None], union, hidden)
-    return hidden.flatten(1)
+        patch_mask = torch.where(fits[:, None, None], union, patch_mask)
+    return patch_mask.flatten(1)
 
 
 def build(
@@ -251,55 +253,55 @@ def build(
     *,
     image_size: int = 224,
     patch_size: int = 16,
-    width: int = 768,
+    hidden_size: int = 768,
     image_layers: int = 12,
     text_layers: int = 12,
     fusion_layers: int = 6,
-    projection: int = 768,
-    head_width: int = 64,
+    projection_dim: int = 768,
+    head_dim: int = 64,
     mlp_ratio: int = 4,
     text_length: int = 77,
     vocab_size: int = 0,
-    classes: int = 8192,
-    hidden_patches: int = 75,
-    smallest_block: int = 16,
-    hidden_words: float = 0.15,
-    swapped: float = 0.1,
+    codebook_size: int = 8192,
+    max_masked_patches: int = 75,
+    min_block_patches: int = 16,
+    mask_probability: float = 0.15,
+    swap_probability: float = 0.1,
     initializer_range: float = 0.02,
-    weights: dict[str, float] | None = None,
+    loss_weights: dict[str, float] | None = None,
 ) -> tuple[Flava, FlavaProcessor]:
-    """A new FLAVA and its processor; hidden patches, words and swapped pairs as in `FlavaPretrainingConfig`.
+    """A new FLAVA and its processor; patch_mask patches, words and swap_probability pairs as in `FlavaPretrainingConfig`.
 
     Args:
-        width: of all three encoders.
-        head_width: width of an attention head.
+        hidden_size: of all three encoders.
+        head_dim: width of an attention head.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
         classes: of patches, in the codebook.
         initializer_range: deviation of the initial weights.
         weights: of the losses by their names, such as `{itm: 2}`; 1 where none is given.
     """
-    tokenizer = tokenizers.build(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
+    tokenizer = build_tokenizer(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
     tokenizer.padding_side = "right"
     start: dict[str, Any] = {"initializer_range": initializer_range}
     sizes = {
-        "hidden_size": width,
-        "intermediate_size": mlp_ratio * width,
-        "num_attention_heads": width // head_width,
+        "hidden_size": hidden_size,
+        "intermediate_size": mlp_ratio * hidden_size,
+        "num_attention_heads": hidden_size // head_dim,
     } | start
     text = {"vocab_size": max(len(tokenizer), vocab_size), "max_position_embeddings": text_length}
-    image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": classes}
-    weighed: dict[str, Any] = {f"{name}_weight": weight for name, weight in (weights or {}).items()}
+    image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": codebook_size}
+    weighed: dict[str, Any] = {f"{name}_weight": weight for name, weight in (loss_weights or {}).items()}
     config = FlavaPretrainingConfig(
         text_config={**sizes, **text, "num_hidden_layers": text_layers, "pad_token_id": tokenizer.pad_token_id},
         image_config={**sizes, **image, "num_hidden_layers": image_layers},
         multimodal_config={**sizes, "num_hidden_layers": fusion_layers},
-        hidden_size=width,
-        projection_dim=projection,
+        hidden_size=hidden_size,
+        projection_dim=projection_dim,
         init_codebook=False,
-        hidden_patches=hidden_patches,
-        smallest_block=smallest_block,
-        hidden_words=hidden_words,
-        swapped=swapped,
+        max_masked_patches=max_masked_patches,
+        min_block_patches=min_block_patches,
+        mask_probability=mask_probability,
+        swap_probability=swap_probability,
         mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),
         **start,

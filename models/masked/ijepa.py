@@ -1,7 +1,7 @@
-"""I-JEPA: from one part of a picture, the features of other parts, as a slow copy of the encoder sees them.
+"""I-JEPA: predict the features of some parts of an image from another part; a slow copy of the encoder computes them.
 
 The encoders are transformers' `IJepaModel`, so that public weights load and `IJepaModel` loads ours; masks, predictor
-and slow copy are here. Loss and masks are those of the published code: smooth L1 on layer-normed targets.
+and target encoder are ours. Loss and masks follow the published code: smooth L1 on layer-normed targets.
 Source: Assran et al. 2023, section 3.
 """
 
@@ -20,23 +20,32 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.models.ijepa.modeling_ijepa import IJepaEmbeddings, IJepaLayer, IJepaPreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from models.masked.mae import encoder_sizes, fore, freeze_places, image_processor, phases, sines
+from models.masked.mae import (
+    build_image_processor,
+    encoder_sizes,
+    freeze_positions,
+    interleaved_masks,
+    loss_weighted_mean,
+    sinusoidal_grid,
+)
 from models.outputs import PretrainingOutput
-from models.sizes import declared
+from models.sizes import forwards_sizes_to
 
-DRAWS = 20  # of a row's blocks, before one that leaves too little context is taken
+MAX_DRAWS = 20  # of an image's target blocks, before one with too small a context is accepted
 
 
 @strict
 class IJepaPretrainingConfig(IJepaConfig):
-    """`IJepaConfig` with what learning takes; the defaults are ViT-H/14's.
+    """`IJepaConfig` with the options of pretraining; the defaults are those of ViT-H/14.
 
-    Scales are shares of the patches, the context's before the targets are taken out of it, aspects height over width.
-    `momentum` is the slow copy's at the first of `total_steps` steps, and 1 at the last. `pooling` makes patches one
-    vector: their mean, as published, or with what surprises the predictor at the fore.
+    target_scale, context_scale: ranges of the share of patches in a block; the context's before the targets are removed.
+    target_aspect: range of height over width of a target block.
+    min_context: patches of a context, at least.
+    momentum: of the target encoder at the first of `total_steps` steps; it grows to 1 at the last.
+    pooling: of patches to one vector: the mean, as published, or `loss_weighted_mean` by the predictor's loss.
     """
 
-    predictor_size: int = 384
+    predictor_hidden_size: int = 384
     predictor_layers: int = 12
     predictor_heads: int = 16
     target_blocks: int = 4
@@ -46,59 +55,65 @@ class IJepaPretrainingConfig(IJepaConfig):
     min_context: int = 10
     momentum: float = 0.996
     total_steps: int = 187_500
-    pooling: Literal["mean", "surprise"] = "mean"
+    pooling: Literal["mean", "loss_weighted"] = "mean"
 
 
 class IJepaEncoder(IJepaModel):
-    """`IJepaModel` with fixed sines for positions, and a pass over some patches only."""
+    """`IJepaModel` with fixed sinusoidal positions, and a forward pass over some patches only."""
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, IJepaEmbeddings):
-            init.copy_(module.position_embeddings, sines(module.position_embeddings))
+            init.copy_(module.position_embeddings, sinusoidal_grid(module.position_embeddings))
 
-    def visible(self, pixel_values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); places: (N, K); returns the states (N, K, D) of those patches by themselves."""
-        states = taken(self.embeddings(pixel_values), places)
+    def encode_visible(self, pixel_values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); indices: (N, K) of visible patches; returns their states (N, K, D)."""
+        states = gather_patches(self.embeddings(pixel_values), indices)
         for layer in self.layers:
             states = layer(states)
         return self.layernorm(states)
 
 
 class Predictor(nn.Module):
-    """A narrow transformer that is given the context and the places of a block, and says the block's features."""
+    """A narrow transformer that predicts the features of a block from the context and the block's positions."""
 
     def __init__(self, config: IJepaPretrainingConfig):
         super().__init__()
         narrow = deepcopy(config)
-        narrow.hidden_size, narrow.intermediate_size = config.predictor_size, 4 * config.predictor_size
+        narrow.hidden_size, narrow.intermediate_size = config.predictor_hidden_size, 4 * config.predictor_hidden_size
         narrow.num_attention_heads = config.predictor_heads
-        self.embed = nn.Linear(config.hidden_size, config.predictor_size)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.predictor_size))
+        self.embed = nn.Linear(config.hidden_size, config.predictor_hidden_size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.predictor_hidden_size))
         patches = (config.image_size // config.patch_size) ** 2  # type: ignore[operator]
-        self.positions = nn.Parameter(torch.zeros(1, patches, config.predictor_size))
+        self.positions = nn.Parameter(torch.zeros(1, patches, config.predictor_hidden_size))
         self.layers = nn.ModuleList([IJepaLayer(narrow) for _ in range(config.predictor_layers)])
-        self.norm = nn.LayerNorm(config.predictor_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(config.predictor_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.predictor_hidden_size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(config.predictor_hidden_size, config.hidden_size)
 
-    def forward(self, context: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """context: (N, K, D) of patches `places` (N, K); targets: (N, B, T) patches; returns (N, B, T, D).
+    def forward(self, context: torch.Tensor, context_indices: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Predict every block by itself: no block's mask tokens attend to another's.
 
-        Every block is predicted by itself: no block's mask tokens see another's.
+        Args:
+            context: (N, K, D), states of the visible patches.
+            context_indices: (N, K), their indices.
+            targets: (N, B, T), indices of the patches of each block.
+
+        Returns:
+            (N, B, T, D).
         """
         rows, blocks, size = targets.shape
         positions = self.positions.expand(rows, -1, -1)
-        known = self.embed(context) + taken(positions, places)  # (N, K, W)
-        asked = self.mask_token + taken(positions, targets.flatten(1))  # (N, B·T, W)
-        known = known[:, None].expand(-1, blocks, -1, -1).flatten(0, 1)
-        states = torch.cat([known, asked.view(rows * blocks, size, -1)], 1)  # (N·B, K + T, W)
+        visible = self.embed(context) + gather_patches(positions, context_indices)  # (N, K, W)
+        masked = self.mask_token + gather_patches(positions, targets.flatten(1))  # (N, B·T, W)
+        visible = visible[:, None].expand(-1, blocks, -1, -1).flatten(0, 1)  # (N·B, K, W)
+        states = torch.cat([visible, masked.view(rows * blocks, size, -1)], 1)  # (N·B, K + T, W)
         for layer in self.layers:
             states = layer(states)
         return self.head(self.norm(states[:, -size:])).unflatten(0, (rows, blocks))
 
 
 class IJepa(IJepaPreTrainedModel):
-    """Context encoder, predictor and the slow copy `ijepa`, which represents and is what loads elsewhere."""
+    """Context encoder, predictor, and the target encoder `ijepa`, which gives the features and loads as `IJepaModel`."""
 
     config: IJepaPretrainingConfig
 
@@ -113,7 +128,7 @@ class IJepa(IJepaPreTrainedModel):
 
     def train(self, mode: bool = True) -> "IJepa":
         self.ijepa.requires_grad_(False)
-        freeze_places(self)
+        freeze_positions(self)
         return super().train(mode)
 
     @torch.no_grad()
@@ -121,121 +136,133 @@ class IJepa(IJepaPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Predictor):
             init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
-            init.copy_(module.positions, sines(module.positions))
+            init.copy_(module.positions, sinusoidal_grid(module.positions))
         elif module is self:
             init.zeros_(self.steps)
-            # Both begin alike; weights of an encoder alone are those of both.
-            for own, slow in zip(self.context.parameters(), self.ijepa.parameters(), strict=True):
-                init.copy_(own, slow)
+            # Both encoders start with the same weights, also where only the target encoder's are loaded.
+            for context, target in zip(self.context.parameters(), self.ijepa.parameters(), strict=True):
+                init.copy_(context, target)
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        places: torch.Tensor | None = None,
+        context_indices: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """Smooth L1 between predicted features and LN(f̄(picture)), f̄ the slow copy, on the targets' patches.
+        """Compute smooth L1 between predicted features and LN(f̄(image)) on the targets' patches, f̄ the target encoder.
 
-        In training the slow copy first follows the step before, so a call is a step: no gradient accumulation.
+        In training each call first updates the target encoder with the weights of the previous step, so a call is a
+        step: gradient accumulation is not supported.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
-            places, targets: (N, K) patches of the context and (N, B, T) of the target blocks, as `multiblock` draws
-                them where they are not given.
+            context_indices: (N, K), patches of the context.
+            targets: (N, B, T), patches of the target blocks. `sample_multiblock` draws both by default.
         """
         if self.training:
-            self.follow()
-        if places is None or targets is None:
-            drawn = multiblock(len(pixel_values), self.config)
-            places, targets = (part.to(pixel_values.device) for part in drawn)
+            self.update_target_encoder()
+        if context_indices is None or targets is None:
+            drawn = sample_multiblock(len(pixel_values), self.config)
+            context_indices, targets = (part.to(pixel_values.device) for part in drawn)
         with torch.no_grad():
-            whole = self.ijepa(pixel_values).last_hidden_state  # (N, P, D), of the whole picture
-            truth = taken(F.layer_norm(whole, whole.shape[-1:]), targets.flatten(1)).view(*targets.shape, -1)
-        context = self.context.visible(pixel_values, places)  # (N, K, D)
-        loss = F.smooth_l1_loss(self.predictor(context, places, targets), truth)
+            states = self.ijepa(pixel_values).last_hidden_state  # (N, P, D), of the whole image
+            truth = gather_patches(F.layer_norm(states, states.shape[-1:]), targets.flatten(1))
+            truth = truth.view(*targets.shape, -1)  # (N, B, T, D)
+        context = self.context.encode_visible(pixel_values, context_indices)  # (N, K, D)
+        loss = F.smooth_l1_loss(self.predictor(context, context_indices, targets), truth)
         return PretrainingOutput(loss, {"features": loss})
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """f̄ ← m · f̄ + (1 − m) · f for the step that was, numbered from 0 (section 3, "target-encoder")."""
+    def update_target_encoder(self) -> None:
+        """f̄ ← m · f̄ + (1 − m) · f for the previous step, numbered from 0 (section 3, "target-encoder")."""
         if step := int(self.steps):
             momentum = self.momentum(step - 1)
-            for slow, own in zip(self.ijepa.parameters(), self.context.parameters(), strict=True):
-                slow.lerp_(own, 1 - momentum)
+            for target, context in zip(self.ijepa.parameters(), self.context.parameters(), strict=True):
+                target.lerp_(context, 1 - momentum)
         self.steps += 1
 
     def momentum(self, step: int) -> float:
-        """m of a step: from `config.momentum` to 1 along a line."""
+        """m at a step: linear from `config.momentum` to 1."""
         start = self.config.momentum
         return start + (1 - start) * min(1.0, step / self.config.total_steps)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); returns the slow copy's patches as one vector, (N, D)."""
+        """pixel_values: (N, 3, H, W); returns the pooled states of the target encoder, (N, D)."""
         states = self.ijepa(pixel_values).last_hidden_state
-        return states.mean(1) if self.config.pooling == "mean" else fore(states, self.surprise(pixel_values, states))
+        if self.config.pooling == "mean":
+            return states.mean(1)
+        return loss_weighted_mean(states, self.patch_loss(pixel_values, states))
 
     @torch.no_grad()
-    def surprise(self, pixel_values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """states: (N, P, D) of the slow copy; returns the loss of each patch, told from the other meshes, (N, P)."""
-        rows, patches, width = states.shape
+    def patch_loss(self, pixel_values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Loss of each patch, predicted from the other three interleaved meshes: (N, P).
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            states: (N, P, D) of the target encoder.
+        """
+        rows, _, width = states.shape
         truth = F.layer_norm(states, (width,))
-        meshes = [mesh.to(states.device) for mesh in phases(math.isqrt(patches))]
-        found = torch.zeros_like(states[..., 0])
+        meshes = [mesh.to(states.device) for mesh in interleaved_masks(math.isqrt(states.shape[1]))]
+        losses = torch.zeros_like(states[..., 0])
         for i, mesh in enumerate(meshes):
-            places = torch.cat(meshes[:i] + meshes[i + 1 :]).expand(rows, -1)
-            context = self.context.visible(pixel_values, places)
-            said = self.predictor(context, places, mesh.expand(rows, 1, -1))[:, 0]
-            found[:, mesh] = F.smooth_l1_loss(said, truth[:, mesh], reduction="none").mean(2)
-        return found
+            indices = torch.cat(meshes[:i] + meshes[i + 1 :]).expand(rows, -1)
+            context = self.context.encode_visible(pixel_values, indices)
+            predicted = self.predictor(context, indices, mesh.expand(rows, 1, -1))[:, 0]
+            losses[:, mesh] = F.smooth_l1_loss(predicted, truth[:, mesh], reduction="none").mean(2)
+        return losses
 
 
-def taken(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """states: (N, P, D); places: (N, K); returns (N, K, D)."""
-    return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+def gather_patches(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """states: (N, P, D); indices: (N, K); returns (N, K, D)."""
+    return states.gather(1, indices[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def multiblock(count: int, config: IJepaPretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks of patches to predict, and a large block without them to predict from.
+def sample_multiblock(count: int, config: IJepaPretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw target blocks, and a large context block without their patches.
 
-    Sizes are drawn once for all pictures, places for each; contexts are cut at random to the smallest one, so that they
-    make one tensor. A picture whose targets leave fewer than `config.min_context` patches is drawn again, 20 times at
-    most; context and targets never meet.
+    Sizes are drawn once for all images, positions for each image. Contexts are cut at random to the size of the smallest
+    one, so that they form one tensor. Targets that leave fewer than `config.min_context` patches are drawn again, at most
+    `MAX_DRAWS` times. Context and targets are disjoint.
 
     Returns:
-        context (count, K) and targets (count, B, T), numbers of patches row by row.
+        Context (count, K) and targets (count, B, T), patch indices row by row.
+
+    Raises:
+        ValueError: the targets cover a whole context.
 
     Source: section 3 and appendix A.1; the published `multiblock.py` for what the paper leaves open.
     """
     side = config.image_size // config.patch_size  # type: ignore[operator]
-    target = block_size(side, config.target_scale, config.target_aspect)
-    large = block_size(side, config.context_scale, (1.0, 1.0))
-    targets = blocks(count, config.target_blocks, side, target)  # (N, B, T)
-    context = remaining(side, large, targets)  # (N, P) bool
-    for _ in range(DRAWS):
+    target = sample_block_size(side, config.target_scale, config.target_aspect)
+    large = sample_block_size(side, config.context_scale, (1.0, 1.0))
+    targets = sample_blocks(count, config.target_blocks, side, target)  # (N, B, T)
+    context = sample_context(side, large, targets)  # (N, P) bool
+    for _ in range(MAX_DRAWS):
         short = (context.sum(1) < config.min_context).nonzero()[:, 0]
         if not len(short):
             break
-        targets[short] = blocks(len(short), config.target_blocks, side, target)
-        context[short] = remaining(side, large, targets[short])
+        targets[short] = sample_blocks(len(short), config.target_blocks, side, target)
+        context[short] = sample_context(side, large, targets[short])
     keep = int(context.sum(1).min())
     if not keep:
         raise ValueError(f"targets cover a whole context of {side}×{side} patches; make target_scale smaller")
-    order = (torch.rand(context.shape) + ~context).argsort(1)  # a context's patches first, in any order
+    order = (torch.rand(context.shape) + ~context).argsort(1)  # the context's patches first, in random order
     return order[:, :keep], targets
 
 
-def block_size(side: int, scale: Any, aspect: Any) -> tuple[int, int]:
+def sample_block_size(side: int, scale: Any, aspect: Any) -> tuple[int, int]:
     """Height and width in patches; one draw sets both scale and aspect."""
     draw = float(torch.rand(()))
-    area, shape = (low + draw * (high - low) for low, high in (scale, aspect))
+    area, ratio = (low + draw * (high - low) for low, high in (scale, aspect))
     area = int(side * side * area)
-    height, width = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+    height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     return min(max(height, 1), side), min(max(width, 1), side)
 
 
-def blocks(count: int, number: int, side: int, size: tuple[int, int]) -> torch.Tensor:
-    """`number` blocks at random places for each of `count` pictures: patches (count, number, height · width)."""
+def sample_blocks(count: int, number: int, side: int, size: tuple[int, int]) -> torch.Tensor:
+    """Draw `number` blocks for each of `count` images: patch indices (count, number, height · width)."""
     height, width = size
     top = torch.randint(side - height + 1, (count, number, 1, 1))
     left = torch.randint(side - width + 1, (count, number, 1, 1))
@@ -243,41 +270,33 @@ def blocks(count: int, number: int, side: int, size: tuple[int, int]) -> torch.T
     return ((top + rows) * side + left + columns).flatten(2)
 
 
-def remaining(side: int, size: tuple[int, int], targets: torch.Tensor) -> torch.Tensor:
-    """A block of `size` for each row of targets (N, B, T), without them: (N, P) bool."""
+def sample_context(side: int, size: tuple[int, int], targets: torch.Tensor) -> torch.Tensor:
+    """Draw a block of `size` for each row of targets (N, B, T), without the targets' patches: (N, P) bool."""
     context = torch.zeros(len(targets), side * side, dtype=torch.bool)
-    context.scatter_(1, blocks(len(targets), 1, side, size)[:, 0], True)
+    context.scatter_(1, sample_blocks(len(targets), 1, side, size)[:, 0], True)
     return context.scatter_(1, targets.flatten(1), False)
 
 
+@forwards_sizes_to(IJepaPretrainingConfig)
 def build(
     texts: Iterable[str],
     *,
     image_size: int = 224,
     patch_size: int = 14,
-    width: int = 1280,
+    hidden_size: int = 1280,
     layers: int = 32,
-    head_width: int = 80,
-    predictor_width: int = 384,
-    predictor_layers: int = 12,
-    predictor_heads: int = 16,
-    **learning: Any,
+    head_dim: int = 80,
+    **options: Any,
 ) -> tuple[IJepa, ViTImageProcessorPil]:
-    """A new I-JEPA and its image processor; the defaults are ViT-H/14's. `texts` are for other families.
+    """Build an I-JEPA and its image processor; the defaults are those of ViT-H/14. `texts` is not used.
 
     Args:
-        learning: further fields of `IJepaPretrainingConfig`, such as `momentum` and `total_steps`.
+        options: further fields of `IJepaPretrainingConfig`, such as `predictor_layers` and `momentum`.
     """
-    config = IJepaPretrainingConfig(
-        **encoder_sizes(image_size, patch_size, width, layers, head_width),
-        layer_norm_eps=1e-6,
-        predictor_size=predictor_width,
-        predictor_layers=predictor_layers,
-        predictor_heads=predictor_heads,
-        **declared(IJepaPretrainingConfig, learning),
-    )
-    return IJepa(config), image_processor(image_size)
+    sizes = encoder_sizes(image_size, patch_size, hidden_size, layers, head_dim)
+    config = IJepaPretrainingConfig(**{**sizes, "layer_norm_eps": 1e-6, **options})
+    return IJepa(config), build_image_processor(image_size)
 
 
-# Public weights have names of old, which transformers translates class by class, for its own classes only.
+# Public weights have older parameter names. transformers maps them for its own classes only, by class name.
 register_checkpoint_conversion_mapping(IJepaEncoder.__name__, get_checkpoint_conversion_mapping("IJepaModel") or [])

@@ -1,4 +1,4 @@
-"""MaskVLM: what is hidden on one side is found from what is left of it and all of the other side.
+"""MaskVLM: what is patch_mask on one side is found from what is left of it and all of the other side.
 
 Each encoder runs on its whole input and on a masked one. Masked patches look at the whole text and become pixels,
 p(I | T); masked words look at the whole picture and become words, p(T | I). Contrast aligns the two encoders, and
@@ -18,20 +18,20 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from models import tokenizer as tokenizers
+from models.blocks import Block, ZeroInitLinear, sinusoidal_positions, sinusoidal_positions_2d
 from models.contrastive.losses import clip_loss
 from models.masked.random_codebook import patchify
-from models.masked.token_masking import IGNORED, mask_words
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens
 from models.outputs import PretrainingOutput
-from models.tiny.blocks import Block, ResidualOutput, waves, waves_2d
+from models.tokenizer import build_tokenizer
 
 
 @strict
 class MaskVLMConfig(PreTrainedConfig):
-    """Sizes of both encoders, how deep they look into each other, and how much is hidden.
+    """Sizes of both encoders, how deep they look into each other, and how much is patch_mask.
 
     stem_channels: of convolutions of stride 2 before the last one, or none for a patch that is a linear map.
-    mask_ratio: share of a picture's patches that are hidden; mask_words: share of a text's words.
+    mask_ratio: share of a picture's patches that are patch_mask; mask_probability: share of a text's words.
     mim_weight: of the pixels' loss in the sum; the paper's is 1.
     """
 
@@ -50,7 +50,7 @@ class MaskVLMConfig(PreTrainedConfig):
     vocab_size: int = 50265
     max_position_embeddings: int = 77
     mask_ratio: float = 0.6
-    mask_words: float = 0.3
+    mask_probability: float = 0.3
     mim_weight: float = 1.0
     mask_token_id: int = 0
     pad_token_id: int | None = 0
@@ -75,10 +75,10 @@ class CrossBlock(nn.Module):
         self.heads = heads
         self.attention_norm, self.context_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.attention_output = ResidualOutput(width, width)
+        self.attention_output = ZeroInitLinear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_input = nn.Linear(width, mlp_ratio * width)
-        self.mlp_output = ResidualOutput(mlp_ratio * width, width)
+        self.mlp_output = ZeroInitLinear(mlp_ratio * width, width)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """x: (N, Q, D) looks at context: (N, K, D) where mask: (N, 1, 1, K) is true; returns (N, Q, D)."""
@@ -109,7 +109,7 @@ class CrossEncoder(nn.Module):
         return self.norm(x)
 
 
-class PictureEncoder(nn.Module):
+class ImageEncoder(nn.Module):
     """A transformer over patches, and a token of the whole picture before them."""
 
     def __init__(self, config: MaskVLMConfig):
@@ -122,22 +122,22 @@ class PictureEncoder(nn.Module):
         size, padding = (3, 1) if config.stem_channels else (config.patch_size, 0)
         stride = 2 if config.stem_channels else config.patch_size
         self.stem = nn.Sequential(*stem, nn.Conv2d(channels[-1], width, size, stride=stride, padding=padding))
-        self.first, self.mask = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+        self.cls_token, self.mask_token = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty((config.image_size // config.patch_size) ** 2, width))
         sizes = width, config.num_attention_heads, config.mlp_ratio
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.image_layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, pixel_values: torch.Tensor, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); hidden: (N, P) bool, patches not to be seen; returns (N, 1 + P, D)."""
-        if hidden is not None:  # pixels too: the stem's convolutions reach over a patch's edge
-            pixel_values = pixel_values * ~spread(hidden, self.patch_size, pixel_values.shape[-1])
+    def forward(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool, patches not to be seen; returns (N, 1 + P, D)."""
+        if patch_mask is not None:  # pixels too: the stem's convolutions reach over a patch's edge
+            pixel_values = pixel_values * ~patch_to_pixel_mask(patch_mask, self.patch_size, pixel_values.shape[-1])
         x = (
             self.stem(pixel_values.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
         )  # (N, P, D)
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.mask, x)
-        x = torch.cat([self.first.expand(len(x), 1, -1), x + self.positions], dim=1)
+        if patch_mask is not None:
+            x = torch.where(patch_mask[..., None], self.mask_token, x)
+        x = torch.cat([self.cls_token.expand(len(x), 1, -1), x + self.positions], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -174,8 +174,8 @@ class MaskVLM(PreTrainedModel):
     def __init__(self, config: MaskVLMConfig):
         super().__init__(config)
         width = config.hidden_size
-        self.picture, self.text = PictureEncoder(config), TextEncoder(config)
-        self.picture_cross = CrossEncoder(config, config.cross_layers)
+        self.image, self.text = ImageEncoder(config), TextEncoder(config)
+        self.image_cross = CrossEncoder(config, config.cross_layers)
         self.text_cross = CrossEncoder(config, config.cross_layers)
         self.decoder = CrossEncoder(config, 1)
         self.pixel_head = nn.Linear(width, 3 * config.patch_size**2)
@@ -190,7 +190,7 @@ class MaskVLM(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         width = self.config.hidden_size
-        if isinstance(module, ResidualOutput):
+        if isinstance(module, ZeroInitLinear):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear | nn.Conv2d):
@@ -202,13 +202,15 @@ class MaskVLM(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, PictureEncoder):
-            nn.init.normal_(module.first, std=0.02)
-            nn.init.normal_(module.mask, std=0.02)
-            module.positions.copy_(0.2 * waves_2d(self.config.image_size // self.config.patch_size, width))
+        elif isinstance(module, ImageEncoder):
+            nn.init.normal_(module.cls_token, std=0.02)
+            nn.init.normal_(module.mask_token, std=0.02)
+            module.positions.copy_(
+                0.2 * sinusoidal_positions_2d(self.config.image_size // self.config.patch_size, width)
+            )
         elif isinstance(module, TextEncoder):
             length = self.config.max_position_embeddings
-            module.positions.copy_(waves(torch.arange(length) / length, width) / math.sqrt(width))
+            module.positions.copy_(sinusoidal_positions(torch.arange(length) / length, width) / math.sqrt(width))
         elif isinstance(module, MaskVLM):
             nn.init.zeros_(module.word_bias)
             nn.init.constant_(module.logit_scale, math.log(1 / 0.07))
@@ -218,7 +220,7 @@ class MaskVLM(PreTrainedModel):
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); returns unit vectors (N, E)."""
-        return F.normalize(self.image_projection(self.picture(pixel_values)[:, 0]), dim=-1)
+        return F.normalize(self.image_projection(self.image(pixel_values)[:, 0]), dim=-1)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
         """input_ids, attention_mask: (N, L); returns unit vectors (N, E)."""
@@ -229,38 +231,48 @@ class MaskVLM(PreTrainedModel):
         """The factor on cosines, at most 100."""
         return self.logit_scale.clamp(max=math.log(100.0)).exp()
 
-    def paint(self, patches: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def predict_patches(self, patches: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """patches: (N, 1 + P, D) of a masked picture, text: (N, L, D), whole; returns pixels (N, P, 3·p²)."""
-        x = self.picture_cross(patches[:, 1:], text, attention_mask)
+        x = self.image_cross(patches[:, 1:], text, attention_mask)
         return self.pixel_head(self.decoder(x, text, attention_mask))
 
-    def speak(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    def predict_tokens(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
         """words: (N, L, D) of a masked text, picture: (N, 1 + P, D), whole; returns logits (N, L, V)."""
         return F.linear(self.word_head(self.text_cross(words, picture)), self.text.tokens.weight, self.word_bias)
 
-    def judge(self, picture: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def match_logits(self, picture: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """picture: (N, 1 + P, D), text: (N, L, D), both whole; returns logits (N, 2) of mismatch and match."""
-        seen = self.picture_cross(picture[:, :1], text, attention_mask)[:, 0]
+        seen = self.image_cross(picture[:, :1], text, attention_mask)[:, 0]
         read = self.text_cross(text[:, :1], picture)[:, 0]
         return self.match_head(torch.cat([seen, read], dim=-1))
 
-    def match(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def match_score(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); input_ids: (N, L); returns (N,), log p(match) − log p(mismatch)."""
-        logits = self.judge(self.picture(pixel_values), self.text(input_ids, attention_mask), attention_mask)
+        logits = self.match_logits(self.image(pixel_values), self.text(input_ids, attention_mask), attention_mask)
         return logits[:, 1] - logits[:, 0]
 
-    def fill(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def fill_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
         """input_ids: (N, L) with mask tokens; pixel_values: (N, 3, H, W); returns (N, L, V) logits."""
-        return self.speak(self.text(input_ids, attention_mask), self.picture(pixel_values))
+        return self.predict_tokens(self.text(input_ids, attention_mask), self.image(pixel_values))
 
     def reconstruct(
-        self, pixel_values: torch.Tensor, hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        pixel_values: torch.Tensor,
+        patch_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); hidden: (N, P) bool; returns (N, 3, H, W), the hidden patches painted."""
-        patches = self.paint(self.picture(pixel_values, hidden), self.text(input_ids, attention_mask), attention_mask)
+        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool; returns (N, 3, H, W), the patch_mask patches painted."""
+        patches = self.predict_patches(
+            self.image(pixel_values, patch_mask), self.text(input_ids, attention_mask), attention_mask
+        )
         size = self.config.patch_size
         painted = F.fold(patches.transpose(1, 2), tuple(pixel_values.shape[-2:]), size, stride=size)
-        return torch.where(spread(hidden, size, pixel_values.shape[-1]), painted, pixel_values)
+        return torch.where(patch_to_pixel_mask(patch_mask, size, pixel_values.shape[-1]), painted, pixel_values)
 
     def forward(
         self,
@@ -268,8 +280,8 @@ class MaskVLM(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         *,
-        hidden: torch.Tensor | None = None,
-        words: tuple[torch.Tensor, torch.Tensor] | None = None,
+        patch_mask: torch.Tensor | None = None,
+        masked_tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
         **_: Any,
     ) -> PretrainingOutput:
         """`mim_weight` MIM + MLM + ITC + ITM.
@@ -277,20 +289,20 @@ class MaskVLM(PreTrainedModel):
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of picture i.
-            hidden: (N, P) bool, patches to hide; drawn if not given, as are words.
-            words: the masked ids and the labels, (N, L) each, as `mask_words` returns them.
+            patch_mask: (N, P) bool, patches to hide; drawn if not given, as are words.
+            masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
         """
-        hidden = self.hide_patches(len(pixel_values)) if hidden is None else hidden
-        masked, labels = self.hide_words(input_ids, attention_mask) if words is None else words
-        picture, text = self.picture(pixel_values), self.text(input_ids, attention_mask)
-        told = labels != IGNORED
-        painted = self.paint(self.picture(pixel_values, hidden), text, attention_mask)[hidden]
-        spoken = self.speak(self.text(masked, attention_mask), picture)[told]
+        patch_mask = self.hide_patches(len(pixel_values)) if patch_mask is None else patch_mask
+        masked, labels = self.hide_words(input_ids, attention_mask) if masked_tokens is None else masked_tokens
+        picture, text = self.image(pixel_values), self.text(input_ids, attention_mask)
+        told = labels != IGNORE_INDEX
+        painted = self.predict_patches(self.image(pixel_values, patch_mask), text, attention_mask)[patch_mask]
+        spoken = self.predict_tokens(self.text(masked, attention_mask), picture)[told]
         image = F.normalize(self.image_projection(picture[:, 0]), dim=-1)
         caption = F.normalize(self.text_projection(text[:, 0]), dim=-1)
         same = (input_ids[:, None] == input_ids[None]).all(-1)
         parts = {
-            "mim": F.l1_loss(painted, patchify(pixel_values, self.config.patch_size)[hidden]),
+            "mim": F.l1_loss(painted, patchify(pixel_values, self.config.patch_size)[patch_mask]),
             "mlm": F.cross_entropy(spoken, labels[told]),
             "itc": clip_loss(image, caption, self.scale),
             "itm": self.matching(picture, text, attention_mask, self.scale * image @ caption.T, same),
@@ -320,31 +332,31 @@ class MaskVLM(PreTrainedModel):
         pictures = logits.T[some].softmax(1).multinomial(1)[:, 0]
         i, j = torch.cat([own, own[some], pictures]), torch.cat([own, captions, own[some]])
         label = torch.arange(len(i), device=same.device) < len(own)
-        return F.cross_entropy(self.judge(picture[i], text[j], attention_mask[j]), label.long())
+        return F.cross_entropy(self.match_logits(picture[i], text[j], attention_mask[j]), label.long())
 
     def hide_patches(self, count: int) -> torch.Tensor:
         """Which patches to hide, (count, P) bool: the same number in every picture."""
-        patches = len(self.picture.positions)
+        patches = len(self.image.positions)
         order = torch.rand(count, patches, device=self.device).argsort(1)
         return order >= int(patches * (1 - self.config.mask_ratio))
 
     def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Masked ids and labels, (N, L) each."""
         config = self.config
-        return mask_words(
+        return mask_tokens(
             input_ids,
             attention_mask,
             mask_token_id=config.mask_token_id,
             vocab_size=config.vocab_size,
             special_ids=tuple(config.special_ids),
-            share=config.mask_words,
+            probability=config.mask_probability,
         )
 
 
-def spread(hidden: torch.Tensor, patch_size: int, image_size: int) -> torch.Tensor:
-    """hidden: (N, P), a value for each patch; returns (N, 1, H, W), the same value for each of its pixels."""
+def patch_to_pixel_mask(patch_mask: torch.Tensor, patch_size: int, image_size: int) -> torch.Tensor:
+    """patch_mask: (N, P), a value for each patch; returns (N, 1, H, W), the same value for each of its pixels."""
     side = image_size // patch_size
-    return hidden.view(-1, 1, side, side).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return patch_mask.view(-1, 1, side, side).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
 
 def build(
@@ -353,43 +365,43 @@ def build(
     image_size: int = 224,
     patch_size: int = 16,
     stem_channels: tuple[int, ...] | list[int] = (),
-    width: int = 768,
+    hidden_size: int = 768,
     image_layers: int = 12,
     text_layers: int = 12,
     cross_layers: int = 3,
-    head_width: int = 64,
+    head_dim: int = 64,
     mlp_ratio: int = 4,
-    projection: int = 256,
+    projection_dim: int = 256,
     text_length: int = 77,
     vocab_size: int = 0,
     mask_ratio: float = 0.6,
-    mask_words: float = 0.3,
+    mask_probability: float = 0.3,
     mim_weight: float = 1.0,
 ) -> tuple[MaskVLM, CLIPProcessor]:
     """A new MaskVLM and its processor; stem, masks and `mim_weight` as in `MaskVLMConfig`.
 
     Args:
-        width: of all encoders.
-        head_width: width of an attention head.
+        hidden_size: of all encoders.
+        head_dim: width of an attention head.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
     """
-    tokenizer = tokenizers.build(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
+    tokenizer = build_tokenizer(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
     tokenizer.padding_side = "right"
     config = MaskVLMConfig(
         image_size=image_size,
         patch_size=patch_size,
         stem_channels=stem_channels,
-        hidden_size=width,
+        hidden_size=hidden_size,
         image_layers=image_layers,
         text_layers=text_layers,
         cross_layers=cross_layers,
-        num_attention_heads=width // head_width,
+        num_attention_heads=hidden_size // head_dim,
         mlp_ratio=mlp_ratio,
-        projection_dim=projection,
+        projection_dim=projection_dim,
         vocab_size=max(len(tokenizer), vocab_size),
         max_position_embeddings=text_length,
         mask_ratio=mask_ratio,
-        mask_words=mask_words,
+        mask_probability=mask_probability,
         mim_weight=mim_weight,
         mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         pad_token_id=tokenizer.pad_token_id,  # type: ignore[arg-type]

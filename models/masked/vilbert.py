@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertIntermediate, BertLayer, BertOutput, BertSelfOutput
 
-from models.masked.grid_features import GridFeatures, grid_boxes, pair_processor
-from models.masked.random_codebook import Codebook, patchify
-from models.masked.token_masking import IGNORED, mask_words, swap_captions
+from models.masked.grid_features import GridFeatures, build_pair_processor, grid_boxes
+from models.masked.random_codebook import RandomCodebook, patchify
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens, shift_captions
 from models.outputs import PretrainingOutput
 
 
@@ -35,17 +35,17 @@ class VilbertConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     image_size: int = 224
     patch_size: int = 32
-    region_width: int = 2048
-    vision_width: int = 1024
+    region_dim: int = 2048
+    vision_hidden_size: int = 1024
     vision_layers: int = 6
     vision_heads: int = 8
     vision_intermediate_size: int = 1024
-    links: int = 6
-    link_width: int = 1024
-    link_heads: int = 8
-    classes: int = 1601
-    word_share: float | tuple[float, ...] | list[float] = 0.15
-    region_share: float = 0.15
+    co_attention_layers: int = 6
+    co_attention_hidden_size: int = 1024
+    co_attention_heads: int = 8
+    codebook_size: int = 1601
+    mask_probability: float | tuple[float, ...] | list[float] = 0.15
+    region_mask_probability: float = 0.15
     dropout: float = 0.1
     initializer_range: float = 0.02
     pad_token_id: int = 0
@@ -72,18 +72,18 @@ class VilbertConfig(PreTrainedConfig):
     def vision(self) -> BertConfig:
         """The stream of regions."""
         return self.stream(
-            hidden_size=self.vision_width,
+            hidden_size=self.vision_hidden_size,
             num_attention_heads=self.vision_heads,
             intermediate_size=self.vision_intermediate_size,
         )
 
 
-class Attend(nn.Module):
+class CoAttention(nn.Module):
     """One side of a link: a stream's queries on the other stream's keys and values, then its own feed-forward."""
 
     def __init__(self, config: VilbertConfig, own: BertConfig, other: BertConfig):
         super().__init__()
-        self.heads, self.width = config.link_heads, config.link_width
+        self.heads, self.width = config.co_attention_heads, config.co_attention_hidden_size
         self.query = nn.Linear(own.hidden_size, self.width)
         self.key = nn.Linear(other.hidden_size, self.width)
         self.value = nn.Linear(other.hidden_size, self.width)
@@ -109,13 +109,13 @@ class Attend(nn.Module):
         return self.feed_forward(self.intermediate(x), x), weights
 
 
-class Link(nn.Module):
+class CoAttentionLayer(nn.Module):
     """A co-attentional transformer layer: both streams look at each other at once. Source: figure 2b."""
 
     def __init__(self, config: VilbertConfig):
         super().__init__()
-        self.to_regions = Attend(config, config.text, config.vision)
-        self.to_words = Attend(config, config.vision, config.text)
+        self.to_regions = CoAttention(config, config.text, config.vision)
+        self.to_words = CoAttention(config, config.vision, config.text)
 
     def forward(self, words: torch.Tensor, regions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Words (N, L, D) and regions (N, R, D') after the link, and the weights of words and of regions."""
@@ -130,10 +130,10 @@ class RegionEmbeddings(nn.Module):
     def __init__(self, config: VilbertConfig):
         super().__init__()
         self.patch_size = config.patch_size
-        self.features = GridFeatures(config.region_width, config.patch_size)
-        self.what = nn.Linear(config.region_width, config.vision_width)
-        self.where = nn.Linear(5, config.vision_width)
-        self.norm = nn.LayerNorm(config.vision_width, eps=1e-12)
+        self.features = GridFeatures(config.region_dim, config.patch_size)
+        self.feature_proj = nn.Linear(config.region_dim, config.vision_hidden_size)
+        self.box_proj = nn.Linear(5, config.vision_hidden_size)
+        self.norm = nn.LayerNorm(config.vision_hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, pixel_values: torch.Tensor, zeroed: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,10 +152,10 @@ class RegionEmbeddings(nn.Module):
             features = features.masked_fill(zeroed[..., None], 0.0)
         features = torch.cat([features.mean(1, keepdim=True), features], dim=1)
         boxes = torch.cat([grid_boxes(1), grid_boxes(side)]).to(features)  # (1 + R, 5)
-        return self.dropout(self.norm(self.what(features) + self.where(boxes)))
+        return self.dropout(self.norm(self.feature_proj(features) + self.box_proj(boxes)))
 
 
-class Head(nn.Module):
+class PredictionHead(nn.Module):
     """BERT's head: a layer, and then the classes."""
 
     def __init__(self, width: int, classes: int):
@@ -170,34 +170,36 @@ class Head(nn.Module):
 
 
 class Vilbert(PreTrainedModel):
-    """Two streams, their links, and the three tasks they learn by."""
+    """Two streams, their co_attention_layers, and the three tasks they learn by."""
 
     config: VilbertConfig
     config_class = VilbertConfig
     main_input_name = "pixel_values"
-    _tied_weights_keys = {"words.decoder.weight": "text.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"word_predictor.decoder.weight": "text.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: VilbertConfig):
         super().__init__(config)
-        if config.links > min(config.num_hidden_layers, config.vision_layers):
-            raise ValueError(f"links {config.links}: each stream needs a layer for every link")
+        if config.co_attention_layers > min(config.num_hidden_layers, config.vision_layers):
+            raise ValueError(
+                f"co_attention_layers {config.co_attention_layers}: each stream needs a layer for every link"
+            )
         self.text = BertModel(config.text, add_pooling_layer=False)
         self.regions = RegionEmbeddings(config)
         self.vision = nn.ModuleList(BertLayer(config.vision) for _ in range(config.vision_layers))
-        self.links = nn.ModuleList(Link(config) for _ in range(config.links))
-        self.text_pooler = nn.Linear(config.hidden_size, config.link_width)
-        self.vision_pooler = nn.Linear(config.vision_width, config.link_width)
-        self.words = Head(config.hidden_size, config.vocab_size)
-        self.classes = Head(config.vision_width, config.classes)
-        self.match_head = nn.Linear(config.link_width, 1)
-        self.codebook = Codebook(config.patch_size, config.classes)
+        self.co_attention_layers = nn.ModuleList(CoAttentionLayer(config) for _ in range(config.co_attention_layers))
+        self.text_pooler = nn.Linear(config.hidden_size, config.co_attention_hidden_size)
+        self.vision_pooler = nn.Linear(config.vision_hidden_size, config.co_attention_hidden_size)
+        self.word_predictor = PredictionHead(config.hidden_size, config.vocab_size)
+        self.region_predictor = PredictionHead(config.vision_hidden_size, config.codebook_size)
+        self.match_head = nn.Linear(config.co_attention_hidden_size, 1)
+        self.codebook = RandomCodebook(config.patch_size, config.codebook_size)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Codebook):
-            module.draw()
+        if isinstance(module, RandomCodebook):
+            module.init_codewords()
 
     def streams(
         self,
@@ -216,12 +218,12 @@ class Vilbert(PreTrainedModel):
         mask = attention_mask[:, None, None].bool()  # (N, 1, 1, L)
         words, regions, looks = self.text.embeddings(input_ids=input_ids), self.regions(pixel_values, zeroed), []
         text, vision = list(self.text.encoder.layer), list(self.vision)
-        alone, seeing = len(text) - len(self.links), len(vision) - len(self.links)
+        alone, seeing = len(text) - len(self.co_attention_layers), len(vision) - len(self.co_attention_layers)
         for layer in text[:alone]:
             words = layer(words, mask)
         for layer in vision[:seeing]:
             regions = layer(regions)
-        for link, own, other in zip(self.links, text[alone:], vision[seeing:], strict=True):
+        for link, own, other in zip(self.co_attention_layers, text[alone:], vision[seeing:], strict=True):
             words, regions, of_words, of_regions = link(words, regions, mask)
             looks.append((of_words, of_regions))
             words, regions = own(words, mask), other(regions)
@@ -237,60 +239,62 @@ class Vilbert(PreTrainedModel):
 
         pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of picture i.
         """
-        other, other_mask, same = swap_captions(input_ids, attention_mask)
+        other, other_mask, same = shift_captions(input_ids, attention_mask)
         matches = torch.cat([torch.ones_like(same), same])  # (2 N,)
         mask = torch.cat([attention_mask, other_mask])
-        masked, labels = mask_words(
+        masked, labels = mask_tokens(
             torch.cat([input_ids, other]),
             mask,
             mask_token_id=self.config.mask_token_id,
             vocab_size=self.config.vocab_size,
             special_ids=tuple(self.config.special_token_ids),
-            share=self.config.word_share,
+            probability=self.config.mask_probability,
         )
         patches = patchify(pixel_values, self.config.patch_size)  # (N, R, 3·p²)
         hidden, zeroed = self.hide_regions(2 * len(patches), patches.shape[1])
         words, regions = self.streams(pixel_values.repeat(2, 1, 1, 1), masked, mask, zeroed)[:2]
-        asked = (labels != IGNORED) & matches[:, None]
+        asked = (labels != IGNORE_INDEX) & matches[:, None]
         own = hidden[: len(patches)]
         parts = {
-            "words": F.cross_entropy(self.words(words[asked]), labels[asked]),
-            "regions": region_loss(self.classes(regions[: len(patches), 1:][own]), self.codebook(patches[own])),
-            "match": F.binary_cross_entropy_with_logits(self.fits(words, regions), matches.to(words.dtype)),
+            "mlm": F.cross_entropy(self.word_predictor(words[asked]), labels[asked]),
+            "regions": region_loss(
+                self.region_predictor(regions[: len(patches), 1:][own]), self.codebook(patches[own])
+            ),
+            "itm": F.binary_cross_entropy_with_logits(self.match_logit(words, regions), matches.to(words.dtype)),
         }
-        return PretrainingOutput(parts["words"] + parts["regions"] + parts["match"], parts)
+        return PretrainingOutput(parts["mlm"] + parts["regions"] + parts["itm"], parts)
 
     def hide_regions(self, count: int, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Which regions to find, and which of them are not seen, (count, R) bool: 9 of 10 are not.
 
         Cells of a grid do not overlap; a detector's regions that overlap a hidden one would have to be hidden too.
         """
-        hidden = torch.rand(count, regions, device=self.device) < self.config.region_share
+        hidden = torch.rand(count, regions, device=self.device) < self.config.region_mask_probability
         return hidden, hidden & (torch.rand(count, regions, device=self.device) < 0.9)
 
-    def fits(self, words: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    def match_logit(self, words: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         """Log odds (N,) that both belong together, from h_CLS ⊙ h_IMG. Source: section 2.2."""
         both = F.relu(self.text_pooler(words[:, 0])) * F.relu(self.vision_pooler(regions[:, 0]))
         return self.match_head(both)[:, 0]
 
-    def match(
+    def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Log odds (N,) that text i tells of picture i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
         words, regions, _ = self.streams(pixel_values, input_ids, attention_mask)
-        return self.fits(words, regions)
+        return self.match_logit(words, regions)
 
-    def fill(
+    def fill_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
         """Logits (N, L, V) for every place of the text; input_ids, attention_mask: (N, L)."""
         words, _, _ = self.streams(pixel_values, input_ids, attention_mask)
-        return self.words(words)
+        return self.word_predictor(words)
 
     def co_attention(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each word looks, (N, links, heads, L, 1 + R), and each region, (N, links, heads, 1 + R, L).
+        """Where each word looks, (N, co_attention_layers, heads, L, 1 + R), and each region, (N, co_attention_layers, heads, 1 + R, L).
 
         Region 0 is the whole picture, the others go row by row.
         """
@@ -324,22 +328,22 @@ def build(
     *,
     image_size: int = 224,
     patch_size: int = 32,
-    region_width: int = 2048,
-    vision_width: int = 1024,
+    region_dim: int = 2048,
+    vision_hidden_size: int = 1024,
     vision_layers: int = 6,
     vision_heads: int = 8,
     vision_intermediate_size: int = 1024,
-    text_width: int = 768,
+    text_hidden_size: int = 768,
     text_layers: int = 12,
-    head_width: int = 64,
+    head_dim: int = 64,
     mlp_ratio: int = 4,
-    links: int = 6,
-    link_width: int = 1024,
-    link_heads: int = 8,
-    classes: int = 1601,
+    co_attention_layers: int = 6,
+    co_attention_hidden_size: int = 1024,
+    co_attention_heads: int = 8,
+    codebook_size: int = 1601,
     text_length: int = 512,
-    word_share: float | Sequence[float] = 0.15,
-    region_share: float = 0.15,
+    mask_probability: float | Sequence[float] = 0.15,
+    region_mask_probability: float = 0.15,
     dropout: float = 0.1,
     initializer_range: float = 0.02,
     vocab_size: int = 0,
@@ -347,36 +351,36 @@ def build(
     """A new ViLBERT and its processor, with a vocabulary made from `texts`.
 
     Args:
-        region_width: of a region's features, before the stream.
-        head_width: width of an attention head of the text stream.
-        links: co-attention layers; each stream has at least as many layers.
+        region_dim: of a region's features, before the stream.
+        head_dim: width of an attention head of the text stream.
+        co_attention_layers: co-attention layers; each stream has at least as many layers.
         classes: of regions, in the codebook.
-        word_share, region_share: of what is hidden; of words also from which to which, drawn for each caption.
+        mask_probability, region_mask_probability: of what is hidden; of words also from which to which, drawn for each caption.
         initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
         vocab_size: rows of the embedding table, where the vocabulary needs fewer.
     """
-    processor = pair_processor(texts, image_size)
+    processor = build_pair_processor(texts, image_size)
     tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]
     config = VilbertConfig(
         vocab_size=max(len(tokenizer), vocab_size),
-        hidden_size=text_width,
+        hidden_size=text_hidden_size,
         num_hidden_layers=text_layers,
-        num_attention_heads=text_width // head_width,
-        intermediate_size=mlp_ratio * text_width,
+        num_attention_heads=text_hidden_size // head_dim,
+        intermediate_size=mlp_ratio * text_hidden_size,
         max_position_embeddings=text_length,
         image_size=image_size,
         patch_size=patch_size,
-        region_width=region_width,
-        vision_width=vision_width,
+        region_dim=region_dim,
+        vision_hidden_size=vision_hidden_size,
         vision_layers=vision_layers,
         vision_heads=vision_heads,
         vision_intermediate_size=vision_intermediate_size,
-        links=links,
-        link_width=link_width,
-        link_heads=link_heads,
-        classes=classes,
-        word_share=word_share if isinstance(word_share, float | int) else list(word_share),
-        region_share=region_share,
+        co_attention_layers=co_attention_layers,
+        co_attention_hidden_size=co_attention_hidden_size,
+        co_attention_heads=co_attention_heads,
+        codebook_size=codebook_size,
+        mask_probability=mask_probability if isinstance(mask_probability, float | int) else list(mask_probability),
+        region_mask_probability=region_mask_probability,
         dropout=dropout,
         initializer_range=initializer_range,
         pad_token_id=tokenizer.pad_token_id,

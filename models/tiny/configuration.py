@@ -1,29 +1,31 @@
-"""Sizes of the sketch family."""
+"""Configuration of the tiny family."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
 @strict
-class SketchConfig(PreTrainedConfig):
-    """One config for the dual encoder and the language model that grows out of it.
+class TinyConfig(PreTrainedConfig):
+    """One config for the dual encoder and for the language model that is built on it.
 
-    The sizes are what learns fastest on one CPU core from pictures of 64×64 pixels: a three-convolution
-    stem of stride 8, a shallow transformer over 8×8 patches, and 16 image tokens after a 2×2 shuffle.
+    The default sizes learn fastest on one CPU core from images of 64×64 pixels: a stem of three convolutions with a
+    total stride of 8, a shallow transformer over 8×8 patches, and 16 image tokens after a 2×2 pixel shuffle.
     """
 
-    model_type = "sketch"
+    model_type = "vlmflow-tiny"
+    takes_raw_pixels = True  # uint8 images, squeezed to a square; the model normalises them itself
+    packs_turns = True  # trains on all turns about an image in one sequence, behind one copy of its tokens
 
     image_size: int = 64
     stem_channels: tuple[int, ...] | list[int] = (16, 48)
-    vision_width: int = 96
+    vision_hidden_size: int = 96
     vision_layers: int = 2
     vision_heads: int = 3
-    shuffle: int = 2
-    text_width: int = 96
+    scale_factor: int = 2
+    text_hidden_size: int = 96
     text_layers: int = 2
     text_heads: int = 3
-    embedding_width: int = 128
+    projection_dim: int = 128
     hidden_size: int = 128
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
@@ -38,11 +40,11 @@ class SketchConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     @property
-    def patches(self) -> int:
-        """Patches along one side, after a stem of stride 8."""
+    def patches_per_side(self) -> int:
+        """Patches along one side of the image, after the stem's total stride of 8."""
         return self.image_size // 8
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that one picture takes in the decoder's sequence."""
-        return (self.patches // self.shuffle) ** 2
+        """Tokens of one image in the decoder's sequence, after the pixel shuffle."""
+        return (self.patches_per_side // self.scale_factor) ** 2

@@ -1,4 +1,4 @@
-"""Pictures and conversations to tensors, as the sketch family wants them."""
+"""The processor of the tiny family: images and conversations to tensors."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from transformers import BatchFeature, ProcessorMixin
 from models.tokenizer import CHAT_TEMPLATE
 
 
-class SketchProcessor(ProcessorMixin):
-    """An image processor, a tokenizer and the number of tokens that a picture takes.
+class TinyProcessor(ProcessorMixin):
+    """An image processor, a tokenizer and the number of tokens of an image.
 
     Args:
-        image_processor: `SiglipImageProcessorPil`: the whole picture squeezed to the model's square.
-        tokenizer: see `models.tokenizer.build`.
-        image_tokens: placeholders that `<image>` is written out to.
-        box_convention: how the model says a place (see the codecs of boxes).
+        image_processor: `SiglipImageProcessorPil`, which resizes the whole image to the model's square.
+        tokenizer: see `models.tokenizer.build_tokenizer`.
+        image_tokens: placeholders that replace `<image>`.
+        box_convention: how the model writes boxes, a key of `vlmflow.images.boxes.CODECS`.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class SketchProcessor(ProcessorMixin):
         image_processor: Any,
         tokenizer: Any,
         image_tokens: int = 16,
-        box_convention: str = "sketch",
+        box_convention: str = "tiny",
         chat_template: str | None = None,
         **_: Any,
     ):
@@ -30,7 +30,7 @@ class SketchProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """Tokenize `text` and prepare `images` (a picture, a list, or a list of lists, flattened in order)."""
+        """Tokenize `text` and prepare `images` (an image, a list, or a list of lists, flattened in order)."""
         return_tensors = kwargs.pop("return_tensors", None)
         batch: dict[str, Any] = {}
         if text is not None:
@@ -40,8 +40,8 @@ class SketchProcessor(ProcessorMixin):
             kwargs.setdefault("add_special_tokens", False)
             batch.update(self.tokenizer(texts, return_tensors=return_tensors, return_token_type_ids=False, **kwargs))
         if images is not None:
-            images = images if isinstance(images, list | tuple) else [images]
-            flat = [p for group in images for p in (group if isinstance(group, list | tuple) else [group])]
+            groups = images if isinstance(images, list | tuple) else [images]
+            flat = [image for group in groups for image in (group if isinstance(group, list | tuple) else [group])]
             if flat:
                 batch.update(self.image_processor(flat, return_tensors=return_tensors))
         return BatchFeature(batch, tensor_type=None)

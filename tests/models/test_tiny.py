@@ -1,4 +1,4 @@
-"""The sketch family: a Hugging Face model in every way, and packed turns that cannot see each other."""
+"""The tiny family: a Hugging Face model in every way, and packed turns that cannot see each other."""
 
 from pathlib import Path
 
@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from models import tiny
+from models.blocks import Block, sinusoidal_positions
 from models.contrastive.losses import clip_loss
-from models.tiny.blocks import Block, waves
+from models.tiny import build as tiny
 from models.tiny.packing import PackedCollator
 from vlmflow.artifacts import checkpoint
-from vlmflow.images.decoding import square
-from vlmflow.inference.loading import chat, chat_prompt, embed_images, embed_texts, load, score
+from vlmflow.images.decoding import resize_square
+from vlmflow.inference.embedding import embed_images, embed_texts
+from vlmflow.inference.generation import chat, chat_prompt, score
+from vlmflow.inference.loading import load
 
 TEXTS = ["a red circle, left of a blue square."] * 3 + ["Where is the red circle?", "Name the objects."] * 3
 
@@ -36,32 +38,32 @@ def vlm():
 
 def test_saved_and_loaded_with_auto_classes(vlm, tmp_path: Path) -> None:
     model, processor = vlm
-    checkpoint.save(tmp_path, model, processor, family="sketch")
+    checkpoint.save(tmp_path, model, processor, family="tiny-vlm")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path).train().eval()
     frozen = {n for n, p in again.named_parameters() if not p.requires_grad}
-    assert frozen and all(n.startswith("model.dual.") for n in frozen)
+    assert frozen and all(n.startswith("model.dual_encoder.") for n in frozen)
     other = AutoProcessor.from_pretrained(tmp_path)
     batch = other(images=[picture(0)], text=[chat_prompt(other, "Name the objects.")], return_tensors="pt")
     assert torch.equal(model(**batch).logits, again(**batch).logits)
     assert again.lm_head.weight is again.model.embed_tokens.weight
-    assert (other.image_tokens, other.box_convention) == (16, "sketch")
+    assert (other.image_tokens, other.box_convention) == (16, "tiny")
     assert not list(tmp_path.glob("*.bin")) and (tmp_path / "model.safetensors").exists()
 
 
 def test_a_language_model_grows_from_its_dual_encoder() -> None:
     torch.manual_seed(0)
     dual, processor = tiny.build_dual_encoder(TEXTS)
-    model, _ = tiny.grow(dual.eval(), processor)
+    model, _ = tiny.from_dual_encoder(dual.eval(), processor)
     pixels = torch.rand(2, 3, 64, 64)
     assert torch.equal(dual.get_image_features(pixels), model.eval().get_image_features(pixels))
     assert torch.equal(dual.vision(pixels), model.model.vision(pixels))
-    assert not any(parameter.requires_grad for parameter in model.model.dual.parameters())
+    assert not any(parameter.requires_grad for parameter in model.model.dual_encoder.parameters())
     assert type(AutoModel.from_config(dual.config)) is type(dual)
 
 
 def test_generation_with_cache_and_padding_equals_without(vlm, tmp_path: Path) -> None:
     model, processor = vlm
-    checkpoint.save(tmp_path, model, processor, family="sketch")
+    checkpoint.save(tmp_path, model, processor, family="tiny-vlm")
     loaded = load(tmp_path)
     prompts = ["Name the objects.", "Where is the red circle left of a blue square?", "a"]
     pictures = [picture(i) for i in range(3)]
@@ -88,7 +90,7 @@ def test_packed_turns_do_not_see_each_other(vlm) -> None:
         ("Where is the red circle?", "<loc03><loc60><loc10><loc63><eos>"),
     ]
     tokens = [(encode(chat_prompt(processor, q, 0))["input_ids"], encode(a)["input_ids"]) for q, a in turns]
-    pixels = square(picture(1), 64)
+    pixels = resize_square(picture(1), 64)
     collator = PackedCollator(model.config.image_token_id, 16, 0)
 
     def logits(some):
@@ -104,7 +106,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm) -> None:
     model, processor = vlm
     encode = processor.tokenizer
     turn = (encode("<user>Name the objects.<assistant>")["input_ids"], encode("a red circle<eos>")["input_ids"])
-    rows = [{"pixels": square(picture(i), 64), "turns": [turn] * (i + 1)} for i in range(3)]
+    rows = [{"pixels": resize_square(picture(i), 64), "turns": [turn] * (i + 1)} for i in range(3)]
     batch = PackedCollator(model.config.image_token_id, 16, 0)(rows)
     out = model(**batch)
     labels = batch.pop("labels")
@@ -129,13 +131,13 @@ def test_the_training_path_sees_what_the_processor_sees(vlm) -> None:
     """uint8 squares of the packed path and the processor's floats are the same picture."""
     _model, processor = vlm
     floats = processor.image_processor([picture(2)], return_tensors="pt")["pixel_values"]
-    raw = torch.from_numpy(square(picture(2), 64).copy())[None]
+    raw = torch.from_numpy(resize_square(picture(2), 64).copy())[None]
     torch.testing.assert_close(raw.float() / 127.5 - 1, floats, atol=0.02, rtol=0)
 
 
 def test_scores_are_log_likelihoods_of_answers(vlm, tmp_path: Path) -> None:
     model, processor = vlm
-    checkpoint.save(tmp_path, model, processor, family="sketch")
+    checkpoint.save(tmp_path, model, processor, family="tiny-vlm")
     loaded = load(tmp_path)
     pictures, prompts, answers = [picture(0), picture(1)], ["Name the objects."] * 2, ["a red circle", "a"]
     both = score(loaded, pictures, prompts, answers)
@@ -152,7 +154,7 @@ def test_scores_are_log_likelihoods_of_answers(vlm, tmp_path: Path) -> None:
 
 def test_embeddings_are_unit_vectors(vlm, tmp_path: Path) -> None:
     model, processor = vlm
-    checkpoint.save(tmp_path, model, processor, family="sketch")
+    checkpoint.save(tmp_path, model, processor, family="tiny-vlm")
     loaded = load(tmp_path)
     for vectors in (embed_images(loaded, [picture(0), picture(1)]), embed_texts(loaded, ["a red circle", "zq"])):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
@@ -174,7 +176,7 @@ def test_clip_loss_against_a_slow_formula() -> None:
 
 def test_a_new_block_adds_nothing_to_the_stream() -> None:
     model, _ = tiny.build_language_model(["a red circle"])
-    towers = (model.model.vision, model.model.dual.vision, model.model.dual.text, model.model)
+    towers = (model.model.vision, model.model.dual_encoder.vision, model.model.dual_encoder.text, model.model)
     for block in (block for tower in towers for block in tower.blocks):
         assert isinstance(block, Block)
         x = torch.randn(2, 5, block.qkv.in_features)
@@ -182,6 +184,6 @@ def test_a_new_block_adds_nothing_to_the_stream() -> None:
 
 
 def test_near_places_have_near_waves() -> None:
-    vectors = waves(torch.linspace(0, 1, 64), 128)
+    vectors = sinusoidal_positions(torch.linspace(0, 1, 64), 128)
     distance = (vectors[31] - vectors).norm(dim=1)
     assert distance[32] < distance[34] < distance[40] and distance[30] < distance[28]

@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.tokenizer import build
+from models.tokenizer import build_tokenizer
 
 TEXTS = ["a red circle, left of a blue square."] * 3 + ["rare words once"]
-TOKENIZER = build(TEXTS, extra=["<loc00>", "<loc01>"])
+TOKENIZER = build_tokenizer(TEXTS, extra=["<loc00>", "<loc01>"])
 
 
 def pieces(text: str) -> list[str]:

@@ -11,14 +11,14 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 from models.contrastive import clip
 from models.contrastive.losses import clip_loss, nt_xent
 from models.zoo import ZOO
-from vlmflow.inference.loading import tokenize_captions
+from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle"] * 3
 SIZES = {
-    "image_size": 32, "patch_size": 8, "vision_width": 32, "vision_layers": 2, "text_width": 16, "text_layers": 1,
-    "projection": 24, "head_width": 16, "text_length": 16,
+    "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 2, "text_hidden_size": 16, "text_layers": 1,
+    "projection_dim": 24, "head_dim": 16, "text_length": 16,
 }  # fmt: skip
-SLIP = {"slip_weight": 0.5, "slip_width": 64, "slip_projection": 8}
+SLIP = {"slip_weight": 0.5, "slip_hidden_size": 64, "slip_projection_dim": 8}
 
 
 def built(**options: Any) -> tuple[Any, Any]:
@@ -70,12 +70,12 @@ def test_the_scale_stays_below_a_hundred() -> None:
 
 
 def test_a_folder_of_the_stock_class_loads_and_ours_loads_there(tmp_path: Path) -> None:
-    model, processor = built(micro_batch=3, chunk=2)
+    model, processor = built(micro_batch=3, logits_chunk=2)
     given = batch(model, processor)
     model.save_pretrained(tmp_path / "ours")
     processor.save_pretrained(tmp_path / "ours")
-    again = ZOO["clip"].cls.from_pretrained(tmp_path / "ours")
-    assert again.config.micro_batch == 3 and again.config.chunk == 2
+    again = ZOO["clip"].model_class.from_pretrained(tmp_path / "ours")
+    assert again.config.micro_batch == 3 and again.config.logits_chunk == 2
     torch.testing.assert_close(again(**given).loss, model(**given).loss)
     other = AutoModel.from_pretrained(tmp_path / "ours")
     assert type(other) is CLIPModel
@@ -83,7 +83,7 @@ def test_a_folder_of_the_stock_class_loads_and_ours_loads_there(tmp_path: Path) 
     words = AutoProcessor.from_pretrained(tmp_path / "ours").tokenizer(TEXTS[:2])["input_ids"]
     assert words == processor.tokenizer(TEXTS[:2])["input_ids"]
     stock(model).save_pretrained(tmp_path / "stock")
-    back = ZOO["clip"].cls.from_pretrained(tmp_path / "stock")
+    back = ZOO["clip"].model_class.from_pretrained(tmp_path / "stock")
     assert back.config.micro_batch == back.config.slip_weight == 0
     torch.testing.assert_close(back(**given).loss, model(**given).loss)
 
@@ -129,7 +129,7 @@ def test_the_head_is_saved_and_without_views_its_term_is_left_out(tmp_path: Path
     seen = torch.randn(len(TEXTS), 2, 3, 32, 32)
     model(**given, views=seen)  # moves the head's running statistics
     model.eval().save_pretrained(tmp_path)
-    again = ZOO["clip"].cls.from_pretrained(tmp_path)
+    again = ZOO["clip"].model_class.from_pretrained(tmp_path)
     torch.testing.assert_close(again(**given, views=seen).loss, model(**given, views=seen).loss)
 
 

@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from models.contrastive.energy import EnergyConfig, EnergyModel, build, energy_terms, gibbs, langevin
-from vlmflow.inference.loading import tokenize_captions
+from models.contrastive.energy import EnergyConfig, EnergyModel, build, energy_terms, langevin, sample_negatives
+from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {
-    "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 1, "text_width": 12, "text_layers": 1,
-    "projection": 10, "head_width": 4, "text_length": 16,
+    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 12, "text_layers": 1,
+    "projection_dim": 10, "head_dim": 4, "text_length": 16,
 }  # fmt: skip
 # Samples in which every state is as frequent as it is likely: their mean is the expectation.
 DATA = torch.tensor([0] * 1 + [1] * 2 + [2] * 3 + [3] * 4 + [4] * 5)
@@ -60,7 +60,7 @@ def test_the_second_term_is_of_squares() -> None:
 def test_the_first_draw_is_a_softmax_down_each_column() -> None:
     torch.manual_seed(0)
     energies = torch.tensor([[0.0, 2.0], [1.0, 0.0], [-1.0, 0.5]])
-    drawn = gibbs(energies, 4000)  # (draws, captions)
+    drawn = sample_negatives(energies, 4000)  # (num_draws, captions)
     for column in range(2):
         share = torch.bincount(drawn[:, column], minlength=3) / 4000
         torch.testing.assert_close(share, (-energies[:, column]).softmax(0), atol=0.035, rtol=0)
@@ -87,7 +87,7 @@ def test_langevin_without_noise_goes_downhill_and_stays_in_range() -> None:
 
 
 def test_without_steps_the_expected_gradient_is_info_nce() -> None:
-    """Over all draws: caption j starts at i with p_ij; the others start at their own pictures and give nothing."""
+    """Over all num_draws: caption j starts at i with p_ij; the others start at their own pictures and give nothing."""
     model, processor = made(langevin_steps=0, energy_penalty=0.0)
     given = batch(model, processor)
     parameters = list(model.parameters())
@@ -115,7 +115,7 @@ def test_the_loss_is_of_pairs_and_of_where_the_chains_end() -> None:
         text = model.embed(**given)[1]
         torch.manual_seed(5)
         moved = model.sample(given["pixel_values"][start[0, :2]], text[:2])
-        # Two captions have their chain's end, the other two the mean of both draws.
+        # Two captions have their chain's end, the other two the mean of both num_draws.
         ends = torch.cat([moved, moved, *given["pixel_values"][start[:, 2:]]])
         pictures = model.visual_projection(model.vision_model(torch.cat([given["pixel_values"], ends])).pooler_output)
         energy = -model.scale * F.cosine_similarity(pictures, torch.cat([text, text[:2], text[:2], text[2:], text[2:]]))
@@ -171,7 +171,7 @@ def test_begins_at_a_stock_clip(tmp_path: Path) -> None:
     assert torch.equal(begun.visual_projection.weight, stock.visual_projection.weight)
 
 
-@pytest.mark.parametrize("wrong", [{"langevin_share": 1.5}, {"langevin_steps": -1}, {"draws": 0}])
+@pytest.mark.parametrize("wrong", [{"langevin_share": 1.5}, {"langevin_steps": -1}, {"num_draws": 0}])
 def test_options_that_cannot_be(wrong: dict[str, float]) -> None:
     with pytest.raises(Exception, match=next(iter(wrong))):
         made(**wrong)

@@ -12,13 +12,13 @@ from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
 from models.contrastive.llip import Llip, LlipConfig, build
 from models.contrastive.losses import siglip_loss
-from vlmflow.inference.loading import tokenize_captions
+from vlmflow.inference.inputs import tokenize_captions
 from vlmflow.training.launcher import launch
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {
-    "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 2, "text_width": 12, "text_layers": 1,
-    "projection": 10, "head_width": 4, "text_length": 16, "mixture_heads": 2, "mixture_temperature": 1.5,
+    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 2, "text_hidden_size": 12, "text_layers": 1,
+    "projection_dim": 10, "head_dim": 4, "text_length": 16, "mixture_heads": 2, "mixture_temperature": 1.5,
     "logit_bias": -2.0,
 }  # fmt: skip
 
@@ -39,8 +39,8 @@ def test_every_pair_has_a_vector_of_its_own_by_cross_attention() -> None:
     model, processor = made()
     given = batch(model, processor)
     with torch.no_grad():
-        found, weights = model.similarity(**given), model.mixing(**given)
-        mixture = model.mixture(given["pixel_values"])
+        found, weights = model.similarity(**given), model.mixture_weights(**given)
+        mixture = model.mixture_tokens(given["pixel_values"])
         captions = model.text_model(given["input_ids"], given["attention_mask"]).pooler_output
         mixer = model.mixer
         for i in range(4):
@@ -72,7 +72,7 @@ def test_one_token_is_siglip_on_that_tokens_vector() -> None:
     model, processor = made(mixture_tokens=1)
     given = batch(model, processor)
     with torch.no_grad():
-        assert model.mixing(**given).eq(1).all()
+        assert model.mixture_weights(**given).eq(1).all()
         stock = model.vision_model(given["pixel_values"]).pooler_output  # CLIP's own: the class token's
         image = F.normalize(model.visual_projection(model.mixer.value(stock)), dim=-1)
         text = model.text_model(given["input_ids"], given["attention_mask"]).pooler_output
@@ -86,12 +86,12 @@ def test_the_order_of_tokens_means_nothing_and_equal_captions_are_equal() -> Non
     model, processor = made(mixture_tokens=5)
     given = batch(model, processor, 6)  # captions 4 and 5 are 0 and 1 again
     with torch.no_grad():
-        scores, weights = model.similarity(**given), model.mixing(**given)
+        scores, weights = model.similarity(**given), model.mixture_weights(**given)
         torch.testing.assert_close(scores[:, 4:], scores[:, :2])
         assert (scores[:, 0] - scores[:, 1]).abs().min() > 1e-4
         model.mixer.tokens.copy_(model.mixer.tokens[[2, 0, 3, 1]].clone())
         torch.testing.assert_close(model.similarity(**given), scores, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(model.mixing(**given), weights[..., [0, 3, 1, 4, 2]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.mixture_weights(**given), weights[..., [0, 3, 1, 4, 2]], atol=1e-5, rtol=1e-4)
 
 
 def test_a_map_is_what_the_wanted_tokens_attend_to() -> None:
@@ -101,7 +101,7 @@ def test_a_map_is_what_the_wanted_tokens_attend_to() -> None:
     last: Any = model.vision_model.encoder.layers[-1].self_attn
     last.register_forward_hook(lambda _, __, out: seen.append(out[1].mean(1)))
     with torch.no_grad():
-        wanted = model.mixing(**given).mean(2)  # (N, N, K)
+        wanted = model.mixture_weights(**given).mean(2)  # (N, N, K)
         (weights,) = seen
         maps = model.attention_maps(**given)
     assert maps.shape == (4, 1, 2, 2)
@@ -123,12 +123,12 @@ def gradients(model: Llip, given: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("chunk", "micro_batch"), [(1, 0), (3, 2), (50, 50)])
-def test_parts_change_nothing(chunk: int, micro_batch: int) -> None:
+@pytest.mark.parametrize(("logits_chunk", "micro_batch"), [(1, 0), (3, 2), (50, 50)])
+def test_parts_change_nothing(logits_chunk: int, micro_batch: int) -> None:
     model, processor = made()
     given = batch(model, processor, 7)
     loss, scores, true = model(**given).loss, model.similarity(**given), gradients(model, given)
-    model.config.chunk = chunk
+    model.config.logits_chunk = logits_chunk
     model.config.micro_batch = micro_batch
     torch.testing.assert_close(model(**given).loss, loss)
     torch.testing.assert_close(model.similarity(**given), scores)
@@ -142,7 +142,7 @@ def _share(folder: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    model, processor = made(chunk=2)
+    model, processor = made(logits_chunk=2)
     rank, given = dist.get_rank(), batch(model, processor, 6)
     given = {name: tensor.chunk(2)[rank] for name, tensor in given.items()}
     torch.save((model(**given).loss.detach(), gradients(model, given)), Path(folder) / str(rank))
@@ -185,7 +185,9 @@ def test_begins_at_a_stock_clip(tmp_path: Path) -> None:
     given = batch(model, processor)
     assert begun.config.mixture_tokens == 64 and begun.logit_bias.item() == -10
     assert 0.5 < begun.mixer.tokens.std().item() * 4 < 2 and 0.5 < begun.mixer.query.weight.std().item() * 12**0.5 < 2
-    torch.testing.assert_close(begun.captions(given["input_ids"]), stock.text_model(given["input_ids"]).pooler_output)
+    torch.testing.assert_close(
+        begun.text_features(given["input_ids"]), stock.text_model(given["input_ids"]).pooler_output
+    )
     assert begun(**given).loss.isfinite()
 
 

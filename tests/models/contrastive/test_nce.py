@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel
 
-from models.contrastive.nce import NCE, NCEConfig, build, nce_terms, noise_captions
-from vlmflow.inference.loading import tokenize_captions
+from models.contrastive.nce import NCE, NCEConfig, build, nce_terms, sample_noise_captions
+from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {
-    "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 1, "text_width": 12, "text_layers": 1,
-    "projection": 10, "head_width": 4, "text_length": 16,
+    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 12, "text_layers": 1,
+    "projection_dim": 10, "head_dim": 4, "text_length": 16,
 }  # fmt: skip
 # Samples in which every state is as frequent as it is likely: their mean is the expectation.
 DATA = torch.tensor([0] * 1 + [1] * 2 + [2] * 3 + [3] * 4 + [4] * 5)
@@ -70,21 +70,21 @@ def test_terms_are_the_formulas() -> None:
 
 def test_noise_is_other_captions_each_once_and_all_alike() -> None:
     torch.manual_seed(0)
-    found = torch.stack([noise_captions(5, 3) for _ in range(2000)])  # (draws, pairs, ν)
+    found = torch.stack([sample_noise_captions(5, 3) for _ in range(2000)])  # (num_draws, pairs, ν)
     assert not (found == torch.arange(5)[:, None]).any()
     assert (found.sort(-1).values.diff(dim=-1) > 0).all()
     for row in range(5):
         counts = torch.bincount(found[:, row].flatten(), minlength=5).double()
         expected = torch.full((5,), 2000 * 3 / 4).index_fill(0, torch.tensor(row), 0)
         assert (counts - expected).abs().max() < 5 * math.sqrt(2000 * 3 / 16)
-    assert noise_captions(5, 4).sort(1).values.tolist() == [[c for c in range(5) if c != r] for r in range(5)]
+    assert sample_noise_captions(5, 4).sort(1).values.tolist() == [[c for c in range(5) if c != r] for r in range(5)]
 
 
 def test_the_loss_of_pairs_and_its_gradient_on_c() -> None:
-    model, processor = made(noise=2, log_normaliser=-0.5)
+    model, processor = made(noise_ratio=2, log_normaliser=-0.5)
     given = batch(model, processor)
     noise = torch.tensor([[1, 2], [0, 4], [3, 1], [0, 2], [3, 0]])
-    out = model(**given, noise=noise)
+    out = model(**given, noise_indices=noise)
     with torch.no_grad():
         image, text = model.visual_projection.weight, model.text_projection.weight
         image = model.vision_model(given["pixel_values"]).pooler_output @ image.T
@@ -104,14 +104,14 @@ def test_the_loss_of_pairs_and_its_gradient_on_c() -> None:
 
 
 def test_more_noise_than_the_batch_has_is_all_that_it_has() -> None:
-    model, processor = made(noise=1000)
+    model, processor = made(noise_ratio=1000)
     given = batch(model, processor)
     others = torch.tensor([[c for c in range(5) if c != r] for r in range(5)])
-    torch.testing.assert_close(model(**given).loss, model(**given, noise=others).loss)
+    torch.testing.assert_close(model(**given).loss, model(**given, noise_indices=others).loss)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    model, processor = made(noise=2)
+    model, processor = made(noise_ratio=2)
     with torch.no_grad():
         model.log_normaliser.fill_(-3.0)
     given, noise = batch(model, processor), torch.tensor([[1], [2], [3], [4], [0]])
@@ -119,8 +119,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     for cls in (AutoModel, NCE):
         again = cls.from_pretrained(tmp_path)
-        assert type(again) is NCE and again.config.noise == 2
-        assert torch.equal(again(**given, noise=noise).loss, model(**given, noise=noise).loss)
+        assert type(again) is NCE and again.config.noise_ratio == 2
+        assert torch.equal(again(**given, noise_indices=noise).loss, model(**given, noise_indices=noise).loss)
     words = tokenize_captions(AutoProcessor.from_pretrained(tmp_path).tokenizer, model.config, TEXTS[:5])
     assert torch.equal(words["input_ids"], given["input_ids"])
 
@@ -135,5 +135,5 @@ def test_begins_at_a_stock_clip(tmp_path: Path) -> None:
 
 
 def test_no_noise_is_refused() -> None:
-    with pytest.raises(Exception, match="noise must be at least 1"):
-        made(noise=0)
+    with pytest.raises(Exception, match="noise_ratio must be at least 1"):
+        made(noise_ratio=0)

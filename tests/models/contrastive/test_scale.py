@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from models import tiny
 from models.contrastive import clip, siglip
-from models.contrastive.grad_cache import in_parts
-from models.contrastive.patch_dropout import PatchDropout, attach
+from models.contrastive.grad_cache import grad_cache_embed
+from models.patch_dropout import PatchDropout, attach
+from models.tiny import build as tiny
 from models.zoo import ZOO
 from vlmflow.config.recipes import load
 from vlmflow.runtime.code_hash import ROOT
@@ -24,10 +24,10 @@ from vlmflow.training.launcher import launch
 TEXTS = ["a red circle", "two green crosses", "a blue star"] * 4
 SIZES: dict[str, dict[str, Any]] = {
     "clip": {
-        "image_size": 32, "patch_size": 8, "vision_width": 32, "vision_layers": 1, "text_width": 16, "text_layers": 1,
-        "projection": 16, "head_width": 16, "text_length": 16,
+        "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 1, "text_hidden_size": 16, "text_layers": 1,
+        "projection_dim": 16, "head_dim": 16, "text_length": 16,
     },
-    "siglip": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "text_length": 8},
+    "siglip": {"image_size": 32, "patch_size": 8, "hidden_size": 32, "layers": 1, "heads": 2, "text_length": 8},
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("clip", {}), ("siglip", {}), ("clip", {"slip_weight": 0.5, "slip_width": 32, "slip_projection": 8})],
+    [("clip", {}), ("siglip", {}), ("clip", {"slip_weight": 0.5, "slip_hidden_size": 32, "slip_projection_dim": 8})],
 )
 @pytest.mark.parametrize("micro_batch", [1, 5])
 def test_parts_have_the_gradients_of_the_whole(name: str, options: dict[str, Any], micro_batch: int) -> None:
@@ -67,7 +67,7 @@ def test_parts_have_the_gradients_of_the_whole(name: str, options: dict[str, Any
         seen = torch.randn(12, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
         given |= {"views": seen, "negative_input_ids": given["input_ids"].flip(1).roll(1, 0)}
     whole = gradients(built(name, **options), given)
-    assert_same(gradients(built(name, micro_batch=micro_batch, chunk=4, **options), given), whole)
+    assert_same(gradients(built(name, micro_batch=micro_batch, logits_chunk=4, **options), given), whole)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
@@ -96,21 +96,21 @@ def test_parts_are_made_of_no_more_rows_than_allowed() -> None:
         return x * 2
 
     x = torch.randn(7, 2, requires_grad=True)
-    torch.testing.assert_close(in_parts(embed, 3, x, None), 2 * x)
+    torch.testing.assert_close(grad_cache_embed(embed, 3, x, None), 2 * x)
     assert seen == [3, 3, 1]
-    in_parts(embed, 0, x, None)
-    in_parts(embed, 7, x, None)
+    grad_cache_embed(embed, 0, x, None)
+    grad_cache_embed(embed, 7, x, None)
     assert seen[3:] == [7, 7]
 
 
 MEMORY = """
 import json, pathlib, re, torch
 from models.contrastive import clip
-model, _ = clip.build([], image_size=32, patch_size=4, vision_width=32, vision_layers=2, text_width=32, text_layers=1,
-                      projection=32, head_width=16, text_length=16, vocab_size=400)
+model, _ = clip.build([], image_size=32, patch_size=4, vision_hidden_size=32, vision_layers=2, text_hidden_size=32, text_layers=1,
+                      projection_dim=32, head_dim=16, text_length=16, vocab_size=400)
 pixels, ids = torch.empty(4096, 3, 32, 32).normal_(), torch.randint(8, 300, (4096, 12))
-def peak(count, micro_batch, chunk):
-    model.config.micro_batch, model.config.chunk = micro_batch, chunk
+def peak(count, micro_batch, logits_chunk):
+    model.config.micro_batch, model.config.logits_chunk = micro_batch, logits_chunk
     model(pixel_values=pixels[:count], input_ids=ids[:count]).loss.backward()
     # Not ru_maxrss: a child begins with what its parent had.
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
@@ -126,7 +126,7 @@ def test_a_batch_of_4096_takes_the_memory_of_256_and_its_vectors() -> None:
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
     direct, parts, twice = json.loads(done.stdout)
     vectors = 2 * 4096 * 32 * 4 / 2**20  # pictures' and texts'
-    logits = 128 * 4096 * 4 / 2**20  # a chunk of them
+    logits = 128 * 4096 * 4 / 2**20  # a logits_chunk of them
     # Vectors: as parts and together, before and after they are of unit length, and their gradients; logits: as they
     # are, as probabilities, and their gradient. One tensor of all 4096 pictures' tokens has 32.
     assert parts < direct + 8 * vectors + 6 * logits
@@ -140,7 +140,7 @@ def _whole(folder: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     given = {name: value.chunk(world)[rank] for name, value in batch().items()}
     for name in SIZES:
-        model = nn.parallel.DistributedDataParallel(built(name, micro_batch=4, chunk=4))
+        model = nn.parallel.DistributedDataParallel(built(name, micro_batch=4, logits_chunk=4))
         loss = model(**given).loss
         loss.backward()
         found = {name: p.grad for name, p in model.module.named_parameters()}
@@ -185,7 +185,7 @@ def test_towers_see_half_the_patches_while_they_learn(name: str, tokens: int) ->
     torch.testing.assert_close(one.pooler_output, other.pooler_output)
 
 
-def test_sketch_drops_patches_too_and_is_as_it_was_without() -> None:
+def test_patch_dropout_works_on_the_tiny_family_and_is_removed_with_its_handle() -> None:
     torch.manual_seed(0)
     model, _ = tiny.build_dual_encoder(TEXTS)
     pixels = torch.randn(2, 3, 64, 64)
@@ -195,8 +195,8 @@ def test_sketch_drops_patches_too_and_is_as_it_was_without() -> None:
     torch.testing.assert_close(model.eval().vision(pixels), before)
     handle.remove()
     torch.testing.assert_close(model.train().vision(pixels), before)
-    assert not [name for name in model.state_dict() if "placed" in name]
-    with pytest.raises(ValueError, match="no picture tower"):
+    assert not [name for name in model.state_dict() if "patch_embeddings" in name]
+    with pytest.raises(ValueError, match="no vision tower"):
         attach(nn.Linear(2, 2), 0.5)
 
 
@@ -209,5 +209,5 @@ def test_large_recipes_build(name: str) -> None:
         model, _ = ZOO[name].build([], **section.model)
     assert 100e6 < sum(p.numel() for p in model.parameters()) < 1e9
     assert section.training.batch_size == 32768
-    assert model.config.micro_batch and model.config.chunk
+    assert model.config.micro_batch and model.config.logits_chunk
     assert isinstance(model, (clip.CLIP, siglip.SigLIP))

@@ -10,10 +10,17 @@ from transformers import AutoModel, AutoProcessor, SiglipConfig, SiglipModel
 
 from models.contrastive import siglip
 from models.zoo import ZOO
-from vlmflow.inference.loading import tokenize_captions
+from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle"] * 3
-SIZES: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2, "text_layers": 1}
+SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "text_layers": 1,
+}
 
 
 def built(**options: Any) -> tuple[siglip.SigLIP, Any]:
@@ -58,14 +65,14 @@ def test_every_caption_has_the_full_length() -> None:
 
 
 def test_a_folder_of_the_stock_class_loads_and_ours_loads_there(tmp_path: Path) -> None:
-    model, processor = built(micro_batch=3, chunk=2, text_length=16)
+    model, processor = built(micro_batch=3, logits_chunk=2, text_length=16)
     with torch.no_grad():
         model.logit_bias.fill_(-3.0)
     given = batch(model, processor)
     model.save_pretrained(tmp_path / "ours")
     processor.save_pretrained(tmp_path / "ours")
-    again = ZOO["siglip"].cls.from_pretrained(tmp_path / "ours")
-    assert again.config.micro_batch == 3 and again.config.chunk == 2 and again.logit_bias.item() == -3
+    again = ZOO["siglip"].model_class.from_pretrained(tmp_path / "ours")
+    assert again.config.micro_batch == 3 and again.config.logits_chunk == 2 and again.logit_bias.item() == -3
     torch.testing.assert_close(again(**given).loss, model(**given).loss)
     other = AutoModel.from_pretrained(tmp_path / "ours")
     assert type(other) is SiglipModel
@@ -73,7 +80,7 @@ def test_a_folder_of_the_stock_class_loads_and_ours_loads_there(tmp_path: Path) 
     words = AutoProcessor.from_pretrained(tmp_path / "ours").tokenizer(TEXTS[:2])["input_ids"]
     assert words == processor.tokenizer(TEXTS[:2])["input_ids"]
     stock(model).save_pretrained(tmp_path / "stock")
-    back = ZOO["siglip"].cls.from_pretrained(tmp_path / "stock")
+    back = ZOO["siglip"].model_class.from_pretrained(tmp_path / "stock")
     assert back.config.micro_batch == 0 and back.logit_bias.item() == -3
     torch.testing.assert_close(back(**given).loss, model(**given).loss)
 

@@ -6,11 +6,11 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor, BertConfig, BertForMaskedLM
 
 from models.masked.bert import MaskedBert, build
-from models.masked.token_masking import IGNORED, mask_words
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle"] * 3
-SIZES = {"width": 32, "layers": 2, "head_width": 16, "text_length": 16}
+SIZES = {"hidden_size": 32, "layers": 2, "head_dim": 16, "text_length": 16}
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def test_the_loss_is_the_mean_log_probability_of_hidden_words(bert):
     loss = model(**batch).loss
     torch.manual_seed(1)
     facts = {"mask_token_id": tokenizer.mask_token_id, "special_ids": tuple(tokenizer.all_special_ids)}
-    seen, labels = mask_words(batch["input_ids"], batch["attention_mask"], vocab_size=len(tokenizer), **facts)
-    chances = model.fill(seen, batch["attention_mask"]).softmax(-1)
+    seen, labels = mask_tokens(batch["input_ids"], batch["attention_mask"], vocab_size=len(tokenizer), **facts)
+    chances = model.fill_mask(seen, batch["attention_mask"]).softmax(-1)
     logs = [
         chances[row, place, labels[row, place]].log()
         for row in range(3)
         for place in range(labels.shape[1])
-        if labels[row, place] != IGNORED
+        if labels[row, place] != IGNORE_INDEX
     ]
     assert len(logs) >= 3
     torch.testing.assert_close(loss, -sum(logs) / len(logs))
@@ -64,14 +64,14 @@ def test_words_on_both_sides_count_and_padding_does_not(bert):
     model, tokenizer, _ = bert
     ids = tokenizer("a red <mask> left of a blue star", return_tensors="pt")["input_ids"]
     place = ids[0].tolist().index(tokenizer.mask_token_id)
-    before = model.fill(ids)[0, place]
+    before = model.fill_mask(ids)[0, place]
     for other in (place - 1, place + 1):
         changed = ids.clone()
         changed[0, other] = tokenizer.convert_tokens_to_ids("▁green")
-        assert not torch.allclose(model.fill(changed)[0, place], before)
+        assert not torch.allclose(model.fill_mask(changed)[0, place], before)
     padded = torch.cat([ids, torch.tensor([[7, 7]])], dim=1)
     mask = torch.cat([torch.ones_like(ids), torch.zeros(1, 2, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(model.fill(padded, mask)[0, place], before)
+    torch.testing.assert_close(model.fill_mask(padded, mask)[0, place], before)
 
 
 def test_every_weight_learns(bert):
@@ -84,10 +84,10 @@ def test_a_saved_model_comes_back_also_as_the_stock_class(bert, tmp_path: Path):
     model, tokenizer, batch = bert
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    expected = model.fill(**batch)
-    again = ZOO["bert"].cls.from_pretrained(tmp_path)
+    expected = model.fill_mask(**batch)
+    again = ZOO["bert"].model_class.from_pretrained(tmp_path)
     assert again.config.special_token_ids == sorted(tokenizer.all_special_ids)
-    torch.testing.assert_close(again.fill(**batch), expected)
+    torch.testing.assert_close(again.fill_mask(**batch), expected)
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert type(stock) is BertForMaskedLM
     torch.testing.assert_close(stock(**batch).logits, expected)
@@ -104,6 +104,6 @@ def test_weights_of_the_stock_class_load(tmp_path: Path):
     stock.save_pretrained(tmp_path)
     model = MaskedBert.from_pretrained(tmp_path)
     ids = torch.randint(104, 200, (2, 5))
-    torch.testing.assert_close(model.fill(ids), stock(ids).logits)
+    torch.testing.assert_close(model.fill_mask(ids), stock(ids).logits)
     assert model.config.mask_token_id == 103  # of bert-base-uncased
     assert model(ids, torch.ones_like(ids)).loss > 0

@@ -6,26 +6,26 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, FlavaConfig, FlavaForPreTraining
 from transformers.models.flava.image_processing_pil_flava import FlavaMaskingGenerator
 
-from models.masked.flava import Flava, block_masks, build, swap
-from models.masked.token_masking import IGNORED
+from models.masked.flava import Flava, block_masks, build, swap_captions
+from models.masked.token_masking import IGNORE_INDEX
 from models.zoo import ZOO
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle above two green stars"]
 SIZES = {
     "image_size": 32,
     "patch_size": 8,
-    "width": 32,
+    "hidden_size": 32,
     "image_layers": 2,
     "text_layers": 2,
     "fusion_layers": 2,
-    "projection": 24,
-    "head_width": 16,
+    "projection_dim": 24,
+    "head_dim": 16,
     "text_length": 16,
-    "classes": 12,
-    "hidden_patches": 6,
-    "smallest_block": 2,
-    "hidden_words": 0.4,
-    "swapped": 0.5,
+    "codebook_size": 12,
+    "max_masked_patches": 6,
+    "min_block_patches": 2,
+    "mask_probability": 0.4,
+    "swap_probability": 0.5,
     "initializer_range": 0.2,  # so that what is compared is far from zero
 }
 
@@ -51,7 +51,7 @@ def drawn(made, batch):
 
 
 def stock(model, batch, hidden, words, partner, side) -> Any:
-    """transformers' own losses on the same model; what is hidden and swapped is made by hand."""
+    """transformers' own losses on the same model; what is hidden and swap_probability is made by hand."""
     classes = model.patch_classes(batch["pixel_values"])
     text = {
         "input_ids": batch["input_ids"][partner],
@@ -138,10 +138,10 @@ def test_match_and_fill_are_the_heads_of_transformers_and_look_at_the_picture(ma
     with torch.no_grad():
         given = {**batch, "input_ids_masked": batch["input_ids"]}
         stock = theirs(model, **given, return_loss=False)
-        match, fill = model.match(**batch), model.fill(**batch)
+        match, fill = model.match_score(**batch), model.fill_mask(**batch)
         batch["pixel_values"] = batch["pixel_values"].flip(0)
-        assert not torch.allclose(fill, model.fill(**batch))
-        assert not torch.allclose(match, model.match(**batch))
+        assert not torch.allclose(fill, model.fill_mask(**batch))
+        assert not torch.allclose(match, model.match_score(**batch))
     torch.testing.assert_close(match, stock.itm_logits[:, 1] - stock.itm_logits[:, 0])
     torch.testing.assert_close(fill, stock.mmm_text_logits)
 
@@ -149,7 +149,7 @@ def test_match_and_fill_are_the_heads_of_transformers_and_look_at_the_picture(ma
 def test_a_map_is_the_last_fusion_layer_s_attention_to_the_patches(made, batch):
     model, _ = made
     with torch.no_grad():
-        seen = model.pairs(**batch, output_hidden_states=True)
+        seen = model.encode_pairs(**batch, output_hidden_states=True)
         layer = model.flava.multimodal_model.encoder.layer[-1]
         attention, x = layer.attention.attention, layer.layernorm_before(seen.hidden_states[-2])
         query, key = (f(x).unflatten(-1, (2, 16)).transpose(1, 2) for f in (attention.query, attention.key))
@@ -167,7 +167,7 @@ def test_padding_changes_nothing(made, batch):
     longer = {name: F.pad(batch[name], (0, 4)) for name in ("input_ids", "attention_mask")}
     longer["pixel_values"] = batch["pixel_values"]
     with torch.no_grad():
-        torch.testing.assert_close(model.match(**batch), model.match(**longer))
+        torch.testing.assert_close(model.match_score(**batch), model.match_score(**longer))
         torch.testing.assert_close(
             model.get_text_features(batch["input_ids"], batch["attention_mask"]),
             model.get_text_features(longer["input_ids"], longer["attention_mask"]),
@@ -191,7 +191,7 @@ def test_block_masks_are_rectangles_up_to_the_share_that_the_paper_hides():
     theirs = torch.stack([FlavaMaskingGenerator(14, 75, mask_group_min_patches=16)() for _ in range(100)]).sum((1, 2))
     assert counts.max() <= 75
     assert abs(counts.float().mean() - theirs.float().mean()) < 3
-    # Next to a hidden patch another one is hidden far more often than the 38% of single draws.
+    # Next to a hidden patch another one is hidden far more often than the 38% of single num_draws.
     grid = hidden.view(-1, 14, 14)
     assert (grid[:, :, 1:] & grid[:, :, :-1]).sum() / grid[:, :, :-1].sum() > 0.7
     # Most often one block is enough: all of its bounding box, no longer than 1/0.3 of its other side but for rounding.
@@ -205,15 +205,15 @@ def test_block_masks_are_rectangles_up_to_the_share_that_the_paper_hides():
 
 def test_a_share_of_the_captions_goes_round():
     torch.manual_seed(0)
-    partner = swap(10000, 0.3, torch.device("cpu"))
+    partner = swap_captions(10000, 0.3, torch.device("cpu"))
     assert sorted(partner.tolist()) == list(range(10000))
     assert abs((partner != torch.arange(10000)).float().mean() - 0.3) < 0.02
-    assert torch.equal(swap(8, 0.0, torch.device("cpu")), torch.arange(8))
+    assert torch.equal(swap_captions(8, 0.0, torch.device("cpu")), torch.arange(8))
 
 
 def test_the_loss_is_the_weighed_sum(batch):
     torch.manual_seed(0)
-    model, _ = build(TEXTS * 3, **SIZES, weights={"itm": 2.0, "mim": 0.0})
+    model, _ = build(TEXTS * 3, **SIZES, loss_weights={"itm": 2.0, "mim": 0.0})
     with torch.no_grad():
         out = model(**batch)
     parts = out.parts
@@ -234,7 +234,7 @@ def test_what_is_hidden_is_drawn_by_the_global_generator(made, batch):
 def test_hidden_words_are_found_from_the_mask_token_in_most_places(made, batch):
     model, processor = made
     masked, labels = model.hide_words(batch["input_ids"], batch["attention_mask"])
-    assert (labels != IGNORED).any(1).all()
+    assert (labels != IGNORE_INDEX).any(1).all()
     assert not torch.isin(labels, torch.tensor(processor.tokenizer.all_special_ids)).any()
     assert (masked == processor.tokenizer.mask_token_id).any()
 
@@ -243,13 +243,16 @@ def test_a_saved_model_is_the_same_again_here_and_in_transformers(made, batch, t
     model, processor = made
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again, towers = ZOO["flava"].cls.from_pretrained(tmp_path).eval(), AutoModel.from_pretrained(tmp_path).eval()
+    again, towers = (
+        ZOO["flava"].model_class.from_pretrained(tmp_path).eval(),
+        AutoModel.from_pretrained(tmp_path).eval(),
+    )
     with torch.no_grad():
-        assert torch.equal(model.match(**batch), again.match(**batch))
+        assert torch.equal(model.match_score(**batch), again.match_score(**batch))
         assert torch.equal(model.patch_classes(batch["pixel_values"]), again.patch_classes(batch["pixel_values"]))
         alone = towers.get_image_features(batch["pixel_values"]).pooler_output[:, 0]
         assert torch.equal(model.get_image_features(batch["pixel_values"]), alone)
-    assert again.config.hidden_patches == 6
+    assert again.config.max_masked_patches == 6
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert loaded.tokenizer("two crosses")["input_ids"] == processor.tokenizer("two crosses")["input_ids"]
     assert loaded.image_processor.size == processor.image_processor.size
@@ -269,7 +272,7 @@ def test_public_weights_bring_their_own_codebook(batch, tmp_path):
     public: Any = FlavaForPreTraining(config).eval()
     public.save_pretrained(tmp_path)
     ours = Flava.from_pretrained(tmp_path).eval()
-    assert ours.config.mask_token_id == 103  # of BERT's vocabulary, which public weights were trained with
+    assert ours.config.mask_token_id == 103  # of BERT's build_bert_tokenizer, which public weights were trained with
     pixels = batch["pixel_values"]
     with torch.no_grad():
         assert torch.equal(ours.get_image_features(pixels), public.flava.get_image_features(pixels).pooler_output[:, 0])

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoProcessor, IJepaConfig, IJepaModel
 
-from models.masked.ijepa import IJepa, IJepaPretrainingConfig, block_size, build, multiblock
+from models.masked.ijepa import IJepa, IJepaPretrainingConfig, build, sample_block_size, sample_multiblock
 
-SIZES: dict[str, Any] = {"image_size": 24, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
-PREDICTOR: dict[str, Any] = {"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2}
+SIZES: dict[str, Any] = {"image_size": 24, "patch_size": 4, "hidden_size": 32, "layers": 2, "head_dim": 16}
+PREDICTOR: dict[str, Any] = {"predictor_hidden_size": 16, "predictor_layers": 1, "predictor_heads": 2}
 
 
 def tiny(**more) -> IJepa:
@@ -36,7 +36,7 @@ def test_context_and_targets_never_meet(side: int):
     config = grid(side, min_context=10 if side > 8 else 2)
     torch.manual_seed(0)
     for _ in range(20):
-        context, targets = multiblock(16, config)
+        context, targets = sample_multiblock(16, config)
         assert targets.shape[:2] == (16, 4)
         assert context.shape[1] >= config.min_context
         for row in range(16):
@@ -50,7 +50,7 @@ def test_targets_are_rectangles_that_reach_every_patch():
     torch.manual_seed(0)
     reached = set()
     for _ in range(60):
-        _, targets = multiblock(8, grid(8, min_context=1))
+        _, targets = sample_multiblock(8, grid(8, min_context=1))
         for block in targets.flatten(0, 1):
             rows, columns = {p // 8 for p in block.tolist()}, {p % 8 for p in block.tolist()}
             height, width = max(rows) - min(rows) + 1, max(columns) - min(columns) + 1
@@ -62,17 +62,17 @@ def test_targets_are_rectangles_that_reach_every_patch():
 def test_blocks_keep_to_scale_and_aspect():
     torch.manual_seed(0)
     for _ in range(200):
-        height, width = block_size(32, (0.15, 0.2), (0.75, 1.5))
+        height, width = sample_block_size(32, (0.15, 0.2), (0.75, 1.5))
         assert 0.14 < height * width / 1024 < 0.21
         assert 0.7 < height / width < 1.6
-    assert block_size(8, (1.0, 1.0), (1.0, 1.0)) == (8, 8)
+    assert sample_block_size(8, (1.0, 1.0), (1.0, 1.0)) == (8, 8)
 
 
 def test_a_grid_too_small_for_the_context_still_keeps_targets_out():
-    context, targets = multiblock(8, grid(4, min_context=16))
+    context, targets = sample_multiblock(8, grid(4, min_context=16))
     assert all(not set(c.tolist()) & set(t.flatten().tolist()) for c, t in zip(context, targets, strict=True))
     with pytest.raises(ValueError, match="target_scale smaller"):
-        multiblock(8, grid(4, target_scale=(1.0, 1.0), target_aspect=(1.0, 1.0)))
+        sample_multiblock(8, grid(4, target_scale=(1.0, 1.0), target_aspect=(1.0, 1.0)))
 
 
 def test_loss_is_smooth_l1_to_layer_normed_features_of_the_whole_picture():
@@ -80,12 +80,12 @@ def test_loss_is_smooth_l1_to_layer_normed_features_of_the_whole_picture():
     with torch.no_grad():
         for parameter in model.ijepa.parameters():  # a slow copy of its own
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    context, targets = multiblock(3, model.config)
-    output = model(pixel_values=given, places=context, targets=targets)
+    context, targets = sample_multiblock(3, model.config)
+    output = model(pixel_values=given, context_indices=context, targets=targets)
     errors = []
     for row in range(3):
         whole = model.ijepa(given[row : row + 1]).last_hidden_state[0]
-        states = model.context.visible(given[row : row + 1], context[row : row + 1])
+        states = model.context.encode_visible(given[row : row + 1], context[row : row + 1])
         for block in targets[row]:  # one at a time, so that no block sees another
             said = model.predictor(states, context[row : row + 1], block[None, None])[0, 0]
             for place, guess in zip(block.tolist(), said, strict=True):
@@ -103,9 +103,9 @@ def test_the_context_sees_its_own_patches_and_the_target_all_of_them():
     below, above = given.clone(), given.clone()
     below[..., 8:, :] += 1
     above[..., :8, :] += 1
-    seen = model.context.visible(given, places)
-    torch.testing.assert_close(model.context.visible(below, places), seen, rtol=0, atol=0)
-    assert not torch.allclose(model.context.visible(above, places), seen)
+    seen = model.context.encode_visible(given, places)
+    torch.testing.assert_close(model.context.encode_visible(below, places), seen, rtol=0, atol=0)
+    assert not torch.allclose(model.context.encode_visible(above, places), seen)
     lower = [model.ijepa(x).last_hidden_state[:, 30:] for x in (given, above)]
     assert not torch.allclose(*lower)
 
@@ -163,7 +163,7 @@ def test_features_are_the_slow_copys_mean():
 
 
 def test_what_surprises_the_predictor_stands_at_the_fore():
-    model, given = tiny(pooling="surprise").eval(), pictures(2)
+    model, given = tiny(pooling="loss_weighted").eval(), pictures(2)
     states = model.ijepa(given).last_hidden_state
     features = model.get_image_features(pixel_values=given)
     for row in range(2):
@@ -171,7 +171,7 @@ def test_what_surprises_the_predictor_stands_at_the_fore():
         for place in range(36):
             mesh = [p for p in range(36) if p // 6 % 2 == place // 6 % 2 and p % 2 == place % 2]
             others = torch.tensor([[p for p in range(36) if p not in mesh]])
-            context = model.context.visible(given[row : row + 1], others)
+            context = model.context.encode_visible(given[row : row + 1], others)
             said = model.predictor(context, others, torch.tensor([[mesh]]))[0, 0, mesh.index(place)]
             truth = F.layer_norm(states[row, place], (32,))
             weights[place] = F.smooth_l1_loss(said, truth).detach() ** 2
@@ -184,7 +184,7 @@ def test_transformers_weights_load_into_both_encoders(tmp_path):
     with torch.no_grad():
         stock.embeddings.position_embeddings.normal_()  # as trained elsewhere
     stock.save_pretrained(tmp_path)
-    model = IJepa.from_pretrained(tmp_path, predictor_size=16, predictor_heads=2, predictor_layers=1)
+    model = IJepa.from_pretrained(tmp_path, predictor_hidden_size=16, predictor_heads=2, predictor_layers=1)
     for encoder in (model.ijepa, model.context):
         torch.testing.assert_close(encoder(pictures()).last_hidden_state, stock(pictures()).last_hidden_state)
     assert int(model.steps) == 0

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoProcessor, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from models.masked.mae import MAE, build, phases
+from models.masked.mae import MAE, build, interleaved_masks
 
-SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
-DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_layers": 1, "decoder_head_width": 8}
+SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "layers": 2, "head_dim": 16}
+DECODER: dict[str, Any] = {"decoder_hidden_size": 16, "decoder_layers": 1, "decoder_head_dim": 8}
 
 
 def tiny(**more) -> MAE:
@@ -54,7 +54,7 @@ def test_loss_is_the_mean_over_hidden_patches_alone(normalised: bool):
 
 
 def test_a_quarter_of_196_patches_is_seen():
-    model = build([], image_size=224, patch_size=16, width=32, layers=1, head_width=16, **DECODER)[0]
+    model = build([], image_size=224, patch_size=16, width=32, layers=1, head_dim=16, **DECODER)[0]
     states, mask, _ = model.vit.embeddings(torch.zeros(2, 3, 224, 224))
     assert states.shape == (2, 1 + 49, 32)
     assert (mask == 0).sum(1).tolist() == [49, 49]
@@ -78,14 +78,14 @@ def test_hidden_pixels_reach_neither_encoder_nor_painting():
                 patch(other[row], number).fill_(9.0)
         states = [model.vit(x, noise=hidden.float()).last_hidden_state for x in (given, other)]
         torch.testing.assert_close(*states, rtol=0, atol=0)
-        painted = [model.reconstruct(pixel_values=x, hidden=hidden) for x in (given, other)]
+        painted = [model.reconstruct(pixel_values=x, patch_mask=hidden) for x in (given, other)]
         torch.testing.assert_close(*painted, rtol=0, atol=0)
 
 
 def test_seen_patches_stay_as_they_are_and_hidden_ones_are_the_models():
     model, given, hidden = tiny(), pictures(), hide()
     logits: Any = ViTMAEForPreTraining.forward(model, pixel_values=given, noise=hidden.float()).logits
-    painted = model.reconstruct(pixel_values=given, hidden=hidden)
+    painted = model.reconstruct(pixel_values=given, patch_mask=hidden)
     for row in range(3):
         for number in range(16):
             wanted = logits[row, number].view(4, 4, 3).permute(2, 0, 1) if hidden[row, number] else None
@@ -97,7 +97,7 @@ def test_seen_patches_stay_as_they_are_and_hidden_ones_are_the_models():
 def test_normalised_patches_are_painted_with_what_the_seen_ones_have():
     model, given, hidden = tiny(norm_pix_loss=True), pictures(), hide()
     logits: Any = ViTMAEForPreTraining.forward(model, pixel_values=given, noise=hidden.float()).logits
-    painted = model.reconstruct(pixel_values=given, hidden=hidden)
+    painted = model.reconstruct(pixel_values=given, patch_mask=hidden)
     for row in range(3):
         seen = [patch(given[row], number) for number in (~hidden[row]).nonzero()[:, 0].tolist()]
         mean = torch.stack([s.mean() for s in seen]).mean()
@@ -109,7 +109,7 @@ def test_normalised_patches_are_painted_with_what_the_seen_ones_have():
 
 def test_another_number_of_hidden_patches_is_refused():
     with pytest.raises(ValueError, match="12 of 16 patches"):
-        tiny().reconstruct(pixel_values=pictures(), hidden=hide(seen=5))
+        tiny().reconstruct(pixel_values=pictures(), patch_mask=hide(seen=5))
 
 
 def test_patches_back_to_the_picture():
@@ -137,7 +137,7 @@ def test_a_whole_picture_is_what_transformers_sees_with_nothing_hidden(tmp_path)
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_what_surprises_stands_at_the_fore(normalised: bool):
-    model, given = tiny(norm_pix_loss=normalised, pooling="surprise"), pictures(2)
+    model, given = tiny(norm_pix_loss=normalised, pooling="loss_weighted"), pictures(2)
     targets = model.patchify(given)
     if normalised:
         targets = (targets - targets.mean(2, keepdim=True)) / (targets.var(2, keepdim=True) + 1e-6).sqrt()
@@ -149,7 +149,7 @@ def test_what_surprises_stands_at_the_fore(normalised: bool):
             for place in set(range(16)) - set(seen):
                 gap = output.logits[row, place] - targets[row, place]
                 losses.setdefault((row, place), []).append(gap.square().mean())
-    states = model.vit.whole(given)[:, 1:]
+    states = model.vit.forward_unmasked(given)[:, 1:]
     for row, features in enumerate(model.get_image_features(pixel_values=given)):
         weights = torch.stack([torch.stack(losses[row, place]).mean() ** 2 for place in range(16)])
         assert len(losses[row, 0]) == 3
@@ -158,12 +158,12 @@ def test_what_surprises_stands_at_the_fore(normalised: bool):
 
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.6, 0.9])
 def test_every_patch_is_hidden_at_least_once(mask_ratio: float):
-    assert (tiny(mask_ratio=mask_ratio).surprise(pictures()) > 0).all()
+    assert (tiny(mask_ratio=mask_ratio).patch_loss(pictures()) > 0).all()
 
 
 @pytest.mark.parametrize("side", [1, 5, 8])
 def test_meshes_share_the_grid(side: int):
-    meshes = phases(side)
+    meshes = interleaved_masks(side)
     assert torch.equal(torch.cat(meshes).sort().values, torch.arange(side * side))
     assert side % 2 or {len(mesh) for mesh in meshes} == {side * side // 4}
 
@@ -198,7 +198,7 @@ def test_saved_and_loaded_it_paints_the_same(tmp_path):
     processor.save_pretrained(tmp_path)
     again = MAE.from_pretrained(tmp_path)
     torch.testing.assert_close(
-        *(m.eval().reconstruct(pixel_values=pictures(), hidden=hide()) for m in (model, again)), rtol=0, atol=0
+        *(m.eval().reconstruct(pixel_values=pictures(), patch_mask=hide()) for m in (model, again)), rtol=0, atol=0
     )
     frozen = {name for name, parameter in again.named_parameters() if not parameter.requires_grad}
     assert frozen == {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
-from models.masked.mask_vlm import MaskVLM, MaskVLMConfig, build, spread
+from models.masked.mask_vlm import MaskVLM, MaskVLMConfig, build, patch_to_pixel_mask
 from models.masked.random_codebook import patchify
 from models.zoo import ZOO
 
@@ -13,13 +13,13 @@ SIZES = {
     "image_size": 32,
     "patch_size": 8,
     "stem_channels": (8, 16),
-    "width": 32,
+    "hidden_size": 32,
     "image_layers": 1,
     "text_layers": 1,
     "cross_layers": 2,
-    "head_width": 16,
+    "head_dim": 16,
     "mlp_ratio": 2,
-    "projection": 16,
+    "projection_dim": 16,
     "text_length": 8,
 }
 
@@ -84,24 +84,26 @@ def test_each_hidden_side_is_found_by_looking_at_the_other():
         # The other side of the next pair, whose colour is another.
         ids, pixels = batch["input_ids"].roll(1, 0), batch["pixel_values"].roll(1, 0)
         words, hidden = drawn["words"], drawn["hidden"]
-        picture, text = model.picture(batch["pixel_values"], hidden), model.text(words[0], batch["attention_mask"])
+        picture, text = model.image(batch["pixel_values"], hidden), model.text(words[0], batch["attention_mask"])
         other = model.text(ids, batch["attention_mask"])
-        painted = model.paint(picture, other, batch["attention_mask"])
+        painted = model.predict_patches(picture, other, batch["attention_mask"])
         misled = F.l1_loss(painted, patchify(batch["pixel_values"], 8))
         nothing = F.l1_loss(
-            model.paint(picture, 0 * other, batch["attention_mask"]), patchify(batch["pixel_values"], 8)
+            model.predict_patches(picture, 0 * other, batch["attention_mask"]), patchify(batch["pixel_values"], 8)
         )
         told = words[1] != -100
-        unseen = F.cross_entropy(model.speak(text, model.picture(pixels))[told], words[1][told])
-        empty = F.cross_entropy(model.speak(text, 0 * model.picture(batch["pixel_values"]))[told], words[1][told])
+        unseen = F.cross_entropy(model.predict_tokens(text, model.image(pixels))[told], words[1][told])
+        empty = F.cross_entropy(
+            model.predict_tokens(text, 0 * model.image(batch["pixel_values"]))[told], words[1][told]
+        )
     assert parts["mim"] < 0.3 and parts["mlm"] < 0.3
     assert min(misled, nothing) > 2 * parts["mim"]
     assert min(unseen, empty) > 2 * parts["mlm"]
     with torch.no_grad():
         assert (
-            model.fill(words[0], batch["attention_mask"], batch["pixel_values"]).argmax(-1)[told] == words[1][told]
+            model.fill_mask(words[0], batch["attention_mask"], batch["pixel_values"]).argmax(-1)[told] == words[1][told]
         ).all()
-        picture = model.reconstruct(hidden=hidden, **batch)
+        picture = model.reconstruct(patch_mask=hidden, **batch)
         assert (picture.mean((2, 3)).argmax(1) == torch.arange(6) % 3).all()
 
 
@@ -111,9 +113,9 @@ def test_losses_are_those_of_a_slow_formula(made):
     torch.manual_seed(3)
     hidden, words = model.hide_patches(6), model.hide_words(batch["input_ids"], batch["attention_mask"])
     with torch.no_grad():
-        parts = model(**batch, hidden=hidden, words=words).parts
-        painted = model.reconstruct(hidden=hidden, **batch)
-        logits = model.fill(words[0], batch["attention_mask"], batch["pixel_values"])
+        parts = model(**batch, patch_mask=hidden, masked_tokens=words).parts
+        painted = model.reconstruct(patch_mask=hidden, **batch)
+        logits = model.fill_mask(words[0], batch["attention_mask"], batch["pixel_values"])
         image, text = (
             model.get_image_features(batch["pixel_values"]),
             model.get_text_features(batch["input_ids"], batch["attention_mask"]),
@@ -136,18 +138,20 @@ def test_visible_pixels_are_no_target_and_hidden_ones_are_not_seen(made):
     batch = pairs(processor)
     hidden = torch.zeros(6, 16, dtype=torch.bool)
     hidden[:, [0, 5, 6, 15]] = True
-    where = spread(hidden, 8, 32).expand(6, 3, 32, 32)
+    where = patch_to_pixel_mask(hidden, 8, 32).expand(6, 3, 32, 32)
     pixels = batch["pixel_values"]
     target = pixels.clone().requires_grad_()
     with torch.no_grad():
-        painted = model.paint(
-            model.picture(pixels, hidden),
+        painted = model.predict_patches(
+            model.image(pixels, hidden),
             model.text(batch["input_ids"], batch["attention_mask"]),
             batch["attention_mask"],
         )
-        before = model.reconstruct(hidden=hidden, **batch)
-        after = model.reconstruct(hidden=hidden, **{**batch, "pixel_values": torch.where(where, 9.0, pixels)})
-        moved = model.reconstruct(hidden=hidden, **{**batch, "pixel_values": torch.where(where, pixels, pixels + 1)})
+        before = model.reconstruct(patch_mask=hidden, **batch)
+        after = model.reconstruct(patch_mask=hidden, **{**batch, "pixel_values": torch.where(where, 9.0, pixels)})
+        moved = model.reconstruct(
+            patch_mask=hidden, **{**batch, "pixel_values": torch.where(where, pixels, pixels + 1)}
+        )
     F.l1_loss(painted[hidden], patchify(target, 8)[hidden]).backward()
     assert ((target.grad != 0) == where).all()
     assert torch.equal(before[where], after[where])
@@ -160,7 +164,7 @@ def test_gradients_of_each_masked_loss_reach_the_other_side_and_the_whole_of_it(
     batch = pairs(processor)
     torch.manual_seed(0)
     parts = model(**batch).parts
-    of_mlm = torch.autograd.grad(parts["mlm"], model.picture.positions, retain_graph=True)[0]
+    of_mlm = torch.autograd.grad(parts["mlm"], model.image.positions, retain_graph=True)[0]
     of_mim = torch.autograd.grad(parts["mim"], model.text.tokens.weight)[0]
     assert (of_mlm.abs().sum(1) > 0).all()  # every patch: the picture is whole where words look at it
     said = batch["input_ids"].unique()
@@ -181,7 +185,7 @@ def test_mismatches_are_the_ones_that_contrast_finds_alike_and_never_say_the_sam
     model, processor = made
     batch = pairs(processor)
     with torch.no_grad():
-        picture = model.picture(batch["pixel_values"])
+        picture = model.image(batch["pixel_values"])
         text = model.text(batch["input_ids"], batch["attention_mask"])
         mask = batch["attention_mask"]
         same = (batch["input_ids"][:, None] == batch["input_ids"][None]).all(-1)
@@ -194,13 +198,17 @@ def test_mismatches_are_the_ones_that_contrast_finds_alike_and_never_say_the_sam
         loss = model.matching(picture, text, mask, logits, same)
         rows = []
         for i in range(6):
-            rows.append(-model.judge(picture[i : i + 1], text[i : i + 1], mask[i : i + 1]).log_softmax(1)[0, 1])
+            rows.append(-model.match_logits(picture[i : i + 1], text[i : i + 1], mask[i : i + 1]).log_softmax(1)[0, 1])
             hard = (i + 1) % 6
             rows.append(
-                -model.judge(picture[i : i + 1], text[hard : hard + 1], mask[hard : hard + 1]).log_softmax(1)[0, 0]
+                -model.match_logits(picture[i : i + 1], text[hard : hard + 1], mask[hard : hard + 1]).log_softmax(1)[
+                    0, 0
+                ]
             )
             hard = max((k for k in range(6) if not same[k, i]), key=lambda k, i=i: logits[k, i])
-            rows.append(-model.judge(picture[hard : hard + 1], text[i : i + 1], mask[i : i + 1]).log_softmax(1)[0, 0])
+            rows.append(
+                -model.match_logits(picture[hard : hard + 1], text[i : i + 1], mask[i : i + 1]).log_softmax(1)[0, 0]
+            )
         torch.testing.assert_close(loss, torch.stack(rows).mean())
         alone = model.matching(picture[::3], text[::3], mask[::3], logits[::3, ::3], same[::3, ::3])
     assert alone.isfinite()  # a batch of one caption has no mismatch
@@ -211,7 +219,7 @@ def test_padding_changes_nothing(made):
     batch = pairs(processor)
     longer = {name: F.pad(batch[name], (0, 2)) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        torch.testing.assert_close(model.match(**batch), model.match(batch["pixel_values"], **longer))
+        torch.testing.assert_close(model.match_score(**batch), model.match_score(batch["pixel_values"], **longer))
         hidden = model.hide_patches(6)
         one, other = (
             model.reconstruct(batch["pixel_values"], hidden, **x)
@@ -224,7 +232,7 @@ def test_the_first_token_needs_no_other_token_to_look_at_the_other_side(made):
     model, processor = made
     batch = pairs(processor)
     with torch.no_grad():
-        picture, text = model.picture(batch["pixel_values"]), model.text(batch["input_ids"], batch["attention_mask"])
+        picture, text = model.image(batch["pixel_values"]), model.text(batch["input_ids"], batch["attention_mask"])
         whole = model.text_cross(text, picture)[:, :1]
         torch.testing.assert_close(model.text_cross(text[:, :1], picture), whole)
 
@@ -235,8 +243,11 @@ def test_a_saved_model_is_the_same_again(made, tmp_path):
     processor.save_pretrained(tmp_path)
     batch = pairs(processor)
     with torch.no_grad():
-        for again in (AutoModel.from_pretrained(tmp_path).eval(), ZOO["mask-vlm"].cls.from_pretrained(tmp_path).eval()):
-            assert torch.equal(model.match(**batch), again.match(**batch))
+        for again in (
+            AutoModel.from_pretrained(tmp_path).eval(),
+            ZOO["mask-vlm"].model_class.from_pretrained(tmp_path).eval(),
+        ):
+            assert torch.equal(model.match_score(**batch), again.match_score(**batch))
     assert (
         AutoProcessor.from_pretrained(tmp_path).tokenizer("red")["input_ids"] == processor.tokenizer("red")["input_ids"]
     )
@@ -245,8 +256,8 @@ def test_a_saved_model_is_the_same_again(made, tmp_path):
 def test_initial_weights_are_drawn_and_the_blocks_start_as_the_identity():
     model, _ = new()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.picture.positions.std() > 0.05 and model.text.positions.std() > 0.05
-    assert model.picture.mask.any() and model.picture.first.any()
+    assert model.image.positions.std() > 0.05 and model.text.positions.std() > 0.05
+    assert model.image.mask_token.any() and model.image.cls_token.any()
     x, other = torch.randn(2, 3, 32), torch.randn(2, 5, 32)
     assert torch.equal(model.text_cross.blocks[0](x, other, None), x)
     assert abs(model.scale.item() - 1 / 0.07) < 1e-3
@@ -256,8 +267,8 @@ def test_a_stem_that_does_not_make_a_patch_is_refused():
     with pytest.raises(ValueError, match="3 strides of 2 do not make a patch_size of 16"):
         MaskVLMConfig(patch_size=16, stem_channels=(8, 16))
     assert isinstance(
-        MaskVLM(
-            MaskVLMConfig(hidden_size=24, image_layers=1, text_layers=1, cross_layers=1, vocab_size=9)
-        ).picture.stem[0],
+        MaskVLM(MaskVLMConfig(hidden_size=24, image_layers=1, text_layers=1, cross_layers=1, vocab_size=9)).image.stem[
+            0
+        ],
         torch.nn.Conv2d,
     )

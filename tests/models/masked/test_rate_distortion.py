@@ -9,10 +9,10 @@ from torch.distributions import Normal, kl_divergence
 from transformers import AutoModel, AutoProcessor
 
 from models.masked.mae import build as build_mae
-from models.masked.rate_distortion import RateDistortion, bound, build, objective
+from models.masked.rate_distortion import RateDistortion, build, objective, variational_bound
 
-SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
-DECODER: dict[str, Any] = {"decoder_width": 16, "decoder_layers": 1, "decoder_head_width": 8}
+SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "layers": 2, "head_dim": 16}
+DECODER: dict[str, Any] = {"decoder_hidden_size": 16, "decoder_layers": 1, "decoder_head_dim": 8}
 
 
 def tiny(**more) -> RateDistortion:
@@ -32,14 +32,14 @@ def test_parts_are_a_divergence_and_a_likelihood_in_nats():
     model, given, hidden = tiny(beta=0.3), pictures(), hide()
     with torch.no_grad():
         model.prior_mean.normal_()
-        model.prior_log_deviation.normal_()
-        model.log_deviation.copy_(torch.tensor([-1.0, 0.5]))
+        model.prior_log_std.normal_()
+        model.pixel_log_std.copy_(torch.tensor([-1.0, 0.5]))
     draw = torch.randn(3, 5, 5)
-    output = model(pixel_values=given, noise=hidden.float(), draw=draw)
+    output = model(pixel_values=given, noise=hidden.float(), code_noise=draw)
     mean, log_deviation, mask, order = model.encode(given, hidden.float())
     assert torch.equal(mask, hidden) and mean.shape == (3, 1 + 4, 5)
     code = Normal(mean, log_deviation.exp())
-    rate = kl_divergence(code, Normal(model.prior_mean, model.prior_log_deviation.exp())).sum((1, 2)).mean()
+    rate = kl_divergence(code, Normal(model.prior_mean, model.prior_log_std.exp())).sum((1, 2)).mean()
     painted = model.decoder(mean + log_deviation.exp() * draw, order).logits
     nats = torch.zeros(())
     for row in range(3):
@@ -74,12 +74,12 @@ def test_hidden_pixels_reach_neither_code_nor_painting():
     other[where.expand_as(other)] = 9.0
     codes = [model.encode(x, hidden.float())[0] for x in (given, other)]
     torch.testing.assert_close(*codes, rtol=0, atol=0)
-    painted = [model.reconstruct(pixel_values=x, hidden=hidden) for x in (given, other)]
+    painted = [model.reconstruct(pixel_values=x, patch_mask=hidden) for x in (given, other)]
     hole = where.expand_as(given)
     torch.testing.assert_close(painted[0][hole], painted[1][hole], rtol=0, atol=0)
     torch.testing.assert_close(painted[0][~hole], given[~hole], rtol=0, atol=0)
     with pytest.raises(ValueError, match="12 of 16 patches"):
-        model.reconstruct(pixel_values=given, hidden=torch.zeros(3, 16, dtype=torch.bool))
+        model.reconstruct(pixel_values=given, patch_mask=torch.zeros(3, 16, dtype=torch.bool))
 
 
 def test_hidden_patches_are_painted_from_the_mean_code():
@@ -87,15 +87,15 @@ def test_hidden_patches_are_painted_from_the_mean_code():
     mae = build_mae([], **SIZES, **DECODER)[0]
     mean, _, _, order = model.encode(given, hidden.float())
     wanted = torch.where(hidden[..., None], model.decoder(mean, order).logits, mae.patchify(given))
-    torch.testing.assert_close(model.reconstruct(pixel_values=given, hidden=hidden), mae.unpatchify(wanted))
+    torch.testing.assert_close(model.reconstruct(pixel_values=given, patch_mask=hidden), mae.unpatchify(wanted))
 
 
 def test_patches_that_tell_much_stand_at_the_fore():
     model, given = tiny().eval(), pictures()
     with torch.no_grad():
         model.prior_mean.normal_()
-    mean, log_deviation = model.code(model.vit.whole(given)[:, 1:]).chunk(2, -1)
-    prior = Normal(model.prior_mean, model.prior_log_deviation.exp())
+    mean, log_deviation = model.bottleneck(model.vit.forward_unmasked(given)[:, 1:]).chunk(2, -1)
+    prior = Normal(model.prior_mean, model.prior_log_std.exp())
     for row, features in enumerate(model.get_image_features(pixel_values=given)):
         nats = kl_divergence(Normal(mean[row], log_deviation[row].exp()), prior).sum(1)
         wanted = sum(n**2 * m for n, m in zip(nats, mean[row], strict=True)) / (nats**2).sum()
@@ -172,7 +172,10 @@ def test_the_bound_holds_for_any_prior_and_decoder():
     for beta in (0.0, 0.5, 3.0):
         for _ in range(50):
             encoder, prior, decoder = simplex(3, 4), simplex(4), simplex(4, 6)
-            exact, above = objective(DATA, VIEW, encoder, beta), bound(DATA, VIEW, encoder, prior, decoder, beta)
+            exact, above = (
+                objective(DATA, VIEW, encoder, beta),
+                variational_bound(DATA, VIEW, encoder, prior, decoder, beta),
+            )
             assert above > exact
             marginal, posterior = best(encoder)
             noise = -sum(float(DATA[x]) * float((encoder[VIEW[x]] * encoder[VIEW[x]].log()).sum()) for x in range(6))
@@ -186,11 +189,11 @@ def test_the_bound_is_reached_by_a_certain_code_and_the_truth_and_by_no_other():
     certain = torch.eye(4, dtype=torch.float64)[[2, 0, 1]]
     marginal, posterior = best(certain)
     exact = objective(DATA, VIEW, certain, 2.0)
-    torch.testing.assert_close(bound(DATA, VIEW, certain, marginal, posterior, 2.0), exact)
-    assert bound(DATA, VIEW, certain, simplex(4), posterior, 2.0) > exact + 1e-3
-    assert bound(DATA, VIEW, certain, marginal, simplex(4, 6), 2.0) > exact + 1e-3
+    torch.testing.assert_close(variational_bound(DATA, VIEW, certain, marginal, posterior, 2.0), exact)
+    assert variational_bound(DATA, VIEW, certain, simplex(4), posterior, 2.0) > exact + 1e-3
+    assert variational_bound(DATA, VIEW, certain, marginal, simplex(4, 6), 2.0) > exact + 1e-3
     noisy = simplex(3, 4)
-    assert bound(DATA, VIEW, noisy, *best(noisy), 2.0) > objective(DATA, VIEW, noisy, 2.0) + 1e-3
+    assert variational_bound(DATA, VIEW, noisy, *best(noisy), 2.0) > objective(DATA, VIEW, noisy, 2.0) + 1e-3
 
 
 @pytest.mark.parametrize(("beta", "told"), [(0.01, 0.0), (5.0, 1.0)])

@@ -4,15 +4,15 @@ import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling
 
-from models.masked.grid_features import vocabulary
-from models.masked.token_masking import IGNORED, mask_words, swap_captions
+from models.masked.grid_features import build_bert_tokenizer
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens, shift_captions
 
 FACTS = {"mask_token_id": 3, "vocab_size": 50, "special_ids": (0, 1, 2, 3)}
 
 
 def rates(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, mask_token_id: int) -> tuple[float, ...]:
     """Share of hidden words; of those, shares that became the mask token, another token, and that stayed."""
-    hidden = labels != IGNORED
+    hidden = labels != IGNORE_INDEX
     assert torch.equal(labels[hidden], before[hidden])
     assert torch.equal(after[~hidden], before[~hidden])
     mask, kept = after[hidden] == mask_token_id, after[hidden] == before[hidden]
@@ -21,7 +21,7 @@ def rates(before: torch.Tensor, after: torch.Tensor, labels: torch.Tensor, mask_
 
 def test_rates_are_bert_s_and_those_of_the_stock_collator():
     torch.manual_seed(0)
-    tokenizer: Any = vocabulary([])
+    tokenizer: Any = build_bert_tokenizer([])
     words = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
     ids = torch.tensor(words)[torch.randint(0, len(words), (1000, 100))]
     facts = {
@@ -29,7 +29,7 @@ def test_rates_are_bert_s_and_those_of_the_stock_collator():
         "vocab_size": len(tokenizer),
         "special_ids": tuple(tokenizer.all_special_ids),
     }
-    ours = rates(ids, *mask_words(ids, torch.ones_like(ids), **facts), tokenizer.mask_token_id)
+    ours = rates(ids, *mask_tokens(ids, torch.ones_like(ids), **facts), tokenizer.mask_token_id)
     stock = DataCollatorForLanguageModeling(tokenizer)([{"input_ids": row} for row in ids.tolist()])
     theirs = rates(ids, stock["input_ids"], stock["labels"], tokenizer.mask_token_id)
     assert ours == pytest.approx((0.15, 0.8, 0.1, 0.1), abs=0.01)
@@ -40,8 +40,8 @@ def test_specials_and_padding_are_never_hidden_and_never_put_in():
     torch.manual_seed(0)
     ids = torch.randint(0, 50, (500, 12))
     mask = (torch.arange(12) < torch.randint(1, 13, (500, 1))).long()
-    after, labels = mask_words(ids, mask, share=0.5, **FACTS)
-    assert not (labels[(ids < 4) | (mask == 0)] != IGNORED).any()
+    after, labels = mask_tokens(ids, mask, probability=0.5, **FACTS)
+    assert not (labels[(ids < 4) | (mask == 0)] != IGNORE_INDEX).any()
     changed = after != ids
     assert set(after[changed].tolist()) & {0, 1, 2, 3} == {3}
 
@@ -50,8 +50,8 @@ def test_every_row_of_words_gives_one_and_each_word_is_as_likely():
     torch.manual_seed(0)
     ids = torch.tensor([[1, 10, 11, 12, 2, 0]]).repeat(6000, 1)
     mask = torch.tensor([[1, 1, 1, 1, 1, 0]]).repeat(6000, 1)
-    _, labels = mask_words(ids, mask, share=1e-9, **FACTS)
-    hidden = labels != IGNORED
+    _, labels = mask_tokens(ids, mask, probability=1e-9, **FACTS)
+    hidden = labels != IGNORE_INDEX
     assert (hidden.sum(1) == 1).all()
     assert hidden.float().mean(0).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0, 0], abs=0.03)
 
@@ -59,17 +59,17 @@ def test_every_row_of_words_gives_one_and_each_word_is_as_likely():
 def test_a_share_drawn_for_each_row_is_spread_evenly():
     torch.manual_seed(0)
     ids = torch.full((1000, 400), 10)
-    _, labels = mask_words(ids, torch.ones_like(ids), share=(0.2, 0.8), **FACTS)
-    shares = (labels != IGNORED).float().mean(1)
+    _, labels = mask_tokens(ids, torch.ones_like(ids), probability=(0.2, 0.8), **FACTS)
+    shares = (labels != IGNORE_INDEX).float().mean(1)
     steps = [float((shares < edge).float().mean()) for edge in (0.1, 0.35, 0.5, 0.65, 0.9)]
     assert steps == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.05)
 
 
 def test_a_row_without_words_stays_as_it_is():
     ids = torch.tensor([[1, 2, 0]])
-    after, labels = mask_words(ids, torch.tensor([[1, 1, 0]]), **FACTS)
+    after, labels = mask_tokens(ids, torch.tensor([[1, 1, 0]]), **FACTS)
     assert torch.equal(after, ids)
-    assert (labels == IGNORED).all()
+    assert (labels == IGNORE_INDEX).all()
 
 
 def test_no_row_keeps_its_own_caption_and_the_mask_goes_with_the_words():
@@ -78,7 +78,7 @@ def test_no_row_keeps_its_own_caption_and_the_mask_goes_with_the_words():
     mask = (torch.arange(3) <= torch.tensor([[0], [1], [2], [1], [0]])).long()
     moves = set()
     for _ in range(50):
-        other, other_mask, same = swap_captions(ids, mask)
+        other, other_mask, same = shift_captions(ids, mask)
         rows = (other[:, 0] - 10).tolist()
         moves.add(rows[0])
         assert all(row != i for i, row in enumerate(rows))
@@ -93,11 +93,11 @@ def test_another_picture_s_equal_caption_is_no_mistake():
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 1]])
     torch.manual_seed(0)
     for _ in range(10):
-        _, other_mask, same = swap_captions(ids, mask)
+        _, other_mask, same = shift_captions(ids, mask)
         lengths = list(zip(mask.sum(1).tolist(), other_mask.sum(1).tolist(), strict=True))
         assert same.tolist() == [own == new == 2 for own, new in lengths]
 
 
 def test_a_batch_of_one_has_no_other_caption():
-    *_, same = swap_captions(torch.tensor([[5, 6]]), torch.tensor([[1, 1]]))
+    *_, same = shift_captions(torch.tensor([[5, 6]]), torch.tensor([[1, 1]]))
     assert same.tolist() == [True]

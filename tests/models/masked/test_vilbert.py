@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 from models.masked.grid_features import grid_boxes
-from models.masked.random_codebook import Codebook, patchify
-from models.masked.token_masking import IGNORED, mask_words, swap_captions
+from models.masked.random_codebook import RandomCodebook, patchify
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens, shift_captions
 from models.masked.vilbert import Vilbert, build, region_loss
 from models.zoo import ZOO
 
@@ -16,18 +16,18 @@ TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle
 SIZES = {
     "image_size": 32,
     "patch_size": 8,
-    "region_width": 24,
-    "vision_width": 32,
+    "region_dim": 24,
+    "vision_hidden_size": 32,
     "vision_layers": 2,
     "vision_heads": 2,
     "vision_intermediate_size": 40,
-    "text_width": 48,
+    "text_hidden_size": 48,
     "text_layers": 3,
-    "head_width": 16,
-    "links": 2,
-    "link_width": 20,
-    "link_heads": 2,
-    "classes": 16,
+    "head_dim": 16,
+    "co_attention_layers": 2,
+    "co_attention_hidden_size": 20,
+    "co_attention_heads": 2,
+    "codebook_size": 16,
     "text_length": 16,
     "initializer_range": 0.15,
     "dropout": 0.0,
@@ -45,11 +45,11 @@ def fused() -> tuple[Vilbert, object, dict[str, torch.Tensor]]:
 def test_without_the_links_outputs_a_picture_changes_no_word(fused):
     model, _, batch = fused
     other = {**batch, "pixel_values": torch.randn(3, 3, 32, 32)}
-    assert not torch.allclose(model.fill(**batch), model.fill(**other), atol=1e-3)
+    assert not torch.allclose(model.fill_mask(**batch), model.fill_mask(**other), atol=1e-3)
     with torch.no_grad():
-        for link in model.links:
+        for link in model.co_attention_layers:
             link.to_regions.output.dense.weight.zero_()
-    assert torch.equal(model.fill(**batch), model.fill(**other))
+    assert torch.equal(model.fill_mask(**batch), model.fill_mask(**other))
     read = {"pixel_values": batch["pixel_values"], "attention_mask": batch["attention_mask"]}
     one, two = (model.streams(input_ids=ids, **read)[1] for ids in (batch["input_ids"], batch["input_ids"].flip(1)))
     assert not torch.allclose(one, two, atol=1e-3)  # the other way is still open
@@ -57,7 +57,7 @@ def test_without_the_links_outputs_a_picture_changes_no_word(fused):
 
 def test_a_link_is_queries_of_one_stream_on_keys_and_values_of_the_other(fused):
     model, _, _ = fused
-    side = model.links[0].to_regions
+    side = model.co_attention_layers[0].to_regions
     words, regions = torch.randn(1, 4, 48), torch.randn(1, 5, 32)
     q, k, v = side.query(words)[0], side.key(regions)[0], side.value(regions)[0]
     found = torch.zeros(4, 20)
@@ -102,8 +102,8 @@ def test_padding_changes_nothing(fused):
     length = alone["input_ids"].shape[1]
     assert length < batch["input_ids"].shape[1]
     one = batch["pixel_values"][1:2]
-    torch.testing.assert_close(model.fill(pixel_values=one, **alone)[0], model.fill(**batch)[1, :length])
-    torch.testing.assert_close(model.match(one, **alone), model.match(**batch)[1:2])
+    torch.testing.assert_close(model.fill_mask(pixel_values=one, **alone)[0], model.fill_mask(**batch)[1, :length])
+    torch.testing.assert_close(model.match_score(one, **alone), model.match_score(**batch)[1:2])
 
 
 def test_cells_lie_row_by_row_from_the_upper_left():
@@ -120,7 +120,9 @@ def test_the_global_region_comes_first_and_is_the_mean_of_what_is_seen(fused):
     zeroed = torch.zeros(3, 16, dtype=torch.bool)
     torch.testing.assert_close(whole(batch["pixel_values"], zeroed), whole(batch["pixel_values"]))
     features = whole.features(batch["pixel_values"])
-    first = F.layer_norm(whole.what(features.mean(1)) + whole.where(torch.tensor([0.0, 0, 1, 1, 1])), (32,), eps=1e-12)
+    first = F.layer_norm(
+        whole.feature_proj(features.mean(1)) + whole.box_proj(torch.tensor([0.0, 0, 1, 1, 1])), (32,), eps=1e-12
+    )
     torch.testing.assert_close(whole(batch["pixel_values"])[:, 0], first)
 
 
@@ -158,30 +160,30 @@ def test_nine_of_ten_hidden_regions_are_not_seen(fused):
 
 
 def test_each_part_of_the_loss_row_by_row(fused):
-    """Words and regions of own captions only; own and swapped captions told apart."""
+    """Words and regions of own captions only; own and swap_probability captions told apart."""
     model, _, batch = fused
     torch.manual_seed(5)
     found = model(**batch)
     torch.manual_seed(5)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    other, other_mask, _ = swap_captions(ids, mask)
+    other, other_mask, _ = shift_captions(ids, mask)
     facts = {"mask_token_id": model.config.mask_token_id, "special_ids": tuple(model.config.special_token_ids)}
     masks = torch.cat([mask, other_mask])
-    seen, labels = mask_words(torch.cat([ids, other]), masks, vocab_size=model.config.vocab_size, **facts)
+    seen, labels = mask_tokens(torch.cat([ids, other]), masks, vocab_size=model.config.vocab_size, **facts)
     hidden, zeroed = model.hide_regions(6, 16)
     patches, words, regions, match = patchify(batch["pixel_values"], 8), [], [], []
     for row in range(6):
         one, picture = slice(row, row + 1), batch["pixel_values"][row % 3 : row % 3 + 1]
         text, image, _ = model.streams(picture, seen[one], masks[one], zeroed[one])
-        chance = torch.sigmoid(model.fits(text, image)).item()
+        chance = torch.sigmoid(model.match_logit(text, image)).item()
         match.append(-torch.tensor(chance if row < 3 else 1 - chance).log())
         if row < 3:
-            logs = model.words(text).log_softmax(-1)[0]
-            words += [-logs[i, label] for i, label in enumerate(labels[row].tolist()) if label != IGNORED]
-            guess = model.classes(image[:, 1:]).log_softmax(-1)[0]
+            logs = model.word_predictor(text).log_softmax(-1)[0]
+            words += [-logs[i, label] for i, label in enumerate(labels[row].tolist()) if label != IGNORE_INDEX]
+            guess = model.region_predictor(image[:, 1:]).log_softmax(-1)[0]
             true = model.codebook(patches[row])
             regions += [(true[i] * (true[i].log() - guess[i])).sum() for i in range(16) if hidden[row, i]]
-    for name, parts in (("words", words), ("regions", regions), ("match", match)):
+    for name, parts in (("mlm", words), ("regions", regions), ("itm", match)):
         assert parts
         torch.testing.assert_close(found.parts[name], sum(parts) / len(parts), msg=name)
     torch.testing.assert_close(found.loss, sum(found.parts.values()))
@@ -193,15 +195,15 @@ def test_every_weight_learns_and_both_modalities_reach_both_tasks(fused):
     pixels = batch["pixel_values"].requires_grad_()
     found = model(**batch)
     table = model.text.embeddings.position_embeddings.weight
-    assert torch.autograd.grad(found.parts["words"], pixels, retain_graph=True)[0].abs().sum() > 0
+    assert torch.autograd.grad(found.parts["mlm"], pixels, retain_graph=True)[0].abs().sum() > 0
     assert torch.autograd.grad(found.parts["regions"], table, retain_graph=True)[0].abs().sum() > 0
     found.loss.backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
 def test_links_need_layers():
-    with pytest.raises(ValueError, match="links 3"):
-        build(TEXTS, **{**SIZES, "links": 3})
+    with pytest.raises(ValueError, match="co_attention_layers 3"):
+        build(TEXTS, **{**SIZES, "co_attention_layers": 3})
 
 
 def test_text_starts_from_public_weights(fused, tmp_path: Path):
@@ -213,7 +215,7 @@ def test_text_starts_from_public_weights(fused, tmp_path: Path):
     stock.save_pretrained(tmp_path)
     model.text = BertModel.from_pretrained(tmp_path, add_pooling_layer=False)
     with torch.no_grad():
-        for link in model.links:
+        for link in model.co_attention_layers:
             for dense in (link.to_regions.output.dense, link.to_regions.feed_forward.dense):
                 dense.weight.zero_()
                 dense.bias.zero_()
@@ -229,10 +231,10 @@ def test_a_saved_model_comes_back(fused, tmp_path: Path):
         model.codebook.codewords += 1.0  # what is saved counts, not what is drawn
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    for again in (ZOO["vilbert"].cls.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+    for again in (ZOO["vilbert"].model_class.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(again) is Vilbert
-        torch.testing.assert_close(again.fill(**batch), model.fill(**batch))
-        torch.testing.assert_close(again.match(**batch), model.match(**batch))
+        torch.testing.assert_close(again.fill_mask(**batch), model.fill_mask(**batch))
+        torch.testing.assert_close(again.match_score(**batch), model.match_score(**batch))
         assert torch.equal(again.codebook.codewords, model.codebook.codewords)
     assert AutoProcessor.from_pretrained(tmp_path).tokenizer.mask_token_id == model.config.mask_token_id
 
@@ -241,4 +243,4 @@ def test_weights_without_a_codebook_load(fused, tmp_path: Path):
     model, *_ = fused
     model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "codebook" not in k})
     again = Vilbert.from_pretrained(tmp_path)
-    assert torch.equal(again.codebook.codewords, Codebook(8, 16).codewords)
+    assert torch.equal(again.codebook.codewords, RandomCodebook(8, 16).codewords)

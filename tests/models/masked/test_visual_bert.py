@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, VisualBertConfig, VisualBertForPreTraining
 
 from models.masked.grid_features import GridFeatures
-from models.masked.token_masking import IGNORED, mask_words, swap_captions
+from models.masked.token_masking import IGNORE_INDEX, mask_tokens, shift_captions
 from models.masked.visual_bert import VisualBert, build
 from models.zoo import ZOO
 
@@ -15,10 +15,10 @@ TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue circle
 SIZES = {
     "image_size": 32,
     "patch_size": 8,
-    "region_width": 24,
-    "width": 32,
+    "region_dim": 24,
+    "hidden_size": 32,
     "layers": 2,
-    "head_width": 16,
+    "head_dim": 16,
     "text_length": 16,
     "initializer_range": 0.15,
     "dropout": 0.0,
@@ -41,7 +41,7 @@ def test_the_sequence_is_words_and_then_regions(fused):
     length = batch["input_ids"].shape[1]
     assert seen.last_hidden_state.shape == (3, length + 16, 32)
     expected = model.cls.predictions(seen.last_hidden_state)[:, :length]
-    torch.testing.assert_close(model.fill(**batch), expected)
+    torch.testing.assert_close(model.fill_mask(**batch), expected)
 
 
 def test_a_map_is_the_last_layer_s_attention_to_the_regions(fused):
@@ -61,38 +61,38 @@ def test_a_map_is_the_last_layer_s_attention_to_the_regions(fused):
 def test_the_order_of_regions_does_not_matter_to_the_text(fused):
     model, _, batch = fused
     regions = model.regions(batch["pixel_values"])
-    words, fits = model.read(regions, batch["input_ids"], batch["attention_mask"])
-    moved, fits_moved = model.read(regions[:, torch.randperm(16)], batch["input_ids"], batch["attention_mask"])
+    words, fits = model.encode_pair(regions, batch["input_ids"], batch["attention_mask"])
+    moved, fits_moved = model.encode_pair(regions[:, torch.randperm(16)], batch["input_ids"], batch["attention_mask"])
     torch.testing.assert_close(moved, words, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(fits_moved, fits, atol=1e-5, rtol=1e-4)
-    other = model.read(regions.flip(0), batch["input_ids"], batch["attention_mask"])[0]
+    other = model.encode_pair(regions.flip(0), batch["input_ids"], batch["attention_mask"])[0]
     assert not torch.allclose(other, words, atol=1e-3)  # what they hold does
 
 
 def test_where_a_thing_is_matters(fused):
     model, _, batch = fused
     mirrored = {**batch, "pixel_values": batch["pixel_values"].flip(-1)}
-    assert not torch.allclose(model.fill(**batch), model.fill(**mirrored), atol=1e-3)
+    assert not torch.allclose(model.fill_mask(**batch), model.fill_mask(**mirrored), atol=1e-3)
     still = torch.zeros(1, 3, 32, 32)
     regions = model.regions(still)[0]
     assert len({tuple(row.tolist()) for row in regions.round(decimals=3)}) == 16
 
 
-@pytest.mark.parametrize("swaps", [1, 2])
-def test_the_loss_is_that_of_the_stock_class(fused, swaps: int):
-    """One pass a caption through the stock forward, with −100 over the regions and over swapped captions."""
+@pytest.mark.parametrize("num_negatives", [1, 2])
+def test_the_loss_is_that_of_the_stock_class(fused, num_negatives: int):
+    """One pass a caption through the stock forward, with −100 over the regions and over swap_probability captions."""
     model, _, batch = fused
-    model.config.swaps = swaps
+    model.config.num_negatives = num_negatives
     torch.manual_seed(3)
     found = model(**batch)
     torch.manual_seed(3)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    texts = [(ids, mask, None), *(swap_captions(ids, mask) for _ in range(swaps))]
+    texts = [(ids, mask, None), *(shift_captions(ids, mask) for _ in range(num_negatives))]
     facts = {"mask_token_id": model.config.mask_token_id, "special_ids": tuple(model.config.special_token_ids)}
-    seen, labels = mask_words(
+    seen, labels = mask_tokens(
         torch.cat([t[0] for t in texts]), torch.cat([t[1] for t in texts]), vocab_size=model.config.vocab_size, **facts
     )
-    regions, nothing = model.regions(batch["pixel_values"]), torch.full((3, 16), IGNORED)
+    regions, nothing = model.regions(batch["pixel_values"]), torch.full((3, 16), IGNORE_INDEX)
     match = []
     for i, (_, given, _) in enumerate(texts):
         rows = slice(3 * i, 3 * i + 3)
@@ -106,16 +106,16 @@ def test_the_loss_is_that_of_the_stock_class(fused, swaps: int):
             labels=torch.cat([labels[rows], nothing], dim=1),
         )
         if i == 0:
-            torch.testing.assert_close(found.parts["words"], stock.loss)
+            torch.testing.assert_close(found.parts["mlm"], stock.loss)
         match.append(F.cross_entropy(stock.seq_relationship_logits, torch.full((3,), int(i > 0))))
-    torch.testing.assert_close(found.parts["match"], (match[0] + sum(match[1:]) / swaps) / 2)
-    torch.testing.assert_close(found.loss, found.parts["words"] + found.parts["match"])
+    torch.testing.assert_close(found.parts["itm"], (match[0] + sum(match[1:]) / num_negatives) / 2)
+    torch.testing.assert_close(found.loss, found.parts["mlm"] + found.parts["itm"])
 
 
 def test_a_share_from_to_is_kept(tmp_path: Path):
-    model, _ = build(TEXTS, **SIZES, word_share=(0.2, 0.8))
+    model, _ = build(TEXTS, **SIZES, mask_probability=(0.2, 0.8))
     model.save_pretrained(tmp_path)
-    assert VisualBert.from_pretrained(tmp_path).config.word_share == [0.2, 0.8]
+    assert VisualBert.from_pretrained(tmp_path).config.mask_probability == [0.2, 0.8]
 
 
 def test_equal_captions_are_no_mistakes(fused):
@@ -126,8 +126,8 @@ def test_equal_captions_are_no_mistakes(fused):
         model.cls.seq_relationship.weight.zero_()
         model.cls.seq_relationship.bias.copy_(torch.tensor([2.0, 0.0]))  # says "matches" of everything
     sure = float(F.softplus(torch.tensor(-2.0)))
-    assert model(batch["pixel_values"], **same).parts["match"].item() == pytest.approx(sure / 2)  # nothing else to tell
-    assert model(**batch).parts["match"].item() == pytest.approx((sure + sure + 2) / 2)
+    assert model(batch["pixel_values"], **same).parts["itm"].item() == pytest.approx(sure / 2)  # nothing else to tell
+    assert model(**batch).parts["itm"].item() == pytest.approx((sure + sure + 2) / 2)
 
 
 def test_match_is_the_log_odds_of_the_first_class(fused):
@@ -135,14 +135,14 @@ def test_match_is_the_log_odds_of_the_first_class(fused):
     with torch.no_grad():
         model.cls.seq_relationship.weight.zero_()
         model.cls.seq_relationship.bias.copy_(torch.tensor([1.5, -1.0]))
-    assert model.match(**batch).tolist() == pytest.approx([2.5] * 3)
+    assert model.match_score(**batch).tolist() == pytest.approx([2.5] * 3)
 
 
 def test_the_words_loss_reaches_the_pixels_and_every_weight_learns(fused):
     model, _, batch = fused
     pixels = batch["pixel_values"].requires_grad_()
     found = model(**batch)
-    assert torch.autograd.grad(found.parts["words"], pixels, retain_graph=True)[0].abs().sum() > 0
+    assert torch.autograd.grad(found.parts["mlm"], pixels, retain_graph=True)[0].abs().sum() > 0
     found.loss.backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -156,9 +156,9 @@ def test_a_saved_model_comes_back(fused, tmp_path: Path):
     model, processor, batch = fused
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again = ZOO["visual-bert"].cls.from_pretrained(tmp_path)
-    torch.testing.assert_close(again.fill(**batch), model.fill(**batch))
-    torch.testing.assert_close(again.match(**batch), model.match(**batch))
+    again = ZOO["visual-bert"].model_class.from_pretrained(tmp_path)
+    torch.testing.assert_close(again.fill_mask(**batch), model.fill_mask(**batch))
+    torch.testing.assert_close(again.match_score(**batch), model.match_score(**batch))
     assert AutoProcessor.from_pretrained(tmp_path).tokenizer.mask_token_id == model.config.mask_token_id
     stock = VisualBertForPreTraining.from_pretrained(tmp_path).eval()  # the regions are ours to give
     seen = stock(
@@ -167,7 +167,7 @@ def test_a_saved_model_comes_back(fused, tmp_path: Path):
         visual_embeds=model.regions(batch["pixel_values"]),
         visual_attention_mask=torch.ones(3, 16),
     )
-    torch.testing.assert_close(seen.prediction_logits[:, :-16], model.fill(**batch))
+    torch.testing.assert_close(seen.prediction_logits[:, :-16], model.fill_mask(**batch))
 
 
 def test_weights_of_the_stock_class_load(tmp_path: Path):
@@ -180,5 +180,5 @@ def test_weights_of_the_stock_class_load(tmp_path: Path):
     expected = stock(
         ids, torch.ones_like(ids), visual_embeds=regions, visual_attention_mask=torch.ones(2, 4)
     ).prediction_logits
-    torch.testing.assert_close(model.cls.predictions(model.read(regions, ids)[0]), expected[:, :5])
+    torch.testing.assert_close(model.cls.predictions(model.encode_pair(regions, ids)[0]), expected[:, :5])
     assert model.regions(torch.randn(2, 3, 224, 224)).isfinite().all()  # new, as the stock class has none
