@@ -9,7 +9,7 @@ from components.instructions.component import instructions
 from components.pretrain.component import pretrain
 from pipelines.flow import default_recipe, flow
 
-STAGES = ("raw", "pictures", "captions", "repeats", "score", "diversity")
+STAGES = ("raw", "images", "captions", "duplicates", "score", "diversity")
 
 
 @flow

@@ -1,4 +1,4 @@
-"""Ablation of curation: its ledger knows what was left after each stage, so nothing is curated twice."""
+"""Ablation of curation: the ledger contains the pairs that remain after each stage, so curation runs only once."""
 
 import logging
 from pathlib import Path
@@ -14,24 +14,24 @@ logger = logging.getLogger(__name__)
 
 
 def survivors_after_stage(stage: str, raw: Path, ledger: Path, out: Path) -> Dataset:
-    """Write the training pairs of `raw`, as they came, that no rule up to the end of `stage` had dropped.
+    """Write the training pairs of `raw`, unchanged, that no rule up to the end of `stage` dropped.
 
     Raises:
-        DataError: no such stage, the ledger is another dataset's, or no pair is left.
+        DataError: unknown stage, the ledger belongs to another dataset, or no pair remains.
     """
     if stage not in STAGES:
-        raise DataError(f"ablate: stage {stage!r} is none of {', '.join(STAGES)}")
+        raise DataError(f"ablate: unknown stage {stage!r}; choose from {', '.join(STAGES)}")
     pairs = Dataset(raw, "pairs")
     verdicts = pq.read_table(ledger / "ledger.parquet", columns=["uid", "rule"])
     if len(verdicts) != len(pairs):
         raise DataError(
-            f"{ledger}: tells of {len(verdicts)} rows, {raw} has {len(pairs)}; give the ledger of this data"
+            f"{ledger}: has {len(verdicts)} rows, but {raw} has {len(pairs)}; pass the ledger of this dataset"
         )
-    later = {"", *RULES[RULES.index(STAGES[stage]) + 1 :]}
+    surviving = {"", *RULES[RULES.index(STAGES[stage]) + 1 :]}
     rows = (
         row
         for row, uid, rule in zip(pairs.rows(), verdicts["uid"].to_pylist(), verdicts["rule"].to_pylist(), strict=True)
-        if rule in later and row["split"] == "train" and _same(uid, row["uid"], ledger)
+        if rule in surviving and row["split"] == "train" and _check_uid(uid, row["uid"], ledger)
     )
     written = dataset.write(
         out,
@@ -43,12 +43,12 @@ def survivors_after_stage(stage: str, raw: Path, ledger: Path, out: Path) -> Dat
         revision=pairs.card.revision,
     )
     if not len(written):
-        raise DataError(f"{raw}: no training pair is left after stage {stage!r}")
+        raise DataError(f"{raw}: no training pair remains after stage {stage!r}")
     logger.info("%d training pairs after %s", len(written), stage)
     return written
 
 
-def _same(told: str, found: str, ledger: Path) -> bool:
-    if told != found:
-        raise DataError(f"{ledger}: tells of {told} where the data has {found}; give the ledger of this data")
+def _check_uid(expected: str, uid: str, ledger: Path) -> bool:
+    if expected != uid:
+        raise DataError(f"{ledger}: has uid {expected} where the dataset has {uid}; pass the ledger of this dataset")
     return True

@@ -10,7 +10,7 @@ def ablate(
     pairs: dsl.Output[dsl.Dataset],
     stage: str,
 ):
-    """Take the training pairs that were left after a stage of curation, as its ledger tells."""
+    """Select the training pairs that remain after a stage of curation, by its ledger."""
     from pathlib import Path
 
     from components.ablate.ablation import survivors_after_stage

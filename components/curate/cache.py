@@ -1,8 +1,7 @@
-"""A cache of what an encoder said, bound to what it saw and to how.
+"""A cache of embeddings on disk.
 
-The name of an entry is the hash of the picture, or of the caption; the folder is named by the encoder's hash
-and the preprocessing. So an unchanged encoder is never asked twice, and a changed one, or a changed
-preprocessing, finds nothing: a score that no longer holds cannot be read.
+A folder belongs to one encoder with its preprocessing, and an entry is named by the hash of the image or caption.
+So content is embedded once per encoder, and a changed encoder or preprocessing never reads stale embeddings.
 """
 
 import hashlib
@@ -13,63 +12,63 @@ from typing import Any
 
 import numpy as np
 
+from vlmflow.artifacts.hashing import cache_key
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.runtime.step_cache import key
 
 
-def binding(encoder: str) -> str:
-    """The name under which the words of the encoder of hash `encoder` hold: it, and all code on the way to it.
+def cache_namespace(encoder: str) -> str:
+    """Return the folder name for the encoder with hash `encoder`: a hash of it and of the code that runs it.
 
-    The processor's own settings are files of the encoder's folder, and so are in its hash; libraries are in the lock,
-    which is part of the code's.
+    The hash of the encoder covers the processor's settings, and the hash of the code covers the lock file with the
+    versions of the libraries.
     """
-    return key(encoder=encoder, code=code_hash("components.curate.encoder"))
+    return cache_key(encoder=encoder, code=code_hash("components.curate.encoder"))
 
 
-class Cache:
-    """Vectors by the hash of what they are of; they stay on disk until they are asked for.
+class EmbeddingCache:
+    """Embeddings by the hash of their content, memory-mapped until they are used.
 
-    Parts are written whole, under names of their contents, so that workers need not wait for one another and a
-    killed run leaves what it finished.
+    Each flush writes one file, named by its content. So workers need not wait for each other, and a run that is
+    killed leaves what it flushed.
 
     Args:
-        folder: of all encoders. encoder: its hash. kind: of content: image or text.
+        folder: of all encoders. encoder: hash of the encoder. kind: of the content, image or text.
     """
 
     def __init__(self, folder: str | Path, encoder: str, kind: str):
-        self.folder = Path(folder) / binding(encoder) / kind
-        self.known: dict[bytes, np.ndarray] = {}
-        self.fresh: list[bytes] = []
+        self.folder = Path(folder) / cache_namespace(encoder) / kind
+        self.vectors: dict[bytes, np.ndarray] = {}
+        self.unsaved: list[bytes] = []
         for part in sorted(self.folder.glob("*.npy")):
             table = np.asarray(np.load(part, mmap_mode="r", allow_pickle=False))
-            self.known.update(zip((name.tobytes() for name in table["name"]), table["vector"], strict=True))
+            self.vectors.update(zip((name.tobytes() for name in table["name"]), table["vector"], strict=True))
 
-    def __call__(self, content: Sequence[bytes | str], ask: Callable[[list[Any]], np.ndarray]) -> np.ndarray:
-        """(N, D) the vectors of pictures or captions; `ask` gives those of the ones that are not known, in order."""
-        names = [_name(one) for one in content]
-        missing = {name: one for name, one in zip(names, content, strict=True) if name not in self.known}
+    def get_or_compute(self, contents: Sequence[bytes | str], compute: Callable[[list[Any]], np.ndarray]) -> np.ndarray:
+        """Return the embeddings (N, D) of images or captions; `compute` returns the missing ones, in order."""
+        names = [_digest(content) for content in contents]
+        missing = {name: content for name, content in zip(names, contents, strict=True) if name not in self.vectors}
         if missing:
-            self.known.update(zip(missing, np.asarray(ask(list(missing.values())), np.float32), strict=True))
-            self.fresh += missing
-        return np.stack([self.known[name] for name in names])
+            self.vectors.update(zip(missing, np.asarray(compute(list(missing.values())), np.float32), strict=True))
+            self.unsaved += missing
+        return np.stack([self.vectors[name] for name in names])
 
     def flush(self) -> None:
-        """Write what is new beside, then rename it."""
-        if not self.fresh:
+        """Write the new embeddings to a file, atomically."""
+        if not self.unsaved:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        width = len(self.known[self.fresh[0]])
-        table = np.empty(len(self.fresh), dtype=[("name", "V16"), ("vector", "<f4", (width,))])
-        table["name"] = np.frombuffer(b"".join(self.fresh), dtype="V16")
-        table["vector"] = np.stack([self.known[name] for name in self.fresh])
+        size = len(self.vectors[self.unsaved[0]])
+        table = np.empty(len(self.unsaved), dtype=[("name", "V16"), ("vector", "<f4", (size,))])
+        table["name"] = np.frombuffer(b"".join(self.unsaved), dtype="V16")
+        table["vector"] = np.stack([self.vectors[name] for name in self.unsaved])
         target = self.folder / f"{hashlib.blake2b(table.tobytes(), digest_size=16).hexdigest()}.npy"
-        beside = target.with_suffix(f".{os.getpid()}.partial")
-        with beside.open("wb") as file:
+        partial = target.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as file:
             np.save(file, table, allow_pickle=False)
-        beside.replace(target)
-        self.fresh.clear()
+        partial.replace(target)
+        self.unsaved.clear()
 
 
-def _name(content: bytes | str) -> bytes:
+def _digest(content: bytes | str) -> bytes:
     data = content if isinstance(content, bytes) else content.encode()
     return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,19 +1,18 @@
-"""Captions: what is left of one when the junk is taken away, and whether that says anything."""
+"""Junk in captions: markup, URLs, file names and boilerplate, and captions with nothing else in them."""
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-LOOK = 2000  # characters; what a longer text begins with is judged
-MIN_SHARE = 0.5  # of a caption's characters that must be left
-MAX_REPEAT = 0.6  # share of one letter, or one word, from which a caption says nothing but that
+MAX_CHARACTERS = 2000  # of a longer caption only the start is examined
+MIN_SHARE = 0.5  # smallest share of a caption's characters that remains after removing junk
+MAX_REPEAT = 0.6  # largest share of a single letter or word
 
 _FORMATS = "jpe?g|png|gif|bmp|tiff?|webp|svg|heic|avif|ico|raw|cr2|nef|dng|psd|pdf|mp4|mov"
 _CAMERA = "img|image|dsc|dscn|dscf|dcim|pict|mvi|vid|gopr|cimg|kimg|sam|screenshot|scan|photo|pxl|fb_img|wp|imag"
 
-# Taken away in this order, wherever they stand in the caption. Each takes whole tokens, so that "R2D2" and
-# "IMG academy" stay.
-_JUNK: dict[str, re.Pattern[str]] = {
+# Removed in this order, anywhere in the caption. Each matches whole tokens only, so "R2D2" and "IMG academy" remain.
+_JUNK_PATTERNS: dict[str, re.Pattern[str]] = {
     "markup": re.compile(r"<!--.*?-->|</?[a-z][^<>]*>|&(?:[a-z]{2,8}|#\d{1,6}|#x[0-9a-f]{1,6});", re.I | re.S),
     "URL": re.compile(
         r"\b(?:https?|ftp|file)://\S+|\bdata:\w+/\S+|\bwww\.\S+|(?<![\w.-])[\w-]+(?:\.[\w-]+)*\.[a-z]{2,6}/\S+"
@@ -33,7 +32,7 @@ _JUNK: dict[str, re.Pattern[str]] = {
 }
 
 _NAMES = "image|photo|photograph|picture|pic|img|figure|fig|slide|page|thumbnail|thumb|icon|logo|screenshot|graphic"
-# The whole of what is left, never a part of it: "logo of a bank" is a caption.
+# Must match all of the remaining text, not a part of it: "logo of a bank" is a caption.
 _BOILERPLATE = re.compile(
     r"(?:an? |the |this |my |main |product |featured |cover |gallery |profile |stock |header |preview |default |full )*"
     rf"(?:{_NAMES})s?(?: (?:no|number|of|#)\.?)?(?: ?[\d#(]+(?: ?(?:of|/) ?\d+)?\)?)?"
@@ -52,64 +51,65 @@ _BOILERPLATE = re.compile(
     r"|test(?: ?\d+)?|loading|advertisement|advert|sponsored|(?:copyright )?all rights reserved|copyright \d{4}.{0,20}",
     re.I,
 )
-# Chinese, Japanese and Korean: a letter is a syllable or a word.
+# Chinese, Japanese and Korean, where a character is a syllable or a word.
 WIDE = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Junk:
-    """Why a caption is of no use: what was measured, and the least that would do."""
+class JunkFinding:
+    """Why a caption is junk: the reason, the measured value and the threshold."""
 
     reason: str
     value: float
     threshold: float
 
 
-def junk(caption: str | None, *, min_words: int = 1, min_characters: int = 2) -> Junk | None:
-    """The finding for one caption, or None where it is worth learning from.
+def find_junk(caption: str | None, *, min_words: int = 1, min_characters: int = 2) -> JunkFinding | None:
+    """Return why the caption is junk, or None if it is usable.
 
-    Markup, URLs, file names and identifiers are taken away first; the rest is judged. Of a long text, the start.
+    Markup, URLs, file names and identifiers are removed first; the rules apply to the remaining text.
 
     Args:
-        caption: any text; None reads as empty.
-        min_words: the least number of words left; text without spaces (Chinese, Japanese) counts each
-            letter as a word.
-        min_characters: the least number of letters left; a Chinese, Japanese or Korean letter counts as two.
+        caption: any text; None counts as empty. Only its first `MAX_CHARACTERS` are examined.
+        min_words: fewest words that must remain; each Chinese, Japanese or Korean character counts as a word.
+        min_characters: fewest letters that must remain; a Chinese, Japanese or Korean character counts as two.
     """
-    text = " ".join((caption or "")[:LOOK].split())
+    text = " ".join((caption or "")[:MAX_CHARACTERS].split())
     if not text:
-        return Junk(reason="empty", value=0, threshold=min_characters)
-    rest, found = text, []
-    for name, pattern in _JUNK.items():
-        rest, times = pattern.subn(" ", rest)
-        found += [name] * bool(times)
+        return JunkFinding(reason="empty", value=0, threshold=min_characters)
+    rest, kinds = text, []
+    for name, pattern in _JUNK_PATTERNS.items():
+        rest, count = pattern.subn(" ", rest)
+        kinds += [name] * bool(count)
     rest = " ".join(rest.split())
-    count, letters = words(rest), _letters(rest)
+    words, letters = count_words(rest), _count_letters(rest)
     if letters < min_characters:
-        return Junk(reason=" and ".join(found) or "digits and symbols only", value=letters, threshold=min_characters)
-    if found and len(rest) < MIN_SHARE * len(text):
-        return Junk(reason=f"mostly {' and '.join(found)}", value=len(rest) / len(text), threshold=MIN_SHARE)
+        return JunkFinding(
+            reason=" and ".join(kinds) or "digits and symbols only", value=letters, threshold=min_characters
+        )
+    if kinds and len(rest) < MIN_SHARE * len(text):
+        return JunkFinding(reason=f"mostly {' and '.join(kinds)}", value=len(rest) / len(text), threshold=MIN_SHARE)
     if _BOILERPLATE.fullmatch(rest.strip(" .,:;!?-–—_*|[](){}<>«»\"'")):
-        return Junk(reason="boilerplate", value=0, threshold=min_words)
-    if count < min_words:
-        return Junk(reason="too few words", value=count, threshold=min_words)
-    share = _repetition(rest)
+        return JunkFinding(reason="boilerplate", value=0, threshold=min_words)
+    if words < min_words:
+        return JunkFinding(reason="too few words", value=words, threshold=min_words)
+    share = _repetition_share(rest)
     if share > MAX_REPEAT:
-        return Junk(reason="one letter or word repeated", value=share, threshold=MAX_REPEAT)
+        return JunkFinding(reason="one letter or word repeated", value=share, threshold=MAX_REPEAT)
     return None
 
 
-def _letters(text: str) -> int:
+def _count_letters(text: str) -> int:
     return sum(map(str.isalpha, text)) + len(WIDE.findall(text))
 
 
-def words(text: str) -> int:
-    """How many words there are; of a script without spaces each letter counts as one."""
+def count_words(text: str) -> int:
+    """Count the words; each Chinese, Japanese or Korean character counts as one."""
     return sum(max(1, len(WIDE.findall(word))) for word in text.split() if any(map(str.isalpha, word)))
 
 
-def _repetition(text: str) -> float:
-    """The share of the commonest letter (of five or more), or of the commonest word (of four or more)."""
+def _repetition_share(text: str) -> float:
+    """Return the share of the most frequent letter (of at least 5 letters) or word (of at least 4 words)."""
     letters = [letter for letter in text.lower() if letter.isalpha()]
     tokens = text.lower().split()
     shares = [0.0]

@@ -15,7 +15,7 @@ def curate(
     scorer: dsl.Output[dsl.Model],
     section: str = "curate",
 ):
-    """Keep the pairs worth learning from, and write a verdict for every one."""
+    """Keep the pairs that are worth training on, and write a verdict for every pair."""
     from pathlib import Path
 
     from components.curate.config import CurateConfig

@@ -1,4 +1,4 @@
-"""Selection: what an encoder says of the training pairs that the rules let through."""
+"""Filters that need the dual encoder: image-text scores, recaptioning, and the filters on image embeddings."""
 
 import logging
 import shutil
@@ -10,15 +10,15 @@ import numpy as np
 
 from components.curate import score
 from components.curate.candidates import Candidates
-from components.curate.config import CurateConfig
+from components.curate.config import CurateConfig, ScoreConfig
 from components.curate.encoder import Encoder
 from components.curate.engine import Engine
-from components.curate.recaptioning import propose
-from components.curate.vector_filters import by_vectors
+from components.curate.recaptioning import recaption
+from components.curate.vector_filters import apply_vector_filters
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.hashing import cache_key
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.runtime.step_cache import key
 
 if TYPE_CHECKING:
     from vlmflow.training.pretraining.config import PretrainConfig
@@ -26,99 +26,104 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def by_encoder(
-    candidates: Candidates, scorer: Path, section: CurateConfig, training: "PretrainConfig | None", engine: Engine
+def apply_encoder_filters(
+    candidates: Candidates, scorer: Path, config: CurateConfig, training: "PretrainConfig | None", engine: Engine
 ) -> dict[str, Any]:
-    """Every rule that asks the encoder; return what the card says of it. Pairs without a caption have nothing to score.
+    """Apply the rules that use the encoder, and return notes for the dataset's card. Pairs without a caption are skipped.
 
     Args:
-        scorer: where the encoder, or its card, goes. training: the bootstrap's section, or None.
+        scorer: folder for the bootstrapped encoder, or for a card that names the encoder.
+        training: configuration of the bootstrap encoder; None if the recipe names an encoder.
     """
-    ledger, wanted = candidates.ledger, candidates.wanted
-    if section.score.model == "none" or not wanted.any():
-        score.card(scorer, family="none")
+    ledger, selected = candidates.ledger, candidates.eligible
+    if config.score.model == "none" or not selected.any():
+        score.write_card(scorer, family="none")
         return {}
-    encoder = _encoder(candidates, wanted, scorer, section.score, training, engine)
-    ledger.score[wanted] = encoder.scores(candidates.pairs, wanted, candidates.captions, engine)
-    unseen = wanted & np.isnan(ledger.score)
-    ledger.note(ledger.drop("undecodable", unseen).tolist(), ["cannot be decoded in full"] * int(unseen.sum()))
-    wanted &= ~unseen
-    if not wanted.any():
+    encoder = _load_or_train_encoder(candidates, selected, scorer, config.score, training, engine)
+    ledger.score[selected] = encoder.score_rows(candidates.pairs, selected, candidates.captions, engine)
+    undecodable = selected & np.isnan(ledger.score)
+    ledger.add_note(
+        ledger.drop("undecodable", undecodable).tolist(), ["cannot be decoded in full"] * int(undecodable.sum())
+    )
+    selected &= ~undecodable
+    if not selected.any():
         return {}
     notes: dict[str, Any] = {}
-    if section.captioner:
-        notes["captions_proposed"] = propose(candidates, wanted, encoder, section.captioner, section)
-    rows = np.flatnonzero(wanted)
-    separation = _by_score(candidates, rows, section.score)
+    if config.captioner:
+        notes["captions_proposed"] = recaption(candidates, selected, encoder, config.captioner, config)
+    rows = np.flatnonzero(selected)
+    separation = _drop_low_scores(candidates, rows, config.score)
     notes["scorer"] = {
-        "model": section.score.model, "hash": encoder.hash, "pairs": len(rows), "separation": separation
+        "model": config.score.model, "hash": encoder.hash, "pairs": len(rows), "separation": separation
     }  # fmt: skip
-    if section.agreement.classes or section.clusters.wanted:
-        by_vectors(candidates, encoder, section, engine)
+    if config.label_consistency.classes or config.clusters.wanted:
+        apply_vector_filters(candidates, encoder, config, engine)
     return notes
 
 
-def _encoder(
+def _load_or_train_encoder(
     candidates: Candidates,
-    wanted: np.ndarray,
+    selected: np.ndarray,
     scorer: Path,
-    section: score.ScoreConfig,
+    config: ScoreConfig,
     training: "PretrainConfig | None",
     engine: Engine,
 ) -> Encoder:
-    """The encoder that the recipe names, or one bootstrapped on the `wanted` rows."""
+    """Load the encoder that the recipe names, or train one on the `selected` rows."""
     if training is None:
-        model = score.resolve(section.model)
-        score.card(scorer, family="external", model=section.model, hash=Checkpoint(model).hash)
+        model = score.resolve_model(config.model)
+        score.write_card(scorer, family="external", model=config.model, hash=Checkpoint(model).hash)
     else:
         model = scorer
-        _bootstrap(candidates, wanted, scorer, training, engine)
+        _bootstrap_encoder(candidates, selected, scorer, training, engine)
     return Encoder(
         model=str(model),
         hash=Checkpoint(model).hash,
-        batch_size=section.batch_size,
-        mask_text=section.mask_text,
-        cache=section.cache,
+        batch_size=config.batch_size,
+        mask_text=config.mask_text,
+        cache=config.cache,
     )
 
 
-def _bootstrap(
-    candidates: Candidates, wanted: np.ndarray, scorer: Path, training: "PretrainConfig", engine: Engine
+def _bootstrap_encoder(
+    candidates: Candidates, selected: np.ndarray, scorer: Path, training: "PretrainConfig", engine: Engine
 ) -> None:
-    """Train the encoder on as many of the `wanted` rows as its budget can show once, the first by uid.
+    """Train the encoder for up to one epoch: on as many of the `selected` rows, the first by uid, as it has samples.
 
-    A uid is a hash, so those are a random choice that depends neither on the rows' order nor on the shards.
+    Uids are hashes, so this is a random sample that depends neither on the order of the rows nor on the shards.
     """
-    chosen = np.zeros(len(wanted), dtype=bool)
-    order = candidates.measured.priority
-    chosen[order[wanted[order]][: training.training.max_steps * training.training.batch_size]] = True
-    name = key(rows=np.packbits(chosen).tobytes().hex(), training=training.plain(), code=code_hash(score.__name__))
-    trained, beside = engine.scratch / name, engine.scratch / f"{name}.partial"
+    chosen = np.zeros(len(selected), dtype=bool)
+    order = candidates.features.uid_order
+    chosen[order[selected[order]][: training.training.max_steps * training.training.batch_size]] = True
+    name = cache_key(
+        rows=np.packbits(chosen).tobytes().hex(), training=training.model_dump(), code=code_hash(score.__name__)
+    )
+    trained, partial = engine.scratch / name, engine.scratch / f"{name}.partial"
     if not trained.exists():
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=scorer.parent) as folder:
             rows = sorted(candidates.rows(chosen), key=lambda row: row["uid"])
             dataset.write(folder, "pairs", rows, step="curate", parents=[candidates.pairs.hash])
             del rows
-            score.bootstrap(Path(folder), beside, training)
-        beside.rename(trained)
+            score.train_encoder(Path(folder), partial, training)
+        partial.rename(trained)
     shutil.copytree(trained, scorer, dirs_exist_ok=True)
-    # Its rows lie nowhere by themselves: to lineage it has learned from the data that they were chosen of.
-    score.card(scorer, **Checkpoint(trained).card | {"step": "curate", "datasets": [candidates.pairs.hash]})
+    # The sampled rows are not kept as a dataset. For lineage the encoder was trained on the raw dataset.
+    score.write_card(scorer, **Checkpoint(trained).card | {"step": "curate", "datasets": [candidates.pairs.hash]})
 
 
-def _by_score(candidates: Candidates, rows: np.ndarray, section: score.ScoreConfig) -> float:
-    """Rule clip_score; return how well the scores fall into two groups."""
+def _drop_low_scores(candidates: Candidates, rows: np.ndarray, config: ScoreConfig) -> float:
+    """Apply rule `clip_score`, and return the separation of the scores in two groups."""
     ledger = candidates.ledger
-    keep, threshold = score.choose(ledger.score[rows], [ledger.uids[row] for row in rows], section)
+    keep, threshold = score.select_by_score(ledger.score[rows], [ledger.uids[row] for row in rows], config)
     failed = np.zeros(len(ledger), dtype=bool)
     failed[rows] = ~keep
     ledger.drop("clip_score", failed, ledger.score, threshold)
     ledger.thresholds["clip_score"] = threshold
-    separation = score.otsu(ledger.score[rows])[1]
-    if section.fraction is None and section.threshold == "otsu" and separation < score.TWO_GROUPS:
+    separation = score.otsu_threshold(ledger.score[rows])[1]
+    if config.fraction is None and config.threshold == "otsu" and separation < score.MIN_SEPARATION:
         logger.warning(
-            "the scores do not fall into two groups (separation %.2f), so otsu may drop good pairs; set score.fraction",
+            "the scores do not form two groups (separation %.2f), so otsu may drop good pairs; set score.fraction",
             separation,
         )
     return separation

@@ -1,8 +1,8 @@
-"""The engine: the same work on every part of a dataset, on this machine or, unchanged, on a Ray cluster.
+"""The engine: run the same work on every part of a dataset, in local processes or on a Ray cluster.
 
-A part of a shard is what a worker takes, finishes and leaves behind: the outcome, a small Arrow table, goes to a file
-of the scratch folder whose name is a hash of all that decided it. A run that was killed finds the files of
-its finished parts there and goes on with the others; who finished which, and when, does not show.
+A worker processes one part of a shard at a time and writes the result, a small Arrow table, to the scratch folder. The
+file's name is a hash of everything that determines the result. So a run that was killed resumes: it skips the parts
+whose files exist. Results do not depend on which worker computes a part, or when.
 """
 
 import logging
@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from vlmflow import errors
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.runtime.process import one_thread, start_method
+from vlmflow.runtime.process import limit_threads, start_method
 
 logger = logging.getLogger(__name__)
 
-GROUPS = 1  # row groups, of 1024 rows each, in a part
+GROUPS_PER_PART = 1  # row groups of 1024 rows
 
 Work = Callable[..., pa.Table]
 Task = tuple[Any, ...]
@@ -34,10 +34,13 @@ Task = tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Who works: this process and its forks (native), or the workers of a Ray cluster (ray).
+    """Local processes (`native`) or the workers of a Ray cluster (`ray`).
 
-    `address`, or else RAY_ADDRESS, names the cluster; without either Ray starts on this machine. Its workers see the
-    dataset and `scratch` under the same paths.
+    Args:
+        processes: worker processes, or Ray workers.
+        address: of the Ray cluster; None uses RAY_ADDRESS, or starts Ray on this machine. The workers must see the
+            dataset and `scratch` under the same paths as this process.
+        scratch: folder for the results of the parts.
     """
 
     kind: Literal["native", "ray"] = "native"
@@ -46,101 +49,101 @@ class Engine:
     scratch: Path
 
     def run(self, work: Work, tasks: Sequence[tuple[str, Task]]) -> Iterator[pa.Table]:
-        """Yield `work(*task)` of every task, in order, memory-mapped; finished ones are not worked on again.
+        """Yield `work(*task)` for every task, in order, memory-mapped; skip the tasks that are finished.
 
         Args:
-            work: stateless, or with state that each worker may build for itself; it can be pickled.
-            tasks: each with its name, which says all that decides the outcome.
+            work: can be pickled; stateless, or with state that each worker can build for itself.
+            tasks: (name, arguments); the name is a hash of everything that determines the result.
 
         Raises:
-            SpaceError: a worker died. ServiceError: there is no such Ray cluster.
+            SpaceError: a worker died. ServiceError: the Ray cluster cannot be reached.
         """
         self.scratch.mkdir(parents=True, exist_ok=True)
         files = [self.scratch / f"{name}.arrow" for name, _ in tasks]
-        named = {str(file): task for file, (_, task) in zip(files, tasks, strict=True)}  # equal parts are done once
+        named = {str(file): task for file, (_, task) in zip(files, tasks, strict=True)}  # equal parts run once
         todo = [(file, task) for file, task in named.items() if not Path(file).exists()]
         if len(todo) < len(named):
-            logger.info("%d of %d parts were finished before", len(named) - len(todo), len(named))
+            logger.info("resuming: %d of %d parts are finished", len(named) - len(todo), len(named))
         if self.kind == "ray" and todo:
-            _ray(work, todo, self.processes, self.address)
+            _run_on_ray(work, todo, self.processes, self.address)
         elif min(self.processes, len(todo)) > 1:
-            _processes(work, todo, min(self.processes, len(todo)))
+            _run_in_processes(work, todo, min(self.processes, len(todo)))
         else:
             for file, task in todo:
-                _finish(work, file, task)
+                _run_and_commit(work, file, task)
         for file in files:
             with pa.memory_map(str(file)) as source:
                 yield pa.ipc.open_file(source).read_all()
 
-    def clear(self) -> None:
-        """Remove what the finished run no longer needs."""
+    def remove_scratch(self) -> None:
+        """Remove the results of the parts, after the run."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def parts(data: Dataset) -> Iterator[tuple[str, str, list[int], int]]:
-    """What one worker takes at a time: a shard's hash and path, the numbers of row groups, and how many rows.
+def iter_parts(data: Dataset) -> Iterator[tuple[str, str, list[int], int]]:
+    """Yield the parts of a dataset: hash and path of the shard, indices of row groups, and number of rows.
 
-    A shard of full size is some parts, so that a few large ones keep all workers busy to the end.
+    A full shard has several parts, so that all workers stay busy with few shards.
     """
     for shard in data.card.shards:
         path = str(data.path / shard["name"])
         with pq.ParquetFile(path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for first in range(0, len(sizes), GROUPS):
-            groups = list(range(first, min(first + GROUPS, len(sizes))))
+        for first in range(0, len(sizes), GROUPS_PER_PART):
+            groups = list(range(first, min(first + GROUPS_PER_PART, len(sizes))))
             yield shard["sha256"], path, groups, sum(sizes[group] for group in groups)
 
 
-def _finish(work: Work, file: str, task: Task) -> None:
-    """Do one task and leave its outcome, whole or not at all."""
-    beside = f"{file}.{os.getpid()}.partial"
-    outcome = work(*task)
-    with pa.OSFile(beside, "wb") as sink, pa.ipc.new_file(sink, outcome.schema) as writer:
-        writer.write_table(outcome.combine_chunks())  # so that whoever maps the file need not put it together
-    Path(beside).replace(file)
+def _run_and_commit(work: Work, file: str, task: Task) -> None:
+    """Run one task and write its result atomically."""
+    partial = f"{file}.{os.getpid()}.partial"
+    table = work(*task)
+    with pa.OSFile(partial, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())  # one chunk, so that readers can map the file without a copy
+    Path(partial).replace(file)
 
 
-_work: Work  # of this worker; a fork inherits it, so that nothing is built twice
+_worker_work: Work  # of this worker process; a global, so that its state is built once per worker
 
 
-def _enter(work: Work) -> None:
-    global _work
-    one_thread()
-    _work = work
+def _init_worker(work: Work) -> None:
+    global _worker_work
+    limit_threads()
+    _worker_work = work
 
 
-def _next(file: str, task: Task) -> None:
-    _finish(_work, file, task)
+def _run_in_worker(file: str, task: Task) -> None:
+    _run_and_commit(_worker_work, file, task)
 
 
-def _processes(work: Work, todo: list[tuple[str, Task]], processes: int) -> None:
+def _run_in_processes(work: Work, todo: list[tuple[str, Task]], processes: int) -> None:
     context = multiprocessing.get_context(start_method())
     try:
-        with ProcessPoolExecutor(processes, context, _enter, (work,)) as pool:
-            list(pool.map(_next, *zip(*todo, strict=True)))
+        with ProcessPoolExecutor(processes, context, _init_worker, (work,)) as pool:
+            list(pool.map(_run_in_worker, *zip(*todo, strict=True)))
     except BrokenProcessPool:
         raise errors.SpaceError(
-            f"a worker of {processes} died, as a rule for want of memory; finished parts are kept: "
-            f"run it again, with processes below {processes} in section curate"
+            f"one of {processes} workers died, probably out of memory; finished parts are kept: "
+            f"run again with processes below {processes} in section curate"
         ) from None
 
 
-def _ray(work: Work, todo: list[tuple[str, Task]], processes: int, address: str | None) -> None:
+def _run_on_ray(work: Work, todo: list[tuple[str, Task]], processes: int, address: str | None) -> None:
     import daft
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
-        here = {} if address else {"num_cpus": processes, "include_dashboard": False}
+        options = {} if address else {"num_cpus": processes, "include_dashboard": False}
         try:
-            ray.init(address, log_to_driver=False, **here)
+            ray.init(address, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise errors.ServiceError(
-                f"curate.ray {address}: no Ray cluster answers there: {reason}; start it, or leave ray out and unset "
-                "RAY_ADDRESS for Ray on this machine"
+                f"curate.ray {address}: cannot connect to a Ray cluster: {reason}; start it, or remove ray and "
+                "unset RAY_ADDRESS to use Ray on this machine"
             ) from None
-    if daft.get_or_infer_runner_type() != "ray":  # it can be said once
+    if daft.get_or_infer_runner_type() != "ray":  # can be set only once per process
         daft.set_runner_ray()
 
     @daft.cls(max_concurrency=processes, cpus=1)
@@ -149,27 +152,27 @@ def _ray(work: Work, todo: list[tuple[str, Task]], processes: int, address: str 
             self.work = work
 
         @daft.method.batch(return_dtype=daft.DataType.string(), batch_size=1)
-        def finish(self, files: daft.Series, tasks: daft.Series) -> list[str]:
+        def run_batch(self, files: daft.Series, tasks: daft.Series) -> list[str]:
             return [
-                _refusal(self.work, file, pickle.loads(task))
+                _remote_error(self.work, file, pickle.loads(task))
                 for file, task in zip(files.to_pylist(), tasks.to_pylist(), strict=True)
             ]
 
     columns = {"file": [file for file, _ in todo], "task": [pickle.dumps(task) for _, task in todo]}
     frame = daft.from_pydict(columns).into_partitions(len(todo))
-    answers = frame.select(Worker().finish(frame["file"], frame["task"]).alias("refusal")).to_pydict()
-    for refusal in filter(None, answers["refusal"]):
-        kind, message = refusal.split("\n", 1)
+    results = frame.select(Worker().run_batch(frame["file"], frame["task"]).alias("error")).to_pydict()
+    for error in filter(None, results["error"]):
+        kind, message = error.split("\n", 1)
         raise getattr(errors, kind)(message)
 
 
-def _refusal(work: Work, file: str, task: Task) -> str:
-    """Do one task far away; a user's mistake comes back as a text of its kind and its line, else ""."""
+def _remote_error(work: Work, file: str, task: Task) -> str:
+    """Run one task in a Ray worker; return a user error as its class name and message, else ""."""
     try:
-        _finish(work, file, task)
+        _run_and_commit(work, file, task)
     except errors.VlmflowError as error:
         return f"{type(error).__name__}\n{error}"
     except FileNotFoundError as error:
-        place = error.filename or " ".join(str(error).split())
-        return f"DataError\n{place}: a Ray worker does not see it; keep datasets on a volume that all workers share"
+        path = error.filename or " ".join(str(error).split())
+        return f"DataError\n{path}: not found by a Ray worker; put datasets on a volume that all workers share"
     return ""

@@ -1,4 +1,4 @@
-"""What one pass over a dataset measures, row by row."""
+"""Features of pairs: what the rules need of every image and caption, extracted in one pass over the dataset."""
 
 import hashlib
 import json
@@ -13,27 +13,28 @@ import pyarrow.parquet as pq
 
 from components.curate import caption_rules
 from components.curate.config import CurateConfig
-from components.curate.engine import Engine, parts
+from components.curate.engine import Engine, iter_parts
+from components.curate.phrases import normalize_caption
 from vlmflow.artifacts.dataset import Dataset, uid
+from vlmflow.artifacts.hashing import cache_key
 from vlmflow.images import image_statistics
-from vlmflow.images.near_duplicates import Cells, Pictures
+from vlmflow.images.near_duplicates import Cells, ImageSet
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.runtime.step_cache import key
 
-_LISTS = ("uid", "split", "reason", "finding", "personal", "rewritten", "caption", "pair")
+_LISTS = ("uid", "split", "decode_error", "finding", "pii", "rewritten", "caption_digest", "pair_digest")
 BATCH = 512  # rows in memory at a time
 COLUMNS = ["uid", "image", "caption", "split", "label", "regions", "lines"]
-MEASURES = pa.schema(
+FEATURE_SCHEMA = pa.schema(
     {
         "uid": pa.string(),
         "split": pa.string(),
-        "reason": pa.string(),
+        "decode_error": pa.string(),
         "width": pa.int32(),
         "height": pa.int32(),
         "contrast": pa.float32(),
         "correlation": pa.float32(),
         "entropy": pa.float32(),
-        "colour": pa.float32(),
+        "colorfulness": pa.float32(),
         "sharpness": pa.float32(),
         "hash": pa.uint64(),
         "cells": pa.binary(3 * image_statistics.CELLS**2),
@@ -42,169 +43,183 @@ MEASURES = pa.schema(
         "finding": pa.struct(
             {"rule": pa.string(), "reason": pa.string(), "value": pa.float64(), "threshold": pa.float64()}
         ),
-        "personal": pa.list_(pa.string()),
+        "pii": pa.list_(pa.string()),
         "rewritten": pa.string(),
-        "caption": pa.binary(16),
+        "caption_digest": pa.binary(16),
         "annotated": pa.bool_(),
-        "pair": pa.binary(16),
-        "digest": pa.binary(16),
+        "pair_digest": pa.binary(16),
+        "image_uid": pa.binary(16),
         "group": pa.binary(16),
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """The rows of a dataset as the rules see them: N rows, in order; none of the pictures themselves."""
+class PairFeatures:
+    """The features of the N rows of a dataset, in order, without the images."""
 
     uids: list[str]
     splits: list[str]
-    reasons: list[str]  # why a picture cannot be decoded, or ""
+    decode_errors: list[str]  # why the image cannot be decoded, or ""
     short_side: np.ndarray  # px
     aspect: np.ndarray
     contrast: np.ndarray
     correlation: np.ndarray
     entropy: np.ndarray  # bits
-    colour: np.ndarray
-    sharpness: np.ndarray  # 0 where the recipe does not ask for it
-    hashes: np.ndarray  # (N,) uint64
+    colorfulness: np.ndarray
+    sharpness: np.ndarray  # variance of the Laplacian; 0 if the recipe does not use it
+    hashes: np.ndarray  # (N,) uint64 dHashes
     coarse: np.ndarray  # (N, 48) uint8
     looks: np.ndarray  # (N,) 16 bytes
     cells: Cells
-    findings: list[caption_rules.Finding | None]  # what the first rule of text that fails has against the caption
-    personal: list[tuple[str, ...]]  # kinds of personal data in the caption
-    rewritten: dict[int, str]  # by row: the caption without its personal data, where the recipe removes it
-    captions: list[bytes]  # digest of the caption by which two are the same
-    annotated: np.ndarray  # bool: has regions, lines or a label, so that it is of use without a caption
-    pairs: list[bytes]  # digest of all that a row holds but its uid
-    digests: np.ndarray  # (N,) 16 bytes: the uid of the picture alone
-    groups: np.ndarray  # (N,) int: rows of which one picture needs only one
+    findings: list[caption_rules.CaptionFinding | None]  # of the first caption rule that fails
+    pii: list[tuple[str, ...]]  # kinds of personal data in the caption
+    rewritten: dict[int, str]  # by row: the caption without its personal data
+    caption_digests: list[bytes]  # of the normalized captions
+    annotated: np.ndarray  # (N,) bool: has regions, lines or a label, and is useful without a caption
+    pair_digests: list[bytes]  # of everything in the row except its uid
+    image_uids: np.ndarray  # (N,) 16 bytes: the uid of the image alone
+    groups: np.ndarray  # (N,) int: only rows of one group can be near duplicates of each other
 
     @property
-    def test(self) -> np.ndarray:
+    def is_test(self) -> np.ndarray:
         """(N,) bool: the row is of the test split."""
         return np.array([split == "test" for split in self.splits], dtype=bool)
 
-    def looked(self, rows: np.ndarray) -> Pictures:
-        """The pictures of `rows`, in this order, as near copies are found by."""
-        return Pictures(
+    def signatures(self, rows: np.ndarray) -> ImageSet:
+        """Return the image signatures of `rows`, in this order, for the search for near duplicates."""
+        return ImageSet(
             self.hashes[rows],
             self.looks[rows],
             self.coarse[rows],
-            self.cells.at(rows),
+            self.cells.view(rows),
             self.groups[rows],
-            self.test[rows],
+            self.is_test[rows],
         )
 
     @property
-    def priority(self) -> np.ndarray:
-        """(N,) row numbers by uid, so that what is kept of a few duplicates does not depend on the rows' order."""
+    def uid_order(self) -> np.ndarray:
+        """(N,) row numbers sorted by uid, so that the row order does not decide which duplicate is kept."""
         return np.array(sorted(range(len(self.uids)), key=lambda row: (self.uids[row], row)), dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Look:
-    """Measure the rows of a part of a shard by the recipe's `section`: every picture is decoded once."""
+class FeatureExtractor:
+    """Extract the features of a part of a shard; every image is decoded once."""
 
-    section: CurateConfig
+    config: CurateConfig
 
     def __call__(self, shard: str, groups: list[int]) -> pa.Table:
-        """One row of `MEASURES` for each row of the shard's row groups, in order; `BATCH` in memory at a time."""
+        """Return a row of `FEATURE_SCHEMA` for each row of the row groups, in order; `BATCH` in memory at a time."""
         with pq.ParquetFile(shard) as file:
             batches = file.iter_batches(batch_size=BATCH, row_groups=groups, columns=COLUMNS)
-            return pa.Table.from_batches([self._measure(batch.to_pylist()) for batch in batches], schema=MEASURES)
+            return pa.Table.from_batches([self._extract(batch.to_pylist()) for batch in batches], schema=FEATURE_SCHEMA)
 
-    def _measure(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
-        with image_statistics.quiet():
-            sharpness = self.section.min_sharpness > 0
-            seen = [image_statistics.look((row["image"] or {}).get("bytes"), sharpness=sharpness) for row in rows]
-        statistics = image_statistics.statistics(seen)
-        measures: dict[str, Any] = {name: [] for name in MEASURES.names}
-        for row, picture in zip(rows, seen, strict=True):
-            judged = caption_rules.judge(row["caption"], self.section)
-            notes = [row["split"], row["label"] or "", row["regions"] or [], row["lines"] or []]
-            # A caption without use counts as none; what is annotated differently is no duplicate.
-            kind = "" if judged.finding else "captioned" if self.section.one_per_picture else row["caption"]
-            measures["uid"].append(row["uid"])
-            measures["split"].append(row["split"])
-            measures["reason"].append(picture.reason)
-            measures["width"].append(picture.width)
-            measures["height"].append(picture.height)
-            measures["finding"].append(judged.finding and asdict(judged.finding))
-            measures["personal"].append(judged.personal)
-            measures["rewritten"].append(judged.rewritten)
-            measures["caption"].append(_digest([], caption_rules.normalised(row["caption"] or "")))
-            measures["annotated"].append(bool(row["regions"] or row["lines"] or row["label"]))
-            measures["pair"].append(_digest(notes, row["caption"] or "", (row["image"] or {}).get("bytes") or b""))
-            measures["group"].append(_digest(notes, kind))
-            measures["digest"].append(bytes.fromhex(uid((row["image"] or {}).get("bytes") or b"")))
-        for name in ("contrast", "correlation", "entropy", "colour", "sharpness"):
-            measures[name] = getattr(statistics, name)
-        measures["hash"] = statistics.hashes
-        measures["look"] = [look.tobytes() for look in statistics.looks]
+    def _extract(self, rows: list[dict[str, Any]]) -> pa.RecordBatch:
+        sharpness = self.config.min_sharpness > 0
+        with image_statistics.ignore_pillow_warnings():
+            images = [image_statistics.read_thumbnail(_image_bytes(row), sharpness=sharpness) for row in rows]
+        extracted = [self._row_features(row, image) for row, image in zip(rows, images, strict=True)]
+        statistics = image_statistics.compute_statistics(images)
+        columns: dict[str, Any] = {
+            name: [features[name] for features in extracted] for name in (extracted[0] if extracted else ())
+        }
+        for name in ("contrast", "correlation", "entropy", "colorfulness", "sharpness"):
+            columns[name] = getattr(statistics, name)
+        columns["hash"] = statistics.hashes
+        columns["look"] = [look.tobytes() for look in statistics.signatures]
         for name in ("cells", "coarse"):
-            measures[name] = [row.tobytes() for row in getattr(statistics, name)]
-        return pa.RecordBatch.from_pydict(measures, schema=MEASURES)
+            columns[name] = [values.tobytes() for values in getattr(statistics, name)]
+        return pa.RecordBatch.from_pydict(columns, schema=FEATURE_SCHEMA)
+
+    def _row_features(self, row: dict[str, Any], image: image_statistics.Thumbnail) -> dict[str, Any]:
+        verdict = caption_rules.check_caption(row["caption"], self.config)
+        caption, data = row["caption"] or "", _image_bytes(row) or b""
+        annotations = [row["split"], row["label"] or "", row["regions"] or [], row["lines"] or []]
+        # An unusable caption counts as none. Images with different annotations are not duplicates.
+        kind = "" if verdict.finding else "captioned" if self.config.dedup_images else row["caption"]
+        return {
+            "uid": row["uid"],
+            "split": row["split"],
+            "decode_error": image.reason,
+            "width": image.width,
+            "height": image.height,
+            "finding": verdict.finding and asdict(verdict.finding),
+            "pii": verdict.pii,
+            "rewritten": verdict.rewritten,
+            "caption_digest": _digest([], normalize_caption(caption)),
+            "annotated": bool(row["regions"] or row["lines"] or row["label"]),
+            "pair_digest": _digest(annotations, caption, data),
+            "image_uid": bytes.fromhex(uid(data)),
+            "group": _digest(annotations, kind),
+        }
 
 
-def measure(raw: Dataset, section: CurateConfig, engine: Engine) -> Measured:
-    """Look at every row of `raw`, schema `pairs`, once; the outcome does not depend on the engine."""
-    listed = sorted(caption_rules.wordlist(section.bad_words))  # what the files say now, not their names
-    parameters = {"code": code_hash(__name__), "section": section.outcome, "bad_words": listed}
-    tasks = [(key(shard=shard, groups=groups, **parameters), (path, groups)) for shard, path, groups, _ in parts(raw)]
-    return _gather(engine.run(Look(section), tasks))
+def extract_features(raw: Dataset, config: CurateConfig, engine: Engine) -> PairFeatures:
+    """Extract the features of every row of `raw`, schema `pairs`; the result does not depend on the engine."""
+    blocklist = sorted(caption_rules.load_blocklist(config.blocklist))  # contents of the files, not their names
+    parameters = {"code": code_hash(__name__), "config": config.outcome, "blocklist": blocklist}
+    tasks = [
+        (cache_key(shard=shard, groups=groups, **parameters), (path, groups))
+        for shard, path, groups, _ in iter_parts(raw)
+    ]
+    return _concat_features(engine.run(FeatureExtractor(config), tasks))
 
 
-def _gather(shards: Iterable[pa.Table]) -> Measured:
+def _concat_features(shards: Iterable[pa.Table]) -> PairFeatures:
     lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES.names if name not in (*lists, "cells")}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in FEATURE_SCHEMA.names if name not in (*lists, "cells")}
     cells: list[np.ndarray] = []
     for shard in shards:
         for name, values in lists.items():
             values += shard[name].to_pylist()
         for name, chunks in arrays.items():
             chunks.append(_array(shard[name].combine_chunks()))
-        for chunk in shard["cells"].chunks:  # left where they are, in the worker's file: most are never looked at
+        for chunk in shard["cells"].chunks:  # memory-mapped views: most cells are never read
             cells.append(_array(chunk).view(np.uint8).reshape(-1, 3 * image_statistics.CELLS**2))
-    found = {name: np.concatenate(chunks) for name, chunks in arrays.items()}
-    sides = np.stack([found["width"], found["height"]], axis=1).astype(np.int64)
-    return Measured(
+    merged = {name: np.concatenate(chunks) for name, chunks in arrays.items()}
+    sides = np.stack([merged["width"], merged["height"]], axis=1).astype(np.int64)
+    return PairFeatures(
         uids=lists["uid"],
         splits=[sys.intern(split) for split in lists["split"]],
-        reasons=[sys.intern(reason) for reason in lists["reason"]],
+        decode_errors=[sys.intern(reason) for reason in lists["decode_error"]],
         short_side=sides.min(axis=1),
         aspect=sides.max(axis=1) / np.maximum(1, sides.min(axis=1)),
-        contrast=found["contrast"],
-        correlation=found["correlation"],
-        entropy=found["entropy"],
-        colour=found["colour"],
-        sharpness=found["sharpness"],
-        hashes=found["hash"],
-        coarse=found["coarse"].view(np.uint8).reshape(-1, 3 * image_statistics.COARSE**2),
-        looks=found["look"],
+        contrast=merged["contrast"],
+        correlation=merged["correlation"],
+        entropy=merged["entropy"],
+        colorfulness=merged["colorfulness"],
+        sharpness=merged["sharpness"],
+        hashes=merged["hash"],
+        coarse=merged["coarse"].view(np.uint8).reshape(-1, 3 * image_statistics.COARSE**2),
+        looks=merged["look"],
         cells=Cells(cells),
-        findings=[caption_rules.Finding(**finding) if finding else None for finding in lists["finding"]],
-        personal=[tuple(kinds) for kinds in lists["personal"]],
+        findings=[caption_rules.CaptionFinding(**finding) if finding else None for finding in lists["finding"]],
+        pii=[tuple(kinds) for kinds in lists["pii"]],
         rewritten={row: text for row, text in enumerate(lists["rewritten"]) if text is not None},
-        captions=lists["caption"],
-        annotated=found["annotated"],
-        pairs=lists["pair"],
-        digests=found["digest"],
-        groups=np.unique(found["group"], return_inverse=True)[1],
+        caption_digests=lists["caption_digest"],
+        annotated=merged["annotated"],
+        pair_digests=lists["pair_digest"],
+        image_uids=merged["image_uid"],
+        groups=np.unique(merged["group"], return_inverse=True)[1],
     )
 
 
 def _array(column: pa.Array) -> np.ndarray:
-    """(N,) values, without a copy where Arrow keeps them plain; fixed binary as (N,) void."""
+    """Return the values as an array (N,), without a copy where possible; fixed-size binary as void."""
     if pa.types.is_fixed_size_binary(column.type):
         width = column.type.byte_width
-        plain = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
-        return plain.view(f"V{width}")
+        values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+        return values.view(f"V{width}")
     return column.to_numpy(zero_copy_only=False)
 
 
-def _digest(notes: list[Any], *parts: str | bytes) -> bytes:
-    digest = hashlib.blake2b(json.dumps(notes).encode(), digest_size=16)
+def _image_bytes(row: dict[str, Any]) -> bytes | None:
+    return (row["image"] or {}).get("bytes")
+
+
+def _digest(annotations: list[Any], *parts: str | bytes) -> bytes:
+    digest = hashlib.blake2b(json.dumps(annotations).encode(), digest_size=16)
     for part in parts:
         digest.update(b"\0" + (part.encode() if isinstance(part, str) else part))
     return digest.digest()

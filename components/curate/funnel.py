@@ -1,4 +1,4 @@
-"""The funnel: one HTML page that shows how many pairs each rule took, and which ones."""
+"""The funnel: an HTML page with the number of pairs that each rule dropped, and examples of them."""
 
 import base64
 import io
@@ -20,23 +20,23 @@ THUMBNAIL = 112  # px
 
 @dataclass
 class Example:
-    """One dropped pair, as the page shows it."""
+    """A dropped pair on the page."""
 
     caption: str
     note: str
-    picture: str = ""  # a data URI, or "" for what cannot be decoded
-    partner: str = ""  # of the picture that it repeats
+    image: str = ""  # a data URI, or "" if the image cannot be decoded
+    partner: str = ""  # data URI of the image that it duplicates
 
 
 class Gallery:
-    """Up to six examples of each rule, drawn by `seed`; they are collected while the rows stream by."""
+    """Up to `EXAMPLES` examples of each rule, chosen by `seed` and collected while the rows are written."""
 
     def __init__(self, ledger: Ledger, seed: int):
         generator = np.random.default_rng(seed)
         self.rules: dict[str, list[Example]] = {}
         self.rows: dict[int, Example] = {}
         self.partners: dict[int, list[Example]] = {}
-        for rule in (rule for rule in RULES if rule != TAKEDOWN):  # which is shown to nobody
+        for rule in (rule for rule in RULES if rule != TAKEDOWN):  # taken-down images must not be shown
             rows = np.flatnonzero(ledger.rule == rule)
             chosen = np.sort(generator.choice(rows, min(EXAMPLES, len(rows)), replace=False)).tolist()
             for row in chosen:
@@ -46,30 +46,30 @@ class Gallery:
             if chosen:
                 self.rules[rule] = [self.rows[row] for row in chosen]
 
-    def see(self, number: int, row: dict[str, Any]) -> None:
-        """Take what the page needs of row `number`, of schema `pairs`."""
+    def add_row(self, number: int, row: dict[str, Any]) -> None:
+        """Collect row `number`, of schema `pairs`, if the page shows it."""
         if number not in self.rows and number not in self.partners:
             return
-        picture = _thumbnail((row["image"] or {}).get("bytes"))
+        thumbnail = _thumbnail((row["image"] or {}).get("bytes"))
         if number in self.rows:
-            self.rows[number].caption, self.rows[number].picture = row["caption"] or "", picture
+            self.rows[number].caption, self.rows[number].image = row["caption"] or "", thumbnail
         for example in self.partners.get(number, []):
-            example.partner = picture
+            example.partner = thumbnail
 
 
-def write(path: Path, ledger: Ledger, gallery: Gallery, summary: dict[str, Any]) -> None:
-    """Write the page; it needs no network and no script.
+def write_page(path: Path, ledger: Ledger, gallery: Gallery, summary: dict[str, Any]) -> None:
+    """Write the page; it loads nothing from the network and has no scripts.
 
     Args:
-        path: the file. summary: what `Ledger.write` returned.
+        path: the HTML file. summary: the return value of `Ledger.write`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count, kept = summary["rows_in"], summary["kept"]
     cleared = summary.get("captions_cleared", 0)
     parts = [
-        f"<h1>Curation</h1><p class=lead><b>{kept:,}</b> of {count:,} pairs are kept ({kept / count:.1%}).</p>",
+        f"<h1>Curation</h1><p class=lead><b>{kept:,}</b> of {count:,} pairs kept ({kept / count:.1%}).</p>",
         _bars(summary),
-        f"<p class=note>{cleared:,} kept pairs have no useful caption and serve by their regions, lines or label.</p>"
+        f"<p class=note>{cleared:,} kept pairs have no usable caption, but regions, lines or a label.</p>"
         if cleared
         else "",
         _histogram(ledger, summary),
@@ -88,19 +88,19 @@ def _note(ledger: Ledger, row: int) -> str:
 
 
 def _thumbnail(data: bytes | None) -> str:
-    """A data URI, or "" where the picture cannot be decoded."""
-    with image_statistics.quiet():
-        if image_statistics.look(data).reason:
+    """Return a data URI, or "" if the image cannot be decoded."""
+    with image_statistics.ignore_pillow_warnings():
+        if image_statistics.read_thumbnail(data).reason:
             return ""
-        picture = decode(data, at_least=2 * THUMBNAIL)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        image = decode(data, at_least=2 * THUMBNAIL)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
+    image.save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _bars(summary: dict[str, Any]) -> str:
-    """The funnel itself: a bar for what is left after each rule that dropped anything."""
+    """Return a bar chart of the pairs that remain after each rule that dropped any."""
     count, left, height, width = summary["rows_in"], summary["rows_in"], 34, 440
     steps = [("raw pairs", left, 0)]
     for rule, dropped in summary["dropped"].items():
@@ -113,11 +113,11 @@ def _bars(summary: dict[str, Any]) -> str:
         middle, gone = 150 + width / 2, width * dropped / count
         fill = "#1f5fa8" if i in (0, len(steps) - 1) else "#7fa9d6"
         lines.append(f'<text x="140" y="{y + 19}" text-anchor="end">{escape(name)}</text>')
-        for long, colour in ((wide + gone, "#f3d9c4"), (wide, fill)):
-            place = f'x="{middle - long / 2:.1f}" y="{y + 2}" width="{long:.1f}"'
-            lines.append(f'<rect {place} height="24" rx="3" fill="{colour}"/>')
-        took = f'<tspan class="took" dx="10">−{dropped:,} ({dropped / count:.1%})</tspan>' if dropped else ""
-        lines.append(f'<text x="{165 + width}" y="{y + 19}">{rows:,} ({rows / count:.1%}){took}</text>')
+        for length, colour in ((wide + gone, "#f3d9c4"), (wide, fill)):
+            box = f'x="{middle - length / 2:.1f}" y="{y + 2}" width="{length:.1f}"'
+            lines.append(f'<rect {box} height="24" rx="3" fill="{colour}"/>')
+        share = f'<tspan class="dropped" dx="10">−{dropped:,} ({dropped / count:.1%})</tspan>' if dropped else ""
+        lines.append(f'<text x="{165 + width}" y="{y + 19}">{rows:,} ({rows / count:.1%}){share}</text>')
     tall = len(steps) * height
     return f'<svg viewBox="0 0 860 {tall}" width="860" height="{tall}" role="img">{"".join(lines)}</svg>'
 
@@ -157,15 +157,15 @@ def _examples(rule: str, dropped: int, examples: list[Example]) -> str:
     figures = []
     for example in examples:
         images = "".join(
-            f'<img src="{uri}" alt="">' if uri else "<div class=broken>not a picture</div>"
-            for uri in [example.picture, *filter(None, [example.partner])]
+            f'<img src="{uri}" alt="">' if uri else "<div class=broken>not an image</div>"
+            for uri in [example.image, *filter(None, [example.partner])]
         )
         caption = escape(example.caption[:160]) or "<i>no caption</i>"
         figures.append(
             f"<figure>{images}<figcaption>{caption}<span>{escape(example.note)}</span></figcaption></figure>"
         )
-    beside = "; on the right, what it repeats" if any(example.partner for example in examples) else ""
-    heading = f"<h2>{escape(rule)} <small>{dropped:,} dropped: {escape(MEANING[rule])}{beside}</small></h2>"
+    note = "; the image that it duplicates is on the right" if any(example.partner for example in examples) else ""
+    heading = f"<h2>{escape(rule)} <small>{dropped:,} dropped: {escape(MEANING[rule])}{note}</small></h2>"
     return f"{heading}<div class=row>{''.join(figures)}</div>"
 
 
@@ -176,7 +176,7 @@ body { font: 14px/1.45 system-ui, sans-serif; color: #1c2430; background: #fff;
 h1 { font-size: 24px; margin: 0; } .lead { font-size: 17px; margin: .3em 0 1.2em; }
 h2 { font-size: 16px; margin: 1.8em 0 .6em; border-top: 1px solid #e3e7ed; padding-top: .9em; }
 small, .note, span { color: #66707e; font-weight: normal; font-size: 13px; }
-svg { max-width: 100%; height: auto; } svg text { font-size: 13px; fill: #1c2430; } svg .took { fill: #b5601b; }
+svg { max-width: 100%; height: auto; } svg text { font-size: 13px; fill: #1c2430; } svg .dropped { fill: #b5601b; }
 .row { display: flex; flex-wrap: wrap; gap: 12px; }
 figure { margin: 0; padding: 8px; border: 1px solid #e3e7ed; border-radius: 6px; max-width: 250px; }
 figure img { height: 96px; max-width: 220px; object-fit: contain; margin-right: 4px; background: #f6f7f9; }

@@ -1,8 +1,8 @@
-"""The language of a caption, by a model that ships inside a package: nothing is fetched.
+"""Language identification of captions, with a model that ships in a package: nothing is downloaded.
 
-fastText's lid.176 knows 176 languages by ISO code. Captions are short, names are in them, and capitals mislead
-it, so a caption is read in small letters, and what is asked is how likely the *wanted* languages are, not which
-one is the likeliest.
+fastText's lid.176 covers 176 languages by ISO code. Captions are short and contain names, and capital letters mislead
+the model. So captions are lower-cased first, and the rule uses the total probability of the *accepted* languages
+instead of the most likely language.
 """
 
 from functools import cache
@@ -14,23 +14,26 @@ MODEL = "lid.176.ftz"
 
 
 @cache
-def known() -> frozenset[str]:
-    """The codes of the languages that can be told apart."""
-    return frozenset(_shares("any text"))
+def supported_languages() -> frozenset[str]:
+    """Return the ISO codes of the languages that the model covers."""
+    return frozenset(_predict("any text"))
 
 
-def probability(text: str, languages: tuple[str, ...]) -> float:
-    """How likely `text` is in one of `languages` (ISO codes, `en`), 0 to 1; a text without letters is in none."""
+def language_probability(text: str, languages: tuple[str, ...]) -> float:
+    """Return the probability that `text` is in one of `languages` (ISO codes); 0 for a text without letters."""
     line = " ".join(text.lower().split())
     if not any(map(str.isalpha, line)):
         return 0.0
-    shares = _shares(line)
-    return min(1.0, sum(shares[language] for language in languages))
+    probabilities = _predict(line)
+    return min(1.0, sum(probabilities[language] for language in languages))
 
 
-def _shares(line: str) -> dict[str, float]:
-    labels, shares = _model().predict(line, k=1000, threshold=-1.0)  # all there are
-    return {label.removeprefix("__label__"): share for label, share in zip(labels, shares, strict=True)}
+def _predict(line: str) -> dict[str, float]:
+    """Return the probability of every language, by ISO code."""
+    labels, probabilities = _model().predict(line, k=1000, threshold=-1.0)  # k above 176 returns all languages
+    return {
+        label.removeprefix("__label__"): probability for label, probability in zip(labels, probabilities, strict=True)
+    }
 
 
 @cache

@@ -1,143 +1,149 @@
-"""The rules that need no model, in the ledger's order."""
+"""The rules that need no model, in the order of the ledger."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from components.curate.caption_rules import Finding
+from components.curate.caption_rules import CaptionFinding
 from components.curate.config import CurateConfig
-from components.curate.features import Measured
+from components.curate.features import PairFeatures
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.ledger import TAKEDOWN, Ledger
 from vlmflow.images import decontamination, near_duplicates
 
-TEXT_RULES = ("junk_text", "too_long", "language", "complexity", "bad_words", "personal_data")
+CAPTION_RULES = ("junk_text", "caption_too_long", "language", "low_complexity", "blocklist", "pii")
 
 
-def taken_down(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
-    """Drop what the exclusion list names, by the pair or by the picture, from every split."""
-    if section.exclude is None:
+def drop_excluded(ledger: Ledger, features: PairFeatures, config: CurateConfig) -> None:
+    """Drop rows whose pair or image is on the exclusion list, from every split."""
+    if config.exclude is None:
         return
-    listed = exclusion_list.read(section.exclude)
-    rows = zip(measured.uids, measured.digests.tolist(), strict=True)
-    ledger.drop(TAKEDOWN, np.array([uid in listed or digest.hex() in listed for uid, digest in rows], dtype=bool))
+    excluded = exclusion_list.read(config.exclude)
+    rows = zip(features.uids, features.image_uids.tolist(), strict=True)
+    failed = np.array([uid in excluded or image_uid.hex() in excluded for uid, image_uid in rows], dtype=bool)
+    ledger.drop(TAKEDOWN, failed)
 
 
-def pictures(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
-    """Drop pictures that cannot be decoded, show too little, or show it too badly."""
-    undecodable = ledger.drop("undecodable", np.array([bool(reason) for reason in measured.reasons], dtype=bool))
-    ledger.detail[undecodable] = [measured.reasons[row] for row in undecodable]
-    ledger.drop("too_small", measured.short_side < section.min_side, measured.short_side, section.min_side)
-    if section.max_aspect is not None:
-        ledger.drop("aspect", measured.aspect > section.max_aspect, measured.aspect, section.max_aspect)
-    for rule, value, least in (
-        ("blank", measured.contrast, section.min_contrast),
-        ("noise", measured.correlation, section.min_correlation),
-        ("blurred", measured.sharpness, section.min_sharpness),
-        ("low_entropy", measured.entropy, section.min_entropy),
-        ("low_colour", measured.colour, section.min_colour),
+def drop_unusable_images(ledger: Ledger, features: PairFeatures, config: CurateConfig) -> None:
+    """Drop images that cannot be decoded, are too small or elongated, or have too little content."""
+    undecodable = ledger.drop("undecodable", np.array([bool(error) for error in features.decode_errors], dtype=bool))
+    ledger.detail[undecodable] = [features.decode_errors[row] for row in undecodable]
+    ledger.drop("too_small", features.short_side < config.min_side, features.short_side, config.min_side)
+    if config.max_aspect is not None:
+        ledger.drop("aspect_ratio", features.aspect > config.max_aspect, features.aspect, config.max_aspect)
+    for rule, value, threshold in (
+        ("blank", features.contrast, config.min_contrast),
+        ("noise", features.correlation, config.min_correlation),
+        ("blurred", features.sharpness, config.min_sharpness),
+        ("low_entropy", features.entropy, config.min_entropy),
+        ("low_colorfulness", features.colorfulness, config.min_colorfulness),
     ):
-        ledger.drop(rule, value < least, value, least)
+        ledger.drop(rule, value < threshold, value, threshold)
 
 
-def captions(ledger: Ledger, measured: Measured) -> None:
-    """Drop pairs whose caption is of no use, unless the picture's regions, lines or label are."""
-    findings = measured.findings
+def drop_unusable_captions(ledger: Ledger, features: PairFeatures) -> None:
+    """Drop pairs whose caption fails a rule, unless the image has regions, lines or a label."""
+    findings = features.findings
     value = np.array([finding.value if finding else np.nan for finding in findings])
     threshold = np.array([finding.threshold if finding else np.nan for finding in findings])
-    named = np.array([finding.rule if finding else "" for finding in findings], dtype=object)
-    for rule in TEXT_RULES:
-        rows = ledger.drop(rule, (named == rule) & ~measured.annotated, value, threshold)
-        ledger.detail[rows] = [finding.reason for finding in _only(findings, rows)]
+    failed_rule = np.array([finding.rule if finding else "" for finding in findings], dtype=object)
+    for rule in CAPTION_RULES:
+        rows = ledger.drop(rule, (failed_rule == rule) & ~features.annotated, value, threshold)
+        ledger.detail[rows] = [finding.reason for finding in _findings_of(findings, rows)]
 
 
-def rewritten(ledger: Ledger, measured: Measured) -> dict[int, str]:
-    """The captions of kept rows that are not kept as they came, by row; the ledger says why.
+def rewritten_captions(ledger: Ledger, features: PairFeatures) -> dict[int, str]:
+    """Return the rewritten captions of kept rows, by row, and note the reasons in the ledger.
 
-    "" for a pair kept for its annotations although its caption is of no use, so that nothing may learn the
-    caption; else the caption without personal data.
+    The caption of an annotated image that fails a rule becomes "", so that no model learns it. Other captions are
+    rewritten to remove personal data.
     """
-    kept = ledger.kept
-    useless = [row for row in np.flatnonzero(kept).tolist() if measured.findings[row] is not None]
-    ledger.note(
-        useless,
+    kept = np.flatnonzero(ledger.kept).tolist()
+    cleared = [row for row in kept if features.findings[row] is not None]
+    ledger.add_note(
+        cleared,
         (
             "no caption" if finding.reason == "empty" else f"caption cleared: {finding.reason}"
-            for finding in _only(measured.findings, useless)
+            for finding in _findings_of(features.findings, cleared)
         ),
     )
-    held = [row for row in np.flatnonzero(kept).tolist() if measured.personal[row]]
-    ledger.note(
-        held,
+    with_pii = [row for row in kept if features.pii[row]]
+    ledger.add_note(
+        with_pii,
         (
-            " and ".join(measured.personal[row]) + (" removed" if row in measured.rewritten else " in the caption")
-            for row in held
+            " and ".join(features.pii[row]) + (" removed" if row in features.rewritten else " in the caption")
+            for row in with_pii
         ),
     )
-    texts = {row: text for row, text in measured.rewritten.items() if kept[row]}
-    return texts | dict.fromkeys(useless, "")
+    redacted = {row: features.rewritten[row] for row in kept if row in features.rewritten}
+    return redacted | dict.fromkeys(cleared, "")
 
 
-def evaluation(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
-    """Drop training rows whose picture an evaluation set holds."""
-    if not section.decontaminate:
+def drop_contaminated(ledger: Ledger, features: PairFeatures, config: CurateConfig) -> None:
+    """Drop training rows whose image or pair is in an evaluation set."""
+    if not config.decontaminate:
         return
-    held = decontamination.read(section.decontaminate)
-    rows = np.flatnonzero(ledger.kept & ~measured.test)
-    levels = section.near_levels or 0.0
-    places, apart = decontamination.match(measured.looked(rows), held, section.near_bits, levels)
-    found, away = np.full(len(ledger), -1), np.full(len(ledger), np.nan)
-    found[rows], away[rows] = places, apart
-    found[[row for row in rows[places < 0] if measured.uids[row] in held.uids]] = len(held.names)
-    dropped = ledger.drop("in_evaluation_set", found >= 0, away, levels)
-    ledger.detail[dropped] = [[*held.names, "the pair itself"][found[row]] for row in dropped]
+    evaluation = decontamination.load_evaluation_images(config.decontaminate)
+    rows = np.flatnonzero(ledger.kept & ~features.is_test)
+    max_difference = config.max_cell_difference or 0.0
+    matches, differences = decontamination.match_images(
+        features.signatures(rows), evaluation, config.phash_distance, max_difference
+    )
+    match, difference = np.full(len(ledger), -1), np.full(len(ledger), np.nan)
+    match[rows], difference[rows] = matches, differences
+    match[[row for row in rows[matches < 0] if features.uids[row] in evaluation.uids]] = len(evaluation.names)
+    dropped = ledger.drop("in_evaluation_set", match >= 0, difference, max_difference)
+    ledger.detail[dropped] = [[*evaluation.names, "the pair itself"][match[row]] for row in dropped]
 
 
-def repeats(ledger: Ledger, measured: Measured, section: CurateConfig) -> None:
-    """Drop pairs that stand there twice, near copies of a picture, training pictures of the test set, old captions.
+def drop_duplicates(ledger: Ledger, features: PairFeatures, config: CurateConfig) -> None:
+    """Drop duplicate pairs, near duplicates of images, training images of the test set, and repeated captions.
 
-    Of equals the first by uid is kept.
+    Of equal rows the first by uid is kept.
     """
-    _same_pictures(ledger, measured, section.near_bits, section.near_levels)
-    if section.per_caption is not None:
-        _same_captions(ledger, measured, section.per_caption)
+    _drop_duplicate_images(ledger, features, config.phash_distance, config.max_cell_difference)
+    if config.max_images_per_caption is not None:
+        _drop_repeated_captions(ledger, features, config.max_images_per_caption)
 
 
-def _same_pictures(ledger: Ledger, measured: Measured, bits: int, levels: float | None) -> None:
-    """A near copy is one within `bits` of dHash and `levels` of any cell; None looks for exact ones only."""
-    order = measured.priority[ledger.kept[measured.priority]]
-    first = _spread(len(ledger), order, near_duplicates.exact([measured.pairs[row] for row in order]))
+def _drop_duplicate_images(
+    ledger: Ledger, features: PairFeatures, phash_distance: int, max_cell_difference: float | None
+) -> None:
+    """Drop exact duplicates, and near duplicates unless `max_cell_difference` is None."""
+    order = features.uid_order[ledger.kept[features.uid_order]]
+    duplicates = near_duplicates.first_occurrences([features.pair_digests[row] for row in order])
+    first = _scatter_partners(len(ledger), order, duplicates)
     ledger.drop("exact_duplicate", first >= 0, partner=first)
-    if levels is None:
+    if max_cell_difference is None:
         return
     order = order[ledger.kept[order]]
-    leaks, copies = near_duplicates.find(measured.looked(order), bits, levels)
+    leaks, copies = near_duplicates.find_duplicates(features.signatures(order), phash_distance, max_cell_difference)
     for rule, partners in (("in_test_set", leaks), ("near_duplicate", copies)):
-        partner = _spread(len(ledger), order, partners)
-        apart = np.full(len(ledger), np.nan)
+        partner = _scatter_partners(len(ledger), order, partners)
+        difference = np.full(len(ledger), np.nan)
         rows = np.flatnonzero(partner >= 0)
-        apart[rows] = near_duplicates.difference(measured.cells, rows, partner[rows])
-        ledger.drop(rule, partner >= 0, apart, levels, partner)
+        difference[rows] = near_duplicates.cell_difference(features.cells, rows, partner[rows])
+        ledger.drop(rule, partner >= 0, difference, max_cell_difference, partner)
 
 
-def _same_captions(ledger: Ledger, measured: Measured, most: int) -> None:
-    """Of the training pairs of one caption, as `captions.normalised` reads it, keep `most`, the first by uid."""
-    place, first = np.zeros(len(ledger)), np.full(len(ledger), -1)
-    members: dict[bytes, list[int]] = {}
-    for row in measured.priority[(ledger.kept & ~measured.test & ~measured.annotated)[measured.priority]].tolist():
-        same = members.setdefault(measured.captions[row], [])
-        same.append(row)
-        place[row], first[row] = len(same), same[0]
-    ledger.drop("caption_duplicate", place > most, place, most, first)
+def _drop_repeated_captions(ledger: Ledger, features: PairFeatures, max_images: int) -> None:
+    """Keep `max_images` training pairs of each normalized caption, the first by uid."""
+    rank, first = np.zeros(len(ledger)), np.full(len(ledger), -1)
+    rows_by_caption: dict[bytes, list[int]] = {}
+    for row in features.uid_order[(ledger.kept & ~features.is_test & ~features.annotated)[features.uid_order]].tolist():
+        rows = rows_by_caption.setdefault(features.caption_digests[row], [])
+        rows.append(row)
+        rank[row], first[row] = len(rows), rows[0]
+    ledger.drop("caption_duplicate", rank > max_images, rank, max_images, first)
 
 
-def _only(findings: list[Finding | None], rows: Iterable[int]) -> list[Finding]:
+def _findings_of(findings: list[CaptionFinding | None], rows: Iterable[int]) -> list[CaptionFinding]:
     return [finding for row in rows if (finding := findings[row]) is not None]
 
 
-def _spread(count: int, order: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Partners found among the rows of `order`, as partners of all rows; -1 is none."""
-    partner = np.full(count, -1)
-    rows = found >= 0
-    partner[order[rows]] = order[found[rows]]
-    return partner
+def _scatter_partners(count: int, order: np.ndarray, partners: np.ndarray) -> np.ndarray:
+    """Convert partners, (M,) indices into `order` or -1, to partners of all `count` rows."""
+    scattered = np.full(count, -1)
+    has_partner = partners >= 0
+    scattered[order[has_partner]] = order[partners[has_partner]]
+    return scattered

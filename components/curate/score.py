@@ -1,15 +1,15 @@
-"""Scores: how well a dual encoder says that picture and caption belong together, and from where a pair is kept."""
+"""Image-text scores: the scoring encoder, and the threshold or fraction that selects pairs by score."""
 
 import json
 import logging
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.curate.config import ScoreConfig
 from vlmflow.config import recipes
 from vlmflow.errors import ModelError, RecipeError
 
@@ -18,42 +18,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TWO_GROUPS = 0.68  # separation below which the scores look like one group; see `otsu`
+MIN_SEPARATION = 0.68  # below this separation the scores look like one group; see `otsu_threshold`
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """Which encoder scores, and which scores are kept.
-
-    `model` is none, bootstrap (a small encoder trained on the pairs that passed the other rules), or a folder
-    or Hugging Face id of a CLIP- or SigLIP-like model. `threshold` is otsu (the best split of this set's own
-    scores in two) or a cosine; `fraction`, where it is set, keeps that share of the pairs instead. `mask_text`
-    paints over a picture's known lines of text first. `cache` is a folder that keeps what an encoder said.
-    """
-
-    model: str = "none"
-    threshold: Literal["otsu"] | float = "otsu"
-    fraction: float | None = None
-    mask_text: bool = False
-    cache: str | None = None
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("model is none, bootstrap, a folder or a Hugging Face id; got an empty text")
-        if self.threshold != "otsu" and not -1 <= float(self.threshold) <= 1:
-            raise ValueError(f"threshold is otsu or a cosine from -1 to 1, got {self.threshold}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is a share above 0 and at most 1, got {self.fraction}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-
-
-def bootstrap_section(values: dict[str, Any], seed: int) -> "PretrainConfig":
-    """The training of the bootstrapped encoder, as its recipe's mapping says.
+def load_bootstrap_config(values: dict[str, Any], seed: int) -> "PretrainConfig":
+    """Return the configuration of the bootstrap encoder's training from the mapping in the recipe.
 
     Raises:
-        RecipeError: an unknown key, a wrong type or an impossible value.
+        RecipeError: unknown key, wrong type or invalid value.
     """
     from vlmflow.training.pretraining.config import PretrainConfig
 
@@ -64,18 +36,18 @@ def bootstrap_section(values: dict[str, Any], seed: int) -> "PretrainConfig":
     return section
 
 
-def bootstrap(pairs: Path, out: Path, section: "PretrainConfig") -> None:
+def train_encoder(pairs: Path, out: Path, config: "PretrainConfig") -> None:
     """Train a dual encoder on the training split of `pairs` and write it to `out`."""
     from vlmflow.training.pretraining.training import pretrain
 
-    pretrain(pairs=pairs, conversations=None, out=out, section=section)
+    pretrain(pairs=pairs, conversations=None, out=out, section=config)
 
 
-def resolve(model: str) -> Path:
-    """The folder of a model that is named by its folder or its Hugging Face id.
+def resolve_model(model: str) -> Path:
+    """Return the folder of a model, given its folder or its Hugging Face id; download it if necessary.
 
     Raises:
-        ModelError: neither a folder nor a model that can be fetched.
+        ModelError: it is not a folder and cannot be downloaded.
     """
     if Path(model).is_dir():
         return Path(model)
@@ -84,50 +56,50 @@ def resolve(model: str) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]))
-    except (HFValidationError, OSError) as error:  # the library's HTTP errors are OSErrors
+    except (HFValidationError, OSError) as error:  # HTTP errors of huggingface_hub are OSErrors
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"score.model {model!r}: no such folder, and cannot be fetched from the Hub: {reason}"
+            f"score.model {model!r}: no such folder, and the download from the Hugging Face Hub failed: {reason}"
         ) from None
 
 
-def card(scorer: Path, **facts: Any) -> None:
-    """Write the scorer's `card.json` where no training wrote one."""
+def write_card(scorer: Path, **facts: Any) -> None:
+    """Write the `card.json` of the scorer."""
     scorer.mkdir(parents=True, exist_ok=True)
     (scorer / "card.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def choose(scores: np.ndarray, uids: list[str], section: ScoreConfig) -> tuple[np.ndarray, float]:
-    """Which of the scored pairs to keep, (N,) bool, and the least score that is kept.
+def select_by_score(scores: np.ndarray, uids: list[str], config: ScoreConfig) -> tuple[np.ndarray, float]:
+    """Return which of the scored pairs to keep, (N,) bool, and the smallest score that is kept.
 
-    Exactly ceil(N * fraction) are kept where a fraction is asked for; ties go to the smaller uid.
+    With a fraction exactly ceil(N * fraction) pairs are kept; ties go to the smaller uid.
     """
-    if section.fraction is not None:
-        count = math.ceil(Fraction(repr(section.fraction)) * len(scores))  # 0.1 * 30 is above 3 in floats
+    if config.fraction is not None:
+        count = math.ceil(Fraction(repr(config.fraction)) * len(scores))  # exact: 0.1 * 30 exceeds 3 in floating point
         best = sorted(range(len(scores)), key=lambda row: (-scores[row], uids[row]))[:count]
         keep = np.zeros(len(scores), dtype=bool)
         keep[best] = True
         return keep, float(scores[best[-1]])
-    threshold = otsu(scores)[0] if section.threshold == "otsu" else float(section.threshold)
+    threshold = otsu_threshold(scores)[0] if config.threshold == "otsu" else float(config.threshold)
     return scores >= threshold, threshold
 
 
-def otsu(scores: np.ndarray) -> tuple[float, float]:
-    """The split of the scores in two that leaves the least variance within, and how well it parts them.
+def otsu_threshold(scores: np.ndarray) -> tuple[float, float]:
+    """Split the scores in two groups with the smallest variance within the groups (Otsu's method).
 
     Returns:
-        threshold: the least score of the upper part.
-        separation: variance between the parts over all variance, 0-1; 0.64 for one Gaussian, 0.75 for
-            evenly spread scores, more for two groups.
+        threshold: smallest score of the upper group.
+        separation: variance between the groups over total variance, 0 to 1: 0.64 for one Gaussian, 0.75 for
+            uniform scores, more for two groups.
 
-    Source: Otsu 1979, eqs. 18 and 22, over the sorted scores themselves, not over a histogram.
+    Source: Otsu 1979, eqs. 18 and 22, over the sorted scores instead of a histogram.
     """
     ordered = np.sort(scores.astype(np.float64))
     count = np.arange(1, len(ordered))
     below = np.cumsum(ordered)[:-1] / count
     above = (ordered.sum() - np.cumsum(ordered)[:-1]) / (len(ordered) - count)
     between = count * (len(ordered) - count) * (above - below) ** 2 / len(ordered) ** 2
-    between[ordered[1:] == ordered[:-1]] = 0  # a split inside a tie is none
+    between[ordered[1:] == ordered[:-1]] = 0  # no split between equal scores
     if not len(between) or not between.max() > 0:
         return float(ordered[0]), 0.0
     best = int(between.argmax())

@@ -1,4 +1,4 @@
-"""Choice among good pairs: classes that agree, no meaning twice, no subject too often."""
+"""Filters on image embeddings and on the balance of the captions' words, applied after the score filter."""
 
 from collections.abc import Iterator
 
@@ -6,109 +6,115 @@ import numpy as np
 
 from components.curate import balance, clusters, label_consistency
 from components.curate.candidates import Candidates
-from components.curate.config import CurateConfig
+from components.curate.config import CurateConfig, LabelConsistencyConfig
 from components.curate.encoder import Encoder
 from components.curate.engine import Engine
+from components.curate.phrases import load_phrases
+from vlmflow.artifacts.ledger import Ledger
 from vlmflow.images import decontamination, image_statistics
 
 
-def by_vectors(candidates: Candidates, encoder: Encoder, section: CurateConfig, engine: Engine) -> None:
-    """The rules that look at where the encoder puts the pictures, in the order of uids."""
-    ledger, wanted = candidates.ledger, candidates.wanted
-    if not wanted.any():
+def apply_vector_filters(candidates: Candidates, encoder: Encoder, config: CurateConfig, engine: Engine) -> None:
+    """Apply the rules that use image embeddings, in the order of the uids."""
+    ledger, selected = candidates.ledger, candidates.eligible
+    if not selected.any():
         return
-    found = encoder.places(candidates.pairs, wanted, engine)
-    places = np.full(len(ledger), -1)
-    places[wanted] = np.arange(wanted.sum())
-    order = candidates.measured.priority[wanted[candidates.measured.priority]]
-    vectors = found[places[order]]
-    if section.agreement.classes:
-        _by_classes(candidates, encoder, order, vectors, section.agreement)
-        left = ledger.kept[order]
-        order, vectors = order[left], vectors[left]
-    if section.clusters.wanted and len(order):
-        _by_clusters(candidates, encoder, order, vectors, section)
+    embeddings = encoder.embed_rows(candidates.pairs, selected, engine)
+    index_of_row = np.full(len(ledger), -1)
+    index_of_row[selected] = np.arange(selected.sum())
+    order = candidates.features.uid_order[selected[candidates.features.uid_order]]
+    vectors = embeddings[index_of_row[order]]
+    if config.label_consistency.classes:
+        _drop_label_mismatches(candidates, encoder, order, vectors, config.label_consistency)
+        kept = ledger.kept[order]
+        order, vectors = order[kept], vectors[kept]
+    if config.clusters.wanted and len(order):
+        _apply_cluster_filters(candidates, encoder, order, vectors, config)
 
 
-def _by_classes(
+def _drop_label_mismatches(
     candidates: Candidates,
     encoder: Encoder,
     order: np.ndarray,
     vectors: np.ndarray,
-    section: label_consistency.LabelConsistencyConfig,
+    config: LabelConsistencyConfig,
 ) -> None:
-    """Rule disagreement."""
-    from vlmflow.inference.loading import class_vectors
+    """Apply rule `label_mismatch` to the rows `order`, (M,), with embeddings (M, D)."""
+    from vlmflow.inference.embedding import class_vectors
 
-    similarities = np.zeros((len(candidates.ledger), len(section.classes)), dtype=np.float32)
-    similarities[order] = vectors @ class_vectors(encoder.loaded, section.classes).T
-    rank = np.ones(len(candidates.ledger))
-    named: dict[int, list[int]] = {}
-    wanted = np.zeros(len(rank), dtype=bool)
-    wanted[order] = True
-    for row, pair in zip(np.flatnonzero(wanted).tolist(), candidates.rows(wanted, ["caption"]), strict=True):
-        if mentioned := label_consistency.named(pair["caption"], section.classes):
-            named[row], rank[row] = mentioned, label_consistency.rank(similarities[row], mentioned)
-    for row in candidates.ledger.drop("disagreement", rank > section.top, rank, section.top).tolist():
-        said, seen = (section.classes[place] for place in (named[row][0], int(similarities[row].argmax())))
-        candidates.ledger.note([row], [f"says {said}, looks like {seen}"])
+    ledger = candidates.ledger
+    similarities = np.zeros((len(ledger), len(config.classes)), dtype=np.float32)
+    similarities[order] = vectors @ class_vectors(encoder.loaded, config.classes).T
+    rank = np.ones(len(ledger))
+    mentioned: dict[int, list[int]] = {}
+    selected = np.zeros(len(ledger), dtype=bool)
+    selected[order] = True
+    for row, pair in zip(np.flatnonzero(selected).tolist(), candidates.rows(selected, ["caption"]), strict=True):
+        if classes := label_consistency.mentioned_classes(pair["caption"], config.classes):
+            mentioned[row], rank[row] = classes, label_consistency.best_rank(similarities[row], classes)
+    for row in ledger.drop("label_mismatch", rank > config.top, rank, config.top).tolist():
+        caption_class, image_class = (config.classes[i] for i in (mentioned[row][0], int(similarities[row].argmax())))
+        ledger.add_note([row], [f"caption names {caption_class}, image is most similar to {image_class}"])
 
 
-def _by_clusters(
-    candidates: Candidates, encoder: Encoder, order: np.ndarray, vectors: np.ndarray, section: CurateConfig
+def _apply_cluster_filters(
+    candidates: Candidates, encoder: Encoder, order: np.ndarray, vectors: np.ndarray, config: CurateConfig
 ) -> None:
-    """Rules semantic_duplicate, off_reference and crowded_cluster, for the rows `order` with their vectors."""
-    ledger, asked = candidates.ledger, section.clusters
-    centres = clusters.centroids(vectors, asked.count, section.seed)
-    assigned, close = clusters.nearest(vectors, centres)
+    """Apply the cluster rules to the rows `order`, (M,), with embeddings (M, D)."""
+    ledger, options = candidates.ledger, config.clusters
+    centres = clusters.centroids(vectors, options.count, config.seed)
+    assigned, to_centroid = clusters.nearest_centroids(vectors, centres)
     value, partner = np.full(len(ledger), np.nan), np.full(len(ledger), -1)
-    if asked.epsilon is not None:
-        earlier, value[order] = clusters.repeats(vectors, assigned, close)
+    if options.epsilon is not None:
+        earlier, value[order] = clusters.semantic_duplicates(vectors, assigned, to_centroid)
         partner[order] = np.where(earlier >= 0, order[earlier], -1)
-        least = 1 - asked.epsilon
-        ledger.drop("semantic_duplicate", value > least, value, least, partner)
-    if asked.reference is not None:
-        votes = np.bincount(clusters.nearest(_reference(encoder, asked.reference), centres)[0], minlength=len(centres))
+        threshold = 1 - options.epsilon
+        ledger.drop("semantic_duplicate", value > threshold, value, threshold, partner)
+    if options.reference is not None:
+        reference = clusters.nearest_centroids(_embed_reference(encoder, options.reference), centres)[0]
         value[:] = 1
-        value[order] = votes[assigned]
-        rows = ledger.drop("off_reference", value < 1, value, 1)
-        ledger.note(rows, (f"cluster {assigned[place]}" for place in _places(order, rows)))
-    if asked.per_cluster is not None:
-        left = ledger.kept[order]
-        draws = balance.draws([ledger.uids[row] for row in order[left]], section.seed)
+        value[order] = np.bincount(reference, minlength=len(centres))[assigned]
+        _note_clusters(ledger, ledger.drop("outside_reference", value < 1, value, 1), order, assigned)
+    if options.per_cluster is not None:
+        kept = ledger.kept[order]
+        draws = balance.uniform_draws([ledger.uids[row] for row in order[kept]], config.seed)
         value[:] = 0
-        value[order[left]] = clusters.ranks(assigned[left], draws)
-        rows = ledger.drop("crowded_cluster", value > asked.per_cluster, value, asked.per_cluster)
-        ledger.note(rows, (f"cluster {assigned[place]}" for place in _places(order, rows)))
+        value[order[kept]] = clusters.rank_in_cluster(assigned[kept], draws)
+        rows = ledger.drop("crowded_cluster", value > options.per_cluster, value, options.per_cluster)
+        _note_clusters(ledger, rows, order, assigned)
 
 
-def _places(order: np.ndarray, rows: np.ndarray) -> list[int]:
-    """Where each of `rows` stands in `order`."""
-    place = {row: number for number, row in enumerate(order.tolist())}
-    return [place[row] for row in rows.tolist()]
+def _note_clusters(ledger: Ledger, rows: np.ndarray, order: np.ndarray, assigned: np.ndarray) -> None:
+    """Note in the ledger which cluster each of `rows` is in."""
+    cluster = dict(zip(order.tolist(), assigned.tolist(), strict=True))
+    ledger.add_note(rows, (f"cluster {cluster[row]}" for row in rows.tolist()))
 
 
-def _reference(encoder: Encoder, path: str) -> np.ndarray:
+def _embed_reference(encoder: Encoder, path: str) -> np.ndarray:
+    """Return the embeddings (R, D) of the reference images that can be decoded."""
+
     def readable() -> Iterator[bytes]:
-        with image_statistics.quiet():
+        with image_statistics.ignore_pillow_warnings():
             yield from (
-                image for _, _, image in decontamination.content(path) if not image_statistics.look(image).reason
+                image
+                for _, _, image in decontamination.iter_evaluation_images(path)
+                if not image_statistics.read_thumbnail(image).reason
             )
 
-    return encoder.vectors(readable())
+    return encoder.embed_images(readable())
 
 
-def balanced(candidates: Candidates, section: CurateConfig) -> None:
-    """Rule unbalanced, for the training pairs with a caption that are left."""
-    asked, ledger, wanted = section.balance, candidates.ledger, candidates.wanted
-    if asked.limit is None or not wanted.any():
+def apply_balance(candidates: Candidates, config: CurateConfig) -> None:
+    """Apply rule `balancing` to the training pairs that are still kept and have a caption."""
+    options, ledger, selected = config.balance, candidates.ledger, candidates.eligible
+    if options.limit is None or not selected.any():
         return
-    entries = balance.read(asked.entries) if asked.entries else None
-    rows = np.flatnonzero(wanted)
-    matched = [balance.matches(row["caption"], entries) for row in candidates.rows(wanted, ["caption"])]
-    probability, drawn = np.ones(len(ledger)), np.zeros(len(ledger))
-    probability[rows] = balance.probabilities(matched, asked.limit)
-    drawn[rows] = balance.draws([ledger.uids[row] for row in rows], section.seed)
-    dropped = ledger.drop("unbalanced", probability <= drawn, probability, drawn)
-    bare = {row for row, entries in zip(rows.tolist(), matched, strict=True) if not entries}
-    ledger.note(dropped, ("matches no entry" if row in bare else "" for row in dropped.tolist()))
+    entries = load_phrases(options.entries, "balance.entries") if options.entries else None
+    rows = np.flatnonzero(selected)
+    matched = [balance.match_entries(row["caption"], entries) for row in candidates.rows(selected, ["caption"])]
+    probability, draw = np.ones(len(ledger)), np.zeros(len(ledger))
+    probability[rows] = balance.keep_probabilities(matched, options.limit)
+    draw[rows] = balance.uniform_draws([ledger.uids[row] for row in rows], config.seed)
+    dropped = ledger.drop("balancing", probability <= draw, probability, draw)
+    unmatched = {row for row, entries in zip(rows.tolist(), matched, strict=True) if not entries}
+    ledger.add_note(dropped, ("matches no entry" if row in unmatched else "" for row in dropped.tolist()))

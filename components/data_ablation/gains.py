@@ -1,4 +1,4 @@
-"""What each stage of curation returned: models trained alike on what was left, compared on the same pictures."""
+"""Gains of the stages of curation: one model trained on the pairs after each stage, compared on the same images."""
 
 import json
 from dataclasses import asdict
@@ -13,43 +13,45 @@ from vlmflow.evaluation.scores import read_examples
 
 
 def write_gains(
-    scores: dict[str, Path], ledger: Path, returns: Path, page: Path, config: DataAblationConfig
+    scores: dict[str, Path], ledger: Path, gains: Path, page: Path, config: DataAblationConfig
 ) -> dict[str, Any]:
-    """Write what each stage bought and cost to `returns` (JSON) and as a table and a plot to `page` (HTML).
+    """Write gains and costs of each stage to `gains` (JSON), and a page with a table and a plot to `page` (HTML).
 
     Args:
-        scores: the evaluation after each stage, in their order, `raw` first; all on the same examples.
-        ledger: the curation's.
+        scores: folder of the evaluation after each stage, in their order, `raw` first; all on the same examples.
+        ledger: folder of the curation's ledger.
 
     Raises:
-        DataError: a capability that was not measured.
+        DataError: a capability of the recipe was not evaluated.
     """
-    found = {
+    report = {
         "capabilities": list(config.capabilities),
         "confidence": config.confidence,
         "stages": [_stage_gains(stage, scores, ledger, config) for stage in scores],
     }
-    returns.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    gains.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     from components.data_ablation.page import render
 
-    page.write_text(render(found), encoding="utf-8")
-    return found
+    page.write_text(render(report), encoding="utf-8")
+    return report
 
 
 def _stage_gains(stage: str, scores: dict[str, Path], ledger: Path, config: DataAblationConfig) -> dict[str, Any]:
-    """Rows that the stage took, its seconds, and each capability with its gain over raw and the stage before."""
+    """Return the rows that the stage dropped, its duration, and the gains over raw and over the previous stage."""
     order = list(scores)
-    before = order[max(0, order.index(stage) - 1)]
+    previous = order[max(0, order.index(stage) - 1)]
     values = json.loads((scores[stage] / "scores.json").read_text(encoding="utf-8"))["capabilities"]
     if missing := [name for name in config.capabilities if name not in values]:
-        raise DataError(f"roi.capabilities: {missing[0]!r} was not measured; measured: {', '.join(values)}")
+        raise DataError(
+            f"data_ablation.capabilities: {missing[0]!r} was not evaluated; choose from {', '.join(values)}"
+        )
     options: dict[str, Any] = {
         "protected": config.capabilities, "confidence": config.confidence, "seed": config.seed
     }  # fmt: skip
-    here = read_examples(scores[stage])
+    examples = read_examples(scores[stage])
     gains = {
-        name: {c.capability: asdict(c) for c in compare(here, read_examples(scores[other]), **options)}
-        for name, other in (("over_raw", "raw"), ("over_stage_before", before))
+        name: {c.capability: asdict(c) for c in compare(examples, read_examples(scores[other]), **options)}
+        for name, other in (("over_raw", "raw"), ("over_previous_stage", previous))
     }
     summary = json.loads((ledger / "summary.json").read_text(encoding="utf-8"))
     cost = json.loads((ledger / "cost.json").read_text(encoding="utf-8"))
@@ -63,8 +65,8 @@ def _stage_gains(stage: str, scores: dict[str, Path], ledger: Path, config: Data
 
 
 def _rules_of_stage(stage: str) -> tuple[str, ...]:
-    """The rules of `stage`: those after the stage before it, up to its last."""
+    """Return the rules of `stage`: those after the last rule of the previous stage."""
     stages = list(STAGES)
-    place = stages.index(stage)
-    first = RULES.index(STAGES[stages[place - 1]]) + 1 if place else 0
+    index = stages.index(stage)
+    first = RULES.index(STAGES[stages[index - 1]]) + 1 if index else 0
     return RULES[first : RULES.index(STAGES[stage]) + 1]

@@ -7,7 +7,7 @@ from vlmflow.runtime.step import step
 def instructions(
     pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "instructions"
 ):
-    """Turn pairs into questions and answers: captions, objects, boxes, yes or no, lines of text."""
+    """Build conversations from pairs: captions, objects, boxes, yes-or-no questions, lines of text."""
     from pathlib import Path
 
     from components.instructions.config import InstructionConfig

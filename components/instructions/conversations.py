@@ -1,10 +1,9 @@
-"""Task sets: questions and answers about each picture, made from what is known of it.
+"""Instruction data: conversations about each image, built from its annotations.
 
-1. A caption answers `Describe the picture.`
-2. The regions' categories answer `Name the objects.` and, with categories that are not there, yes-or-no
-   questions.
-3. Each region answers where its phrase is.
-4. Each line of text becomes a picture of its own, cut out, and answers what it reads.
+1. The caption answers `Describe the picture.`
+2. The categories of the regions answer `Name the objects.` and, together with absent categories, yes-or-no questions.
+3. The box of a region answers where its phrase is.
+4. Each line of text is cropped to an image of its own, whose text is the answer.
 """
 
 import io
@@ -21,7 +20,7 @@ from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError
 from vlmflow.evaluation import objects
-from vlmflow.images.boxes import Box, canonical
+from vlmflow.images.boxes import Box, format_box
 from vlmflow.images.decoding import decode
 from vlmflow.inference.prompts import DESCRIBE_IMAGE, NAME_OBJECTS
 
@@ -29,17 +28,17 @@ READ_LINE = "Read the line."
 
 
 def grounding_question(phrase: str) -> str:
-    """The question for a referring expression."""
+    """Return the question for a referring expression."""
     return f"Where is the {phrase}?"
 
 
 def presence_question(category: str) -> str:
-    """The yes-or-no question of POPE (Li et al. 2023)."""
+    """Return the yes-or-no question of POPE (Li et al. 2023)."""
     return f"Is there {objects.article(category)} {category}?"
 
 
 def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Dataset:
-    """Write the conversations of every pair in `pairs`, in its order.
+    """Write the conversations of every pair in `pairs`, in order.
 
     Raises:
         DataError: no pair yields a question (no captions, no regions, no lines).
@@ -66,12 +65,14 @@ def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Da
         notes=notes | {"rows": counts},
     )
     if not len(written):
-        raise DataError(f"{pairs}: no pair has a caption, a region or a line of text; nothing can be asked about it")
+        raise DataError(
+            f"{pairs}: no pair has a caption, a region or a line of text; there is nothing to build conversations from"
+        )
     return written
 
 
 def category_vocabulary(pairs: Dataset) -> list[str]:
-    """Every category that a region of `pairs` has, the most frequent first."""
+    """Return the categories of all regions of `pairs`, the most frequent first."""
     counts = Counter(
         region["category"] or region["phrase"] for row in pairs.rows(["regions"]) for region in row["regions"] or []
     )
@@ -81,7 +82,7 @@ def category_vocabulary(pairs: Dataset) -> list[str]:
 def pair_conversations(
     pair: dict[str, Any], categories: list[str], config: InstructionConfig
 ) -> Iterator[dict[str, Any]]:
-    """The rows of schema `conversations` that one pair yields; the same for a uid and a seed."""
+    """Yield the rows of schema `conversations` for one pair; they depend on its uid and the seed."""
     rng = random.Random(f"{config.seed}/{pair['uid']}")
     regions, lines = pair["regions"] or [], pair["lines"] or []
 
@@ -102,32 +103,32 @@ def pair_conversations(
         yield row("objects", [(NAME_OBJECTS, objects.list_objects(present))], pair["image"])
         size = pair["width"], pair["height"]
         chosen = rng.sample(regions, min(config.regions, len(regions)))
-        boxes = [(r["phrase"], canonical(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]
+        boxes = [(r["phrase"], format_box(Box(r["x0"], r["y0"], r["x1"], r["y1"], *size))) for r in chosen]
         if boxes:
             yield row("ground", [(grounding_question(phrase), box) for phrase, box in boxes], pair["image"])
         if yes_no := _yes_no(present, categories, config.yes_no, rng):
             yield row("vqa", yes_no, pair["image"])
     if lines:
-        picture = decode(pair["image"]["bytes"])
+        image = decode(pair["image"]["bytes"])
         for i, line in enumerate(lines[: config.lines]):
-            yield row("ocr", [(READ_LINE, line["text"])], _crop(picture, line), str(i))
+            yield row("ocr", [(READ_LINE, line["text"])], _crop_line(image, line), str(i))
 
 
 def _yes_no(present: list[str], categories: list[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """As many questions whose answer is yes as no; the absent categories are drawn at random."""
-    there, absent = sorted(set(present)), [c for c in categories if c not in present]
-    half = min((count + 1) // 2, len(there), max(1, len(absent)))
-    turns = [(presence_question(c), "yes") for c in rng.sample(there, half)]
+    """Return as many questions with answer yes as with no, about random present and absent categories."""
+    existing, absent = sorted(set(present)), [c for c in categories if c not in present]
+    half = min((count + 1) // 2, len(existing), max(1, len(absent)))
+    turns = [(presence_question(c), "yes") for c in rng.sample(existing, half)]
     turns += [(presence_question(c), "no") for c in rng.sample(absent, min(half, len(absent)))]
     rng.shuffle(turns)
     return turns[:count]
 
 
-def _crop(picture: Image.Image, line: dict[str, Any]) -> bytes:
+def _crop_line(image: Image.Image, line: dict[str, Any]) -> bytes:
     x0, y0 = max(0, int(line["x0"])), max(0, int(line["y0"]))
-    x1, y1 = max(x0 + 1, min(picture.width, round(line["x1"]))), max(y0 + 1, min(picture.height, round(line["y1"])))
-    strip = picture.convert("RGB").crop((x0, y0, x1, y1))
+    x1, y1 = max(x0 + 1, min(image.width, round(line["x1"]))), max(y0 + 1, min(image.height, round(line["y1"])))
+    strip = image.convert("RGB").crop((x0, y0, x1, y1))
     buffer = io.BytesIO()
-    # A model squeezes every picture to a square; in a square already, letters keep their shape.
+    # Models resize every image to a square. Padding to a square keeps the shape of the letters.
     ImageOps.pad(strip, (max(strip.size), max(strip.size))).save(buffer, "PNG")
     return buffer.getvalue()

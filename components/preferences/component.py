@@ -11,7 +11,7 @@ def preferences(
     preferences: dsl.Output[dsl.Dataset],
     section: str = "preferences",
 ):
-    """Collect preference pairs: the truth against what the model itself makes up."""
+    """Collect preference pairs: correct lists of objects, preferred to lists in which the model hallucinates."""
     from pathlib import Path
 
     from components.preferences.preferences import collect_preferences

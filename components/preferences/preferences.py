@@ -1,7 +1,7 @@
-"""Preference pairs from the model's own mistakes.
+"""Preference pairs from the model's own hallucinations.
 
-The model lists the objects of training pictures, sampled; where it names one that is not there, the true
-list is preferred to its own. On-policy pairs teach about what this model does, not about what others do.
+The model lists the objects of training images, with sampling. Where its list contains an absent object, the true list
+is chosen and its own is rejected. Such on-policy pairs show the mistakes of this model, not those of another.
 """
 
 import logging
@@ -23,44 +23,47 @@ logger = logging.getLogger(__name__)
 
 
 def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str, section: str) -> Dataset:
-    """Write the dataset of preferences; empty, with the reason on its card, where there is nothing to prefer."""
+    """Write the dataset of preferences; without suitable data it is empty, with the reason on its card."""
     data = Dataset(conversations, "conversations")
     parents = [data.hash, Checkpoint(model).hash]
-    preferring = recipes.load(PreferenceConfig, recipe, section)
+    config = recipes.load(PreferenceConfig, recipe, section)
     categories: list[str] = data.card.notes.get("categories", [])
-    asked = [
-        r for r in data.rows() if r["split"] == "train" and any(m["content"] == NAME_OBJECTS for m in r["messages"])
+    questions = [
+        row
+        for row in data.rows()
+        if row["split"] == "train" and any(message["content"] == NAME_OBJECTS for message in row["messages"])
     ]
     reason = ""
     if recipes.section(recipe, section) is None:
         reason = f"the recipe has no section {section!r}"
-    elif not asked:
-        reason = "the data names no objects, so nothing tells the truth from what was made up"
+    elif not questions:
+        reason = "no training conversation lists the objects of its image"
     if reason:
-        logger.warning("skipped: %s; no preferences", reason)
+        logger.warning("no preferences collected: %s", reason)
         notes = {"skipped": reason}
         return dataset.write(
             out, "preferences", [], step="preferences", parents=parents, notes=notes, revision=data.card.revision
         )
-    from vlmflow.inference.loading import chat, load  # not for reading a recipe
+    from vlmflow.inference.generation import chat
+    from vlmflow.inference.loading import load  # heavy imports, not needed if skipped
 
-    rng = random.Random(preferring.seed)
-    asked = rng.sample(asked, min(preferring.pictures, len(asked)))
+    rng = random.Random(config.seed)
+    questions = rng.sample(questions, min(config.images, len(questions)))
     answers = chat(
         load(model),
-        [decode(row["images"][0]["bytes"]) for row in asked],
-        [NAME_OBJECTS] * len(asked),
+        [decode(row["images"][0]["bytes"]) for row in questions],
+        [NAME_OBJECTS] * len(questions),
         batch_size=256,
-        temperature=preferring.temperature,
-        seed=preferring.seed,
+        temperature=config.temperature,
+        seed=config.seed,
     )
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row, answer in zip(asked, answers, strict=True):
+        for row, answer in zip(questions, answers, strict=True):
             contents = [message["content"] for message in row["messages"]]
             truth = contents[contents.index(NAME_OBJECTS) + 1]
-            true, said = objects.parse(truth, categories), objects.parse(answer, categories)
-            if any(category not in true for category in said):
+            present, answered = objects.parse(truth, categories), objects.parse(answer, categories)
+            if any(category not in present for category in answered):
                 name = dataset.uid(row["uid"].encode(), truth, answer)
                 yield {"uid": name, "pair": row["pair"], "images": row["images"], "prompt": NAME_OBJECTS, "chosen": truth,
                        "rejected": answer, "source": "model", "split": "train"}  # fmt: skip
@@ -70,10 +73,10 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
         "preferences",
         rows(),
         step="preferences",
-        recipe=preferring.model_dump(),
+        recipe=config.model_dump(),
         parents=parents,
-        notes={"asked": len(asked)},
+        notes={"asked": len(questions)},
         revision=data.card.revision,
     )
-    logger.info("%d of %d answers made something up", len(written), len(asked))
+    logger.info("%d of %d answers name an absent object", len(written), len(questions))
     return written

@@ -1,4 +1,4 @@
-"""The settings of a sweep: a grid over values of the recipe's section `pretrain`."""
+"""The settings of a sweep: a grid over values of the section `pretrain`."""
 
 import itertools
 import json
@@ -10,17 +10,17 @@ from vlmflow.training.pretraining.config import PretrainConfig
 
 
 def grid_points(config: SweepConfig, recipe: str) -> list[str]:
-    """Each combination as JSON, in the order of the grid, the last path varying fastest.
+    """Return each combination as JSON, in the order of the grid; the last path varies fastest.
 
     Raises:
-        RecipeError: one that section `pretrain` refuses, by name; before anything is trained.
+        RecipeError: a combination is invalid in section `pretrain`; this is checked before any training.
     """
-    found = [
+    settings = [
         json.dumps(dict(zip(config.grid, point, strict=True))) for point in itertools.product(*config.grid.values())
     ]
-    for setting in found:
+    for setting in settings:
         try:
             recipes.load(PretrainConfig, recipes.changed(recipes.parse(recipe), "pretrain", setting), "pretrain")
         except RecipeError as error:
             raise RecipeError(f"sweep.grid: {setting}: {error}") from None
-    return found
+    return settings

@@ -1,6 +1,6 @@
 import pytest
 
-from components.curate.caption_cleaning import junk
+from components.curate.caption_cleaning import find_junk
 
 USELESS = {
     "empty": ["", "  \n ", None],
@@ -43,7 +43,7 @@ USEFUL = [
 
 @pytest.mark.parametrize(("reason", "caption"), [(r, c) for r, captions in USELESS.items() for c in captions])
 def test_a_useless_caption_is_found_and_named(reason: str, caption: str | None) -> None:
-    finding = junk("a dog 12345", min_words=3)
+    finding = find_junk("a dog 12345", min_words=3)
     assert finding is not None and (finding.reason, finding.value, finding.threshold) == ("too few words", 2, 3)
 
 
@@ -57,4 +57,4 @@ def test_long_hostile_text_takes_no_time() -> None:
         "a/" * 20_000,
         "x@" * 20_000,
     ):
-        junk(text)  # a pattern that backtracks would not come back
+        find_junk(text)  # a pattern that backtracks would not come back

@@ -114,7 +114,7 @@ def test_bad_words_are_whole_words(tmp_path: Path) -> None:
     for caption in ("a class of glass", "bad and thing", "thing bad", ""):
         assert count_blocklisted(caption, entries) == 0, caption
     finding = check_caption("an ass", rules(blocklist=[str(file)])).finding
-    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("bad_words", 1, 0)
+    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("blocklist", 1, 0)
     assert "ass" not in finding.reason.split()  # the ledger repeats no bad word
 
 
@@ -146,7 +146,7 @@ def test_what_is_removed_leaves_the_rest() -> None:
         ("ignore", None, (), None),
         ("flag", None, ("phone",), None),
         ("remove", None, ("phone",), "a boat for sale"),
-        ("drop", "personal_data", ("phone",), None),
+        ("drop", "pii", ("phone",), None),
     ],
 )
 def test_personal_data_by_mode(mode: str, finding: str | None, personal: tuple, rewritten: str | None) -> None:
@@ -161,7 +161,7 @@ def test_what_is_nothing_but_personal_data_is_junk_once_it_is_removed() -> None:
 
 def test_long_captions() -> None:
     finding = check_caption("word of many words", rules(max_words=3)).finding
-    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("too_long", 4, 3)
+    assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("caption_too_long", 4, 3)
     assert check_caption("word of words", rules(max_words=3)).finding is None
 
 

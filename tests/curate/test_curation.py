@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
 
-from components.curate.config import CurateConfig
+from components.curate.config import CurateConfig, ScoreConfig
 from components.curate.curation import curate
-from components.curate.score import ScoreConfig
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.artifacts.ledger import RULES, Ledger, history
@@ -20,7 +19,7 @@ from vlmflow.errors import DataError, RecipeError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 BY_DEFAULT = frozenset(
-    ["undecodable", "too_small", "aspect", "blank", "noise", "junk_text", "exact_duplicate", "in_test_set"]
+    ["undecodable", "too_small", "aspect_ratio", "blank", "noise", "junk_text", "exact_duplicate", "in_test_set"]
     + ["near_duplicate"]
 )
 REGION = {"phrase": "a dot", "x0": 1.0, "y0": 1.0, "x1": 5.0, "y1": 5.0}
@@ -65,7 +64,7 @@ def noisy() -> list[dict[str, Any]]:
         rows += [
             pair(whole[: len(whole) // 2], f"cut off {i}", source="undecodable"),
             pair(encoded(picture(30 + i, (9, 40))), f"thin {i} of all", source="too_small"),
-            pair(encoded(picture(40 + i, (20, 200))), f"a strip {i}", source="aspect"),
+            pair(encoded(picture(40 + i, (20, 200))), f"a strip {i}", source="aspect_ratio"),
             pair(encoded(Image.new("RGB", (50, 50), (9, 99, 200 + i))), f"plain {i} blue", source="blank"),
             pair(encoded(Image.fromarray(white[i])), f"snow {i} on the screen", source="noise"),
             pair(encoded(picture(50 + i)), ("IMG_0042.jpg", "click here")[i], source="junk_text"),
@@ -102,8 +101,8 @@ def test_the_ledger_says_by_how_much_and_against_what(tmp_path: Path) -> None:
         assert entry["verdict"] == ("dropped" if rule else "kept")
         if rule in ("too_small", "blank", "noise", "junk_text"):
             assert entry["value"] < entry["threshold"]
-        elif rule in ("aspect", "near_duplicate", "in_test_set"):
-            assert (entry["value"] > entry["threshold"]) == (rule == "aspect")
+        elif rule in ("aspect_ratio", "near_duplicate", "in_test_set"):
+            assert (entry["value"] > entry["threshold"]) == (rule == "aspect_ratio")
         if rule == "undecodable":
             assert "truncated" in entry["detail"]
         if rule == "too_small":
@@ -128,18 +127,18 @@ def test_what_is_off_by_default_drops_what_it_is_for(tmp_path: Path) -> None:
     rows = [
         pair(encoded(sharp.filter(ImageFilter.GaussianBlur(8))), "a blurred picture of patches", source="blurred"),
         pair(encoded(two), "yellow beside blue", source="low_entropy"),
-        pair(encoded(sharp.convert("L")), "patches in grey", source="low_colour"),
-        pair(photos[0], "a picture with far more words in it than anybody would want", source="too_long"),
+        pair(encoded(sharp.convert("L")), "patches in grey", source="low_colorfulness"),
+        pair(photos[0], "a picture with far more words in it than anybody would want", source="caption_too_long"),
         pair(photos[0], "ein Bild mit bunten Flächen", source="language"),
-        pair(photos[0], "colourful patches", source="complexity"),
-        pair(photos[0], "a nasty picture of patches", source="bad_words"),
-        pair(photos[0], "patches of colour, phone 555-867-5309", source="personal_data"),
+        pair(photos[0], "colourful patches", source="low_complexity"),
+        pair(photos[0], "a nasty picture of patches", source="blocklist"),
+        pair(photos[0], "patches of colour, phone 555-867-5309", source="pii"),
         *sorted((pair(photo, "patches of colour", source="") for photo in photos), key=lambda row: row["uid"]),
     ]
     rows[-1]["source"] = "caption_duplicate"
     section = {
-        "min_sharpness": 100.0, "min_entropy": 2.0, "min_colour": 10.0, "max_words": 9, "languages": ["en"],
-        "min_relations": 1, "bad_words": [str(listed)], "personal_data": "drop", "per_caption": 2,
+        "min_sharpness": 100.0, "min_entropy": 2.0, "min_colorfulness": 10.0, "max_words": 9, "languages": ["en"],
+        "min_relations": 1, "blocklist": [str(listed)], "pii": "drop", "max_images_per_caption": 2,
     }  # fmt: skip
     _, ledger, _ = run(tmp_path, rows, **section)
     assert [entry["rule"] for entry in ledger] == [row["source"] for row in rows]
@@ -155,7 +154,7 @@ def test_personal_data_is_removed_from_what_is_kept_and_said_in_the_ledger(tmp_p
         ("flag", rows[0]["caption"], "phone in the caption"),
         ("ignore", rows[0]["caption"], ""),
     ):
-        curated, ledger, _ = run(tmp_path / mode, rows, personal_data=mode)
+        curated, ledger, _ = run(tmp_path / mode, rows, pii=mode)
         assert [row["caption"] for row in curated.rows()] == [kept, "a boat on a lake"]
         assert [entry["detail"] for entry in ledger] == [said, ""]
 
@@ -168,7 +167,7 @@ def test_the_history_of_a_pair(tmp_path: Path) -> None:
     assert len(small) == 1 and "dropped by too_small (short side, px), 9 against a threshold of 16" in small[0]
     near = history(tmp_path / "ledger" / "ledger.parquet", by_rule["near_duplicate"])
     assert len(near) == 2 and near[1].startswith("  because of ")
-    assert "kept; no rule" in history(tmp_path / "ledger", by_rule[""][:12])[0]
+    assert "kept; passed all" in history(tmp_path / "ledger", by_rule[""][:12])[0]
     assert len(history(tmp_path / "ledger", rows[0]["uid"])) == 3  # it stands there twice: kept, and dropped
     with pytest.raises(DataError, match="no such pair"):
         history(tmp_path / "ledger", "no-uid")
@@ -221,9 +220,9 @@ def test_one_per_picture(tmp_path: Path) -> None:
     image = encoded(picture(1))
     rows = [pair(image, "a cat"), pair(image, "a dog"), pair(encoded(picture(1), "JPEG"), "a cat")]
     assert run(tmp_path / "one", rows)[2]["kept"] == 1
-    curated = run(tmp_path / "each", rows, one_per_picture=False)[0]
+    curated = run(tmp_path / "each", rows, dedup_images=False)[0]
     assert sorted(row["caption"] for row in curated.rows()) == ["a cat", "a dog"]
-    assert run(tmp_path / "exact", rows, near_levels=None)[2]["dropped"]["near_duplicate"] == 0
+    assert run(tmp_path / "exact", rows, max_cell_difference=None)[2]["dropped"]["near_duplicate"] == 0
 
 
 def test_a_copy_of_a_leaked_picture_that_leaks_not_itself_stays(tmp_path: Path) -> None:
@@ -262,8 +261,8 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     [
         ({"min_side": 0}, "min_side"),
         ({"max_aspect": 0.5}, "max_aspect"),
-        ({"near_bits": 40}, "near_bits"),
-        ({"near_level": 3}, "nearest is 'near_levels'"),
+        ({"phash_distance": 40}, "phash_distance"),
+        ({"max_cell_diff": 3}, "nearest is 'max_cell_difference'"),
         ({"score": {"threshold": 3}}, "threshold"),
         ({"score": {"threshold": "otzu"}}, "threshold"),
         ({"score": {"fraction": 0}}, "fraction"),
@@ -277,7 +276,7 @@ def test_impossible_values_are_refused(section: dict[str, Any], said: str) -> No
 @pytest.mark.parametrize(
     ("name", "section"),
     [
-        ("bad_words", {"bad_words": ["nowhere"]}),
+        ("blocklist", {"blocklist": ["nowhere"]}),
         ("decontaminate", {"decontaminate": ["nowhere"]}),
         ("balance.entries", {"balance": {"limit": 5, "entries": "nowhere"}}),
         ("clusters.reference", {"clusters": {"reference": "nowhere"}, "score": {"model": "bootstrap"}}),

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image, ImageDraw
 
 from components.curate import cache, text_masking
-from components.curate.cache import Cache
+from components.curate.cache import EmbeddingCache
 from components.curate.encoder import Encoder
 from tests.curate.test_curation import encoded, picture
 from tests.curate.test_score import row, run, squares
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.images.decoding import decode
 from vlmflow.inference import loading
-from vlmflow.runtime.code_hash import closure
+from vlmflow.runtime.code_hash import import_closure
 
 COLOURS = ["red", "green", "blue", "yellow"]
 
@@ -27,13 +27,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoder")
     training = {"max_steps": 80, "batch_size": 32, "learning_rate": 2e-3}
     bootstrap = {"training": training, "model": {"image_size": 32}}
-    run(root, squares(1500, 0.1), score={"model": "bootstrap"}, bootstrap=bootstrap, near_levels=None)
+    run(root, squares(1500, 0.1), score={"model": "bootstrap"}, bootstrap=bootstrap, max_cell_difference=None)
     return root / "scorer"
 
 
 def everything(encoder: Path) -> dict[str, Any]:
     """A section without the rules that would drop pictures for being drawn."""
-    return {"score": {"model": str(encoder), "threshold": -1.0}, "near_levels": None}
+    return {"score": {"model": str(encoder), "threshold": -1.0}, "max_cell_difference": None}
 
 
 def judge(encoder: Path) -> Encoder:
@@ -46,11 +46,11 @@ def rules(ledger: list[dict[str, Any]]) -> list[str]:
 
 def test_a_caption_that_names_another_class_goes(tmp_path: Path, encoder: Path) -> None:
     rows = squares(300, 0.3) + [row(encoded(picture(1)), "something else", "right")]
-    ledger, summary = run(tmp_path, rows, **everything(encoder), agreement={"classes": COLOURS})
+    ledger, summary = run(tmp_path, rows, **everything(encoder), label_consistency={"classes": COLOURS})
     wrong = np.array([one["source"] == "wrong" for one in rows])
-    dropped = np.array([rule == "disagreement" for rule in rules(ledger)])
+    dropped = np.array([rule == "label_mismatch" for rule in rules(ledger)])
     assert (wrong & dropped).sum() >= 0.9 * dropped.sum() and (wrong & dropped).sum() >= 0.9 * wrong.sum()
-    assert summary["dropped"]["disagreement"] == dropped.sum()
+    assert summary["dropped"]["label_mismatch"] == dropped.sum()
     assert not dropped[-1]  # names no class
     first = ledger[int(np.flatnonzero(dropped)[0])]
     assert first["value"] > first["threshold"] == 1 and "looks like" in first["detail"]
@@ -76,7 +76,7 @@ def test_only_what_is_like_the_reference_stays(tmp_path: Path, encoder: Path) ->
     clusters = {"count": 12, "reference": str(reference)}
     ledger, _ = run(tmp_path, rows, **everything(encoder), clusters=clusters)
     kept = [one["source"] for one, entry in zip(rows, ledger, strict=True) if not entry["rule"]]
-    assert set(rules(ledger)) <= {"", "off_reference", "exact_duplicate"}
+    assert set(rules(ledger)) <= {"", "outside_reference", "exact_duplicate"}
     reds = sum(one["source"] == "red" for one in rows)
     assert kept.count("red") >= 0.9 * len(kept) and kept.count("red") >= 0.9 * reds
 
@@ -96,7 +96,7 @@ def test_pictures_that_say_the_same_go_to_one(tmp_path: Path, encoder: Path) -> 
 def test_the_kept_set_does_not_depend_on_the_rows_order(tmp_path: Path, encoder: Path) -> None:
     rows = squares(150, 0.2)
     section = {
-        **everything(encoder), "agreement": {"classes": COLOURS}, "balance": {"limit": 3}, "per_caption": 30,
+        **everything(encoder), "label_consistency": {"classes": COLOURS}, "balance": {"limit": 3}, "max_images_per_caption": 30,
         "clusters": {"count": 5, "epsilon": 0.001, "per_cluster": 15},
     }  # fmt: skip
     kept = []
@@ -106,7 +106,7 @@ def test_the_kept_set_does_not_depend_on_the_rows_order(tmp_path: Path, encoder:
         kept.append({entry["uid"] for entry in ledger if entry["verdict"] == "kept"})
         fell = {rule for rule, count in summary["dropped"].items() if count}
     assert kept[0] == kept[1] == kept[2] and 0 < len(kept[0]) < 150
-    assert fell == {"caption_duplicate", "disagreement", "semantic_duplicate", "crowded_cluster", "unbalanced"}
+    assert fell == {"caption_duplicate", "label_mismatch", "semantic_duplicate", "crowded_cluster", "balancing"}
     page = (tmp_path / "0" / "funnel.html").read_text(encoding="utf-8")
     assert all(f"<h2>{rule} <small>" in page for rule in fell)
 
@@ -115,7 +115,7 @@ def test_an_encoder_is_not_asked_twice_and_a_changed_one_is(
     tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = squares(40, 0.2)
-    section = {"near_levels": None, "clusters": {"count": 4, "per_cluster": 5}}
+    section = {"max_cell_difference": None, "clusters": {"count": 4, "per_cluster": 5}}
     section["score"] = {"model": str(encoder), "cache": str(tmp_path / "cache"), "threshold": -1.0}
     first = run(tmp_path / "a", rows, **section)
     with monkeypatch.context() as forbidden:
@@ -138,12 +138,12 @@ def test_an_encoder_is_not_asked_twice_and_a_changed_one_is(
 
 
 def test_the_binding_is_of_encoder_and_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = cache.binding("a")
-    assert bound == cache.binding("a") != cache.binding("b")
-    run = {file.name for file in closure("components.curate.encoder")}
+    bound = cache.cache_namespace("a")
+    assert bound == cache.cache_namespace("a") != cache.cache_namespace("b")
+    run = {file.name for file in import_closure("components.curate.encoder")}
     assert {"encoder.py", "inference.py", "preprocessing.py", "pixels.py"} <= run
     monkeypatch.setattr(cache, "code_hash", lambda module: "other code")
-    assert cache.binding("a") != bound
+    assert cache.cache_namespace("a") != bound
 
 
 def test_a_cache_keeps_what_was_flushed_and_asks_for_the_rest(tmp_path: Path) -> None:
@@ -154,14 +154,14 @@ def test_a_cache_keeps_what_was_flushed_and_asks_for_the_rest(tmp_path: Path) ->
         asked.append(content)
         return np.array([[len(text), 0.5] for text in content])
 
-    first = Cache(tmp_path, "encoder", "text")
+    first = EmbeddingCache(tmp_path, "encoder", "text")
     assert first([*texts[:3], "one"], ask).tolist() == [[3, 0.5], [3, 0.5], [5, 0.5], [3, 0.5]]
     first.flush()
     first(texts[3:4], ask)  # never flushed, as if the run were killed
-    second = Cache(tmp_path, "encoder", "text")
+    second = EmbeddingCache(tmp_path, "encoder", "text")
     assert second(texts, ask)[:, 0].tolist() == [3, 3, 5, 4, 4]
     assert asked == [texts[:3], texts[3:4], texts[3:]]
-    assert Cache(tmp_path, "other", "text").known == {} == Cache(tmp_path, "encoder", "image").known
+    assert EmbeddingCache(tmp_path, "other", "text").known == {} == EmbeddingCache(tmp_path, "encoder", "image").known
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -170,17 +170,17 @@ def test_text_in_a_picture_is_painted_over(tmp_path: Path, encoder: Path) -> Non
     plain = encoded(image)
     ImageDraw.Draw(image).text((12, 20), "a red square", fill="white")
     box = {"text": "a red square", "x0": 10.5, "y0": 18.0, "x1": 85.0, "y1": 36.0}
-    assert decode(text_masking.mask(encoded(image), [box])).tobytes() == decode(plain).tobytes()
-    assert text_masking.mask(plain, []) is plain
+    assert decode(text_masking.mask_lines(encoded(image), [box])).tobytes() == decode(plain).tobytes()
+    assert text_masking.mask_lines(plain, []) is plain
     outside = {**box, "x0": -20.0, "x1": 400.0, "y0": 70.0, "y1": 90.0}
-    assert decode(text_masking.mask(plain, [outside])).tobytes() == decode(plain).tobytes()
+    assert decode(text_masking.mask_lines(plain, [outside])).tobytes() == decode(plain).tobytes()
     masked, seen = (
         run(tmp_path / str(asked), [row(encoded(image), "a red square", "", lines=[box])],
             min_contrast=0.0, min_correlation=0.0,
             score={"model": str(encoder), "threshold": -1.0, "mask_text": asked})[0][0]["score"]
         for asked in (True, False)
     )  # fmt: skip
-    truth = float(judge(encoder).cosines([(plain, "a red square")])[0])
+    truth = float(judge(encoder).cosine_similarities([(plain, "a red square")])[0])
     assert masked == pytest.approx(truth, abs=1e-5) and masked != pytest.approx(seen, abs=1e-4)
 
 
@@ -192,9 +192,9 @@ def test_the_better_of_web_and_proposed_caption_is_kept_and_both_stay_on_record(
 
     torch.manual_seed(0)
     loaded = loading.load(encoder)
-    speaker, processor = ZOO["sketch"].grow(loaded.model, loaded.processor)
+    speaker, processor = ZOO["tiny-vlm"].from_dual_encoder(loaded.model, loaded.processor)
     captioner = tmp_path / "captioner"
-    checkpoint.save(captioner, speaker, processor, family="sketch")
+    checkpoint.save(captioner, speaker, processor, family="tiny-vlm")
     rows = squares(24, 0.5)
     section = {**everything(encoder), "captioner": str(captioner)}
     ledger, summary = run(tmp_path, rows, **section)
@@ -202,7 +202,7 @@ def test_the_better_of_web_and_proposed_caption_is_kept_and_both_stay_on_record(
     taken = 0
     for one, entry in zip(rows, ledger, strict=True):
         assert entry["web_caption"] == one["caption"] and entry["proposed_caption"] is not None
-        web = float(judge(encoder).cosines([(one["image"], one["caption"])])[0])
+        web = float(judge(encoder).cosine_similarities([(one["image"], one["caption"])])[0])
         proposed = captions[one["uid"]] != one["caption"]
         assert captions[one["uid"]] == (entry["proposed_caption"] if proposed else one["caption"])
         assert entry["score"] == pytest.approx(max(web, entry["proposed_score"]) if proposed else web, abs=1e-4)

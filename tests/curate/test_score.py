@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from components.curate.config import CurateConfig
+from components.curate.config import CurateConfig, ScoreConfig
 from components.curate.curation import curate
 from components.curate.encoder import Encoder
-from components.curate.score import TWO_GROUPS, ScoreConfig, choose, otsu
+from components.curate.score import MIN_SEPARATION, otsu_threshold, select_by_score
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset, uid
@@ -28,7 +28,7 @@ def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> No
     generator = np.random.default_rng(count)
     scores = generator.integers(0, 4, count) / 4  # many ties
     uids = [f"{i:04d}" for i in generator.permutation(count)]
-    keep, threshold = choose(scores, uids, ScoreConfig(fraction=fraction))
+    keep, threshold = select_by_score(scores, uids, ScoreConfig(fraction=fraction))
     thousandths = round(fraction * 1000)
     assert keep.sum() == -(-count * thousandths // 1000)
     assert scores[keep].min() == threshold >= scores[~keep].max(initial=-1)
@@ -37,7 +37,7 @@ def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> No
 
 
 def test_a_number_keeps_what_reaches_it() -> None:
-    keep, threshold = choose(np.array([0.1, 0.25, 0.3]), ["a", "b", "c"], ScoreConfig(threshold=0.25))
+    keep, threshold = select_by_score(np.array([0.1, 0.25, 0.3]), ["a", "b", "c"], ScoreConfig(threshold=0.25))
     assert (keep.tolist(), threshold) == ([False, True, True], 0.25)
 
 
@@ -52,15 +52,17 @@ def test_otsu_is_the_split_of_least_variance_within() -> None:
             return len(low) * low.var() + len(high) * high.var()
 
         best = min(within(t) for t in np.unique(scores)[1:])
-        threshold, separation = otsu(scores)
+        threshold, separation = otsu_threshold(scores)
         assert within(threshold) == pytest.approx(best)
         assert separation == pytest.approx(1 - best / len(scores) / scores.var())
 
 
 def test_otsu_without_two_groups() -> None:
-    assert otsu(np.full(5, 0.3)) == (0.3, 0.0)
-    assert otsu(np.array([0.3])) == (0.3, 0.0)
-    assert otsu(np.random.default_rng(0).normal(size=20_000))[1] == pytest.approx(2 / math.pi, abs=0.01)  # see `otsu`
+    assert otsu_threshold(np.full(5, 0.3)) == (0.3, 0.0)
+    assert otsu_threshold(np.array([0.3])) == (0.3, 0.0)
+    assert otsu_threshold(np.random.default_rng(0).normal(size=20_000))[1] == pytest.approx(
+        2 / math.pi, abs=0.01
+    )  # see `otsu`
 
 
 def square(colour: str, seed: int) -> bytes:
@@ -162,16 +164,16 @@ def test_a_model_of_transformers_scores_by_fraction(tmp_path: Path, clip: Path) 
 
 def test_scores_are_cosines_and_depend_on_nothing_but_the_pair(clip: Path) -> None:
     from vlmflow.images.decoding import decode
-    from vlmflow.inference.loading import embed_images, embed_texts
+    from vlmflow.inference.embedding import embed_images, embed_texts
     from vlmflow.inference.loading import load as load_model
 
     rows = [(r["image"], r["caption"]) for r in squares(70, 0.5)]
     rows += [(image, f"{caption} and a word") for image, caption in rows[:7]]
     scorer = Encoder(model=str(clip), hash="", batch_size=16)
-    scores = scorer.cosines(rows)
+    scores = scorer.cosine_similarities(rows)
     order = np.random.default_rng(0).permutation(len(rows))
-    assert (scorer.cosines([rows[i] for i in order]) == scores[order]).all()
-    assert scorer.cosines(rows[40:41])[0] == scores[40]
+    assert (scorer.cosine_similarities([rows[i] for i in order]) == scores[order]).all()
+    assert scorer.cosine_similarities(rows[40:41])[0] == scores[40]
     model = load_model(clip)
     images, texts = embed_images(model, [decode(i) for i, _ in rows]), embed_texts(model, [t for _, t in rows])
     cosine = [float(i @ t / math.sqrt((i @ i) * (t @ t))) for i, t in zip(images, texts, strict=True)]
@@ -191,11 +193,11 @@ def test_the_bootstrapped_encoder_finds_wrong_captions(tmp_path: Path) -> None:
     rows = squares(1500, 0.25)
     training = {"max_steps": 80, "batch_size": 32, "learning_rate": 2e-3}
     bootstrap = {"training": training, "model": {"image_size": 32}}
-    ledger, summary = run(tmp_path, rows, score={"model": "bootstrap"}, bootstrap=bootstrap, near_levels=None)
+    ledger, summary = run(tmp_path, rows, score={"model": "bootstrap"}, bootstrap=bootstrap, max_cell_difference=None)
     learned = Checkpoint(tmp_path / "scorer")
     assert learned.card["datasets"] == [Dataset(tmp_path / "raw").hash] and learned.card["hash"] == learned.hash
     kept = [r["source"] for r, entry in zip(rows, ledger, strict=True) if entry["verdict"] == "kept"]
     assert kept.count("right") / len(kept) > 0.95  # 0.75 by chance
     assert kept.count("right") > 0.95 * sum(r["source"] == "right" for r in rows)
-    assert summary["scorer"]["separation"] > TWO_GROUPS
+    assert summary["scorer"]["separation"] > MIN_SEPARATION
     assert summary["scorer"]["hash"] == Checkpoint(tmp_path / "scorer").hash

@@ -65,12 +65,12 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
     shares = dict(zip(STAGES, (20, 20, 30, 30, 60, 55), strict=True))
     scores = {stage: _scores(tmp_path / stage, np.arange(100) < share) for stage, share in shares.items()}
     section = DataAblationConfig(capabilities=("retrieval",))
-    found = write_gains(scores, curated / "ledger", tmp_path / "returns.json", tmp_path / "page.html", section)
+    found = write_gains(scores, curated / "ledger", tmp_path / "gains.json", tmp_path / "page.html", section)
     stages = {stage["stage"]: stage for stage in found["stages"]}
     gain = stages["score"]["gains"]["over_raw"]["retrieval"]
     assert gain["difference"] == pytest.approx(0.4) and gain["low"] > 0.3 and gain["verdict"] == "better"
-    assert stages["diversity"]["gains"]["over_stage_before"]["retrieval"]["verdict"] == "worse"
-    assert stages["pictures"]["gains"]["over_raw"]["retrieval"]["verdict"] == "same"
+    assert stages["diversity"]["gains"]["over_previous_stage"]["retrieval"]["verdict"] == "worse"
+    assert stages["images"]["gains"]["over_raw"]["retrieval"]["verdict"] == "same"
     dropped = json.loads((curated / "ledger" / "summary.json").read_text())["dropped"]
     assert sum(stage["dropped"] for stage in stages.values()) == sum(dropped.values())
     page = (tmp_path / "page.html").read_text()
@@ -85,7 +85,7 @@ def test_the_whole_pipeline(tmp_path: Path) -> None:
              "pretrain.training.processes=1", "evaluate.processes=1"]  # fmt: skip
     done = vlmflow(tmp_path, "data_ablation", *[part for value in small for part in ("--set", value)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads((tmp_path / "latest" / "data_ablation" / "returns").read_text())
+    found = json.loads((tmp_path / "latest" / "data_ablation" / "gains").read_text())
     assert [stage["stage"] for stage in found["stages"]] == list(STAGES)
     assert all(set(stage["capabilities"]) == {"retrieval", "zero-shot"} for stage in found["stages"])
     assert "diversity" in done.stdout

@@ -1,4 +1,4 @@
-"""The ledger: one verdict for every row that came in."""
+"""The ledger of curation: a verdict for every input row."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,51 +13,51 @@ import pyarrow.parquet as pq
 from vlmflow.errors import DataError
 
 TAKEDOWN = "takedown"
-MEANING = {  # of the rules, in the order in which they judge; a row is dropped by the first one that it fails
-    TAKEDOWN: "the pair, or its picture, stands on the exclusion list",
-    "undecodable": "the picture file is damaged or is no picture",
-    "too_small": "short side, px",
-    "aspect": "long side over short side",
-    "blank": "deviation of brightness, grey levels",
+MEANING = {  # the rules, in the order in which they are applied; the first rule that a row fails drops it
+    TAKEDOWN: "the pair, or its image, is on the exclusion list",
+    "undecodable": "the image file is damaged or not an image",
+    "too_small": "short side in pixels",
+    "aspect_ratio": "long side over short side",
+    "blank": "standard deviation of brightness, in grey levels",
     "noise": "correlation of neighbouring pixels",
     "blurred": "variance of the Laplacian",
-    "low_entropy": "bits of the histogram of brightness",
-    "low_colour": "colourfulness",
-    "junk_text": "a caption that says nothing",
-    "too_long": "words of the caption",
-    "language": "probability of the wanted languages",
-    "complexity": "relations that the caption states",
-    "bad_words": "listed words in the caption",
-    "personal_data": "e-mail addresses or telephone numbers in the caption",
-    "in_evaluation_set": "a training picture that an evaluation set holds, or a pair of one",
-    "exact_duplicate": "the same picture with the same texts, again",
-    "in_test_set": "a training picture that the test set holds",
-    "near_duplicate": "the same picture in another size or file",
-    "caption_duplicate": "place among the pictures of one caption",
-    "clip_score": "cosine of picture and caption by the dual encoder",
-    "disagreement": "rank of the caption's class among those that the encoder sees",
-    "semantic_duplicate": "cosine to a picture that says the same",
-    "off_reference": "reference pictures in its cluster",
-    "crowded_cluster": "place in a cluster that has enough",
-    "unbalanced": "probability of being kept, against the draw",
+    "low_entropy": "entropy of the brightness histogram, in bits",
+    "low_colorfulness": "colourfulness",
+    "junk_text": "caption without content: empty, file name, URL, boilerplate",
+    "caption_too_long": "words in the caption",
+    "language": "probability of the accepted languages",
+    "low_complexity": "relations between things in the caption",
+    "blocklist": "blocklisted phrases in the caption",
+    "pii": "e-mail addresses or telephone numbers in the caption",
+    "in_evaluation_set": "training image or pair that is in an evaluation set",
+    "exact_duplicate": "same image and same texts as another pair",
+    "in_test_set": "training image that is in the test split",
+    "near_duplicate": "same image in another size or encoding",
+    "caption_duplicate": "rank among the images with this caption",
+    "clip_score": "cosine of image and caption by the dual encoder",
+    "label_mismatch": "rank of the caption's class in the zero-shot classification of the image",
+    "semantic_duplicate": "cosine to a similar image in its cluster",
+    "outside_reference": "reference images in its cluster",
+    "crowded_cluster": "rank in a cluster that is larger than the limit",
+    "balancing": "probability of being kept, compared with a random draw",
 }
 RULES = tuple(MEANING)
 
-STAGES = {  # the last rule of each stage, in the order in which they judge
-    "raw": "undecodable",  # what has no pixels can be learned from by nobody
-    "pictures": "low_colour",
-    "captions": "personal_data",
-    "repeats": "caption_duplicate",
-    "score": "disagreement",
-    "diversity": "unbalanced",
+STAGES = {  # the last rule of each stage, in order
+    "raw": "undecodable",  # without pixels there is nothing to train on
+    "images": "low_colorfulness",
+    "captions": "pii",
+    "duplicates": "caption_duplicate",
+    "score": "label_mismatch",
+    "diversity": "balancing",
 }
 
 
 class Ledger:
-    """The verdicts, row by row: kept until a rule drops the row, and never judged again after that.
+    """The verdicts of N rows. A row is kept until a rule drops it; later rules do not change that.
 
     Args:
-        uids, splits: of the rows, in the dataset's order.
+        uids, splits: of the rows, in the order of the dataset.
     """
 
     def __init__(self, uids: list[str], splits: list[str]):
@@ -66,10 +66,10 @@ class Ledger:
         self.value = np.full(len(uids), np.nan)
         self.threshold = np.full(len(uids), np.nan)
         self.detail = np.full(len(uids), "", dtype=object)
-        self.partner = np.full(len(uids), -1)  # the row that a duplicate repeats
-        self.score = np.full(len(uids), np.nan)  # of the dual encoder, where it was asked
-        self.web: dict[int, str] = {}  # the caption that came, of rows for which a captioner proposed another
-        self.proposed: dict[int, tuple[str, float]] = {}  # the captioner's, and its score
+        self.partner = np.full(len(uids), -1)  # the row that a duplicate copies
+        self.score = np.full(len(uids), np.nan)  # cosine by the dual encoder, NaN where not scored
+        self.web_captions: dict[int, str] = {}  # original captions of recaptioned rows
+        self.proposed_captions: dict[int, tuple[str, float]] = {}  # captions by the captioner and their scores
         self.thresholds: dict[str, Any] = {}
 
     def __len__(self) -> int:
@@ -82,12 +82,12 @@ class Ledger:
 
     @property
     def verdict(self) -> np.ndarray:
-        """(N,) kept, dropped, or excluded: what was taken down is no matter of worth."""
+        """(N,) str: kept, dropped, or excluded (taken down)."""
         return np.where(self.kept, "kept", np.where(self.rule == TAKEDOWN, "excluded", "dropped"))
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Rows dropped by each rule, in the rules' order."""
+        """Number of rows dropped by each rule, in the order of the rules."""
         return {rule: int((self.rule == rule).sum()) for rule in RULES}
 
     def drop(
@@ -98,10 +98,11 @@ class Ledger:
         threshold: float | np.ndarray | None = None,
         partner: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Drop the rows that fail and are still kept; return their numbers.
+        """Drop the rows that fail the rule and are still kept; return their row numbers.
 
         Args:
-            failed: (N,) bool. value, threshold, partner: (N,), or one threshold for all.
+            failed: (N,) bool. value: (N,) measured. threshold: one for all rows, or (N,).
+            partner: (N,) row numbers of the originals of duplicates.
         """
         assert rule in RULES, rule
         rows = np.flatnonzero(failed & self.kept)
@@ -117,22 +118,22 @@ class Ledger:
             self.detail[rows] = [self.uids[i] for i in partner[rows]]
         return rows
 
-    def note(self, rows: Iterable[int], notes: Iterable[str]) -> None:
-        """Add to what is said of each of `rows`, whether it is kept or not."""
-        for row, said in zip(rows, notes, strict=True):
-            self.detail[row] = "; ".join(filter(None, [self.detail[row], said]))
+    def add_note(self, rows: Iterable[int], notes: Iterable[str]) -> None:
+        """Append a note to the detail of each of `rows`, kept or dropped."""
+        for row, note in zip(rows, notes, strict=True):
+            self.detail[row] = "; ".join(filter(None, [self.detail[row], note]))
 
     def summary(self) -> dict[str, Any]:
-        """Counts and thresholds. Rows in = kept + dropped by each rule: anything else is a bug."""
+        """Return counts and thresholds. Input rows = kept + dropped by each rule is asserted."""
         kept, dropped = int(self.kept.sum()), self.dropped
         assert len(self) == kept + sum(dropped.values()), (len(self), kept, dropped)
         return {"rows_in": len(self), "kept": kept, "dropped": dropped, "thresholds": self.thresholds}
 
     def write(self, folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
-        """Write `ledger.parquet` and `summary.json` (with `notes` beside the counts); return the summary."""
+        """Write `ledger.parquet` and `summary.json` (counts and `notes`); return the summary."""
         summary = self.summary() | notes
         folder.mkdir(parents=True, exist_ok=True)
-        proposed = [self.proposed.get(row, (None, None)) for row in range(len(self))]
+        proposed = [self.proposed_captions.get(row, (None, None)) for row in range(len(self))]
         table = pa.table(
             {
                 "row": pa.array(np.arange(len(self)), pa.int64()),
@@ -140,11 +141,11 @@ class Ledger:
                 "split": pa.array(self.splits, pa.string()),
                 "verdict": pa.array(self.verdict.tolist(), pa.string()),
                 "rule": pa.array(self.rule.tolist(), pa.string()),
-                "value": pa.array(self.value, pa.float64(), from_pandas=True),  # NaN becomes null: nothing measured
+                "value": pa.array(self.value, pa.float64(), from_pandas=True),  # NaN, not measured, becomes null
                 "threshold": pa.array(self.threshold, pa.float64(), from_pandas=True),
                 "detail": pa.array(self.detail.tolist(), pa.string()),
                 "score": pa.array(self.score, pa.float64(), from_pandas=True),
-                "web_caption": pa.array([self.web.get(row) for row in range(len(self))], pa.string()),
+                "web_caption": pa.array([self.web_captions.get(row) for row in range(len(self))], pa.string()),
                 "proposed_caption": pa.array([caption for caption, _ in proposed], pa.string()),
                 "proposed_score": pa.array([score for _, score in proposed], pa.float64()),
             }
@@ -156,45 +157,47 @@ class Ledger:
 
 
 def history(ledger: Path, uid: str) -> list[str]:
-    """What happened to one pair and why, in a few lines.
+    """Explain the verdict on a pair in a few lines.
 
     Args:
-        ledger: the folder that `Ledger.write` wrote, or its parquet file. uid: whole, or how it begins.
+        ledger: folder written by `Ledger.write`, or its parquet file. uid: of the pair, or a unique prefix.
 
     Raises:
-        DataError: no ledger there, no such pair in it, or several that begin so.
+        DataError: there is no ledger, the pair is not in it, or the prefix is ambiguous.
     """
     file = ledger / "ledger.parquet" if ledger.is_dir() else ledger
     if not file.exists():
-        raise DataError(f"{ledger}: no ledger here; give the folder that curate wrote, or a run's folder")
-    rows = pq.read_table(file, filters=_begins(uid)).to_pylist()
+        raise DataError(f"{ledger}: no ledger found; pass the ledger folder of curate, or the folder of a run")
+    rows = pq.read_table(file, filters=_uid_starts_with(uid)).to_pylist()
     uids = sorted({row["uid"] for row in rows})
     if not uids:
-        raise DataError(f"{uid}: no such pair in {file}; the uids are those of the raw dataset")
+        raise DataError(f"{uid}: no such pair in {file}; use a uid of the raw dataset")
     if len(uids) > 1:
-        raise DataError(f"{uid}: {len(uids)} pairs begin so in {file}: {uids[0]}, {uids[1]}, …; give more of it")
-    return [line for row in rows for line in _story(row)]
+        raise DataError(
+            f"{uid}: {len(uids)} pairs in {file} have this prefix: {uids[0]}, {uids[1]}, …; use a longer prefix"
+        )
+    return [line for row in rows for line in _format_history(row)]
 
 
-def _begins(uid: str) -> pc.Expression:
-    """The condition that a row's uid begins so, as the range that the file's statistics know."""
+def _uid_starts_with(uid: str) -> pc.Expression:
+    """Return the filter for a uid prefix, as a range, so that the file's statistics can skip row groups."""
     return (pc.field("uid") >= uid) & (pc.field("uid") < uid + "\U0010ffff")
 
 
-def _story(row: dict[str, Any]) -> Iterator[str]:
-    what = f"pair {row['uid']} (row {row['row']}, {row['split']} split)"
+def _format_history(row: dict[str, Any]) -> Iterator[str]:
+    pair = f"pair {row['uid']} (row {row['row']}, {row['split']} split)"
     if row["verdict"] == "kept":
-        yield f"{what}: kept; no rule of {len(RULES)} has anything against it"
+        yield f"{pair}: kept; passed all {len(RULES)} rules"
     else:
-        against = "" if row["threshold"] is None else f" against a threshold of {row['threshold']:.4g}"
-        measured = "" if row["value"] is None else f", {row['value']:.4g}{against}"
+        threshold = "" if row["threshold"] is None else f", threshold {row['threshold']:.4g}"
+        measured = "" if row["value"] is None else f": {row['value']:.4g}{threshold}"
         passed = RULES.index(row["rule"])
         meaning = f"{row['verdict']} by {row['rule']} ({MEANING[row['rule']]})"
-        yield f"{what}: {meaning}{measured}; passed {passed} rules before it"
+        yield f"{pair}: {meaning}{measured}; passed {passed} rules before it"
     if row["detail"]:
         yield f"  {'because of ' if row['verdict'] == 'dropped' else ''}{row['detail']}"
     if row["score"] is not None:
-        yield f"  the encoder's cosine of picture and caption: {row['score']:.4f}"
+        yield f"  image-text score: {row['score']:.4f}"
     if row["proposed_caption"] is not None:
-        yield f"  the caption that came: {row['web_caption']!r}"
-        yield f"  the captioner's: {row['proposed_caption']!r}, cosine {row['proposed_score']:.4f}"
+        yield f"  original caption: {row['web_caption']!r}"
+        yield f"  proposed caption: {row['proposed_caption']!r}, score {row['proposed_score']:.4f}"
