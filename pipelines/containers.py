@@ -13,11 +13,11 @@ from typing import Any
 from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.status import Status
-from vlmflow.runtime.fingerprint import hash_named_files
 
 from vlmflow.errors import ServiceError
-from vlmflow.runtime.step import image_name
-from vlmflow.tracking import mlflow_run
+from vlmflow.runtime.container_image import image_name
+from vlmflow.runtime.fingerprint import hash_named_files
+from vlmflow.tracking import mlflow_store
 
 PASSED_PREFIXES = ("VLMFLOW_", "MLFLOW_", "AWS_", "HF_", "TOKENIZERS_", "TRANSFORMERS_", "OMP_", "FSSPEC_")
 IMAGE_USER = "1000:0"  # the user of our images; it can write files that root's group can write
@@ -69,6 +69,7 @@ class CheckedTaskHandler(docker_task_handler.DockerTaskHandler):
 
     def run(self) -> Status:
         """Run the container. Returns FAILURE unless the step has finished and written its output file."""
+        self.image = image_name("step")  # the component has a placeholder, so that its import does not run git
         status = super().run()
         outputs = json.loads(self.full_command[self.full_command.index("--executor_input") + 1])["outputs"]
         return status if Path(outputs["outputFile"]).exists() else Status.FAILURE
@@ -79,8 +80,8 @@ def _allow_group_writes(folder: Path) -> None:
     os.umask(0o002)
     for path in (folder.parent, folder):
         path.chmod(0o775)
-    if mlflow_run.enabled() and mlflow_run.store().startswith("sqlite"):
-        mlflow_run.client()
+    if mlflow_store.enabled() and mlflow_store.uri().startswith("sqlite"):
+        mlflow_store.client()
         for file in folder.parent.glob("mlflow.db*"):  # SQLite ignores the umask
             file.chmod(0o664)
 

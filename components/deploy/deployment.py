@@ -7,8 +7,9 @@ from typing import Any
 
 from components.deploy import runtimes, storage
 from components.deploy.config import DeployConfig
+from vlmflow.artifacts.json_file import read_json
 from vlmflow.errors import DataError, ServiceError
-from vlmflow.tracking.registry import CHAMPION, read_json
+from vlmflow.tracking.registry import CHAMPION
 
 logger = getLogger(__name__)
 
@@ -36,35 +37,26 @@ def deploy(
         DataError: there is no test image.
         ModelError: the configured runtime does not support the model.
     """
-    from components.deploy.manifest import dns_name, inference_service, write
-    from vlmflow.artifacts.dataset import Dataset
+    from components.deploy.manifest import write
 
     runtimes.check_architecture(model, config)
     registered = read_json(version, "version.json")
-    name, image = dns_name(registered["name"]), config.image or image
-    storage_uri = config.storage or storage.checkpoint_uri(registered)
-    if config.target == "cluster":
-        storage.check_reachable(storage_uri)
-    elif reason := storage.unreachable_reason(storage_uri):
-        logger.warning("before you apply this manifest to a cluster: %s", reason)
-    service = inference_service(registered, storage_uri, image, config, Dataset(pairs, "pairs").card.revision)
-    runtime = runtimes.serving_runtime(config, image)
+    service, runtime = _build_manifests(registered, pairs, image, config)
     folder = write(manifest, service, runtime)
     logger.info("manifests of %s: kubectl apply -f %s", registered["uri"], folder)
 
+    name = service["metadata"]["name"]
     record: dict[str, Any] = {
         "model": name,
         "version": registered["version"],
         "target": config.target,
         "exchanges": [],
     }
-    if config.target == "cluster" and registered["alias"] != CHAMPION and not config.deploy_challengers:
-        record["kept_back"] = f"{registered['uri']} is a {registered['alias']}, so the endpoint was not changed"
-        logger.warning("%s; set deploy.deploy_challengers: true to deploy it anyway", record["kept_back"])
-        _write_transcript(transcript, record)
-        return
     try:
-        if config.target != "manifest":
+        if config.target == "cluster" and registered["alias"] != CHAMPION and not config.deploy_challengers:
+            record["kept_back"] = f"{registered['uri']} is a {registered['alias']}, so the endpoint was not changed"
+            logger.warning("%s; set deploy.deploy_challengers: true to deploy it anyway", record["kept_back"])
+        elif config.target != "manifest":
             record["image"], test_image = _test_image(pairs)
             test = _roll_out if config.target == "cluster" else _test_locally
             record["exchanges"] = test(model, name, test_image, service, runtime, config, record)
@@ -73,6 +65,20 @@ def deploy(
             _write_transcript(transcript, record)
         raise
     _write_transcript(transcript, record)
+
+
+def _build_manifests(registered: dict[str, Any], pairs: Path, image: str, config: DeployConfig) -> tuple[Any, Any]:
+    """Return the InferenceService and the ServingRuntime (None if the cluster has it), after a check of the storage."""
+    from components.deploy.manifest import inference_service
+    from vlmflow.artifacts.dataset import Dataset
+
+    image, storage_uri = config.image or image, config.storage or storage.checkpoint_uri(registered)
+    if config.target == "cluster":
+        storage.check_reachable(storage_uri)
+    elif reason := storage.unreachable_reason(storage_uri):
+        logger.warning("before you apply this manifest to a cluster: %s", reason)
+    service = inference_service(registered, storage_uri, image, config, Dataset(pairs, "pairs").card.revision)
+    return service, runtimes.serving_runtime(config, image)
 
 
 def _test_locally(

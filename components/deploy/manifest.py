@@ -37,14 +37,7 @@ def inference_service(
         "vlmflow.dev/model-version": str(version["version"]),
         "vlmflow.dev/model-hash": version["model_hash"][:16],  # a label may have 63 characters, a sha256 has 64
     }
-    lineage = {
-        "model-uri": version["uri"],
-        "model-sha256": version["model_hash"],
-        "mlflow-run": version.get("run_id") or "",
-        "data-revision": data_revision,
-        "image": "" if config.runtime == "huggingface" else image,
-    }
-    annotations = _annotations(config) | {f"vlmflow.dev/{key}": value for key, value in lineage.items() if value}
+    annotations = _annotations(config) | _lineage(version, image, config, data_revision)
     # The digest covers everything that KServe copies to the pods. The run's ID is added afterwards, so that another run
     # of the same deployment does not restart them.
     text = json.dumps([runtimes.to_json(predictor), labels, annotations], sort_keys=True)
@@ -62,6 +55,18 @@ def inference_service(
             spec=V1beta1InferenceServiceSpec(predictor=predictor),
         )
     )
+
+
+def _lineage(version: dict[str, Any], image: str, config: DeployConfig, data_revision: str) -> dict[str, str]:
+    """The annotations that record where the deployment comes from."""
+    lineage = {
+        "model-uri": version["uri"],
+        "model-sha256": version["model_hash"],
+        "mlflow-run": version.get("run_id") or "",
+        "data-revision": data_revision,
+        "image": "" if config.runtime == "huggingface" else image,
+    }
+    return {f"vlmflow.dev/{key}": value for key, value in lineage.items() if value}
 
 
 def _annotations(config: DeployConfig) -> dict[str, str]:

@@ -25,10 +25,10 @@ def checkpoint_uri(registered: dict[str, Any]) -> str:
     Raises:
         ServiceError: MLflow does not answer.
     """
-    from vlmflow.tracking import mlflow_run
+    from vlmflow.tracking import mlflow_store
 
-    client = mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
         uri = client.get_model_version_download_uri(registered["name"], registered["version"])
     if uri.startswith(_MLFLOW_PROXY) and (destination := os.environ.get(DESTINATION)):
         uri = f"{destination.rstrip('/')}/{uri.removeprefix(_MLFLOW_PROXY).lstrip('/')}"

@@ -202,7 +202,7 @@ def test_the_storage_uri_of_a_registered_version(
             assert (name, version) == ("vlm", "3")
             return registry_uri
 
-    monkeypatch.setattr("vlmflow.tracking.mlflow_run.client", Client)
+    monkeypatch.setattr("vlmflow.tracking.mlflow_store.client", Client)
     monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", destination)
     assert storage.checkpoint_uri(VERSION) == fetched
     storage.check_reachable(fetched)

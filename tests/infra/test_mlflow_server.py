@@ -17,8 +17,8 @@ from tests.infra.fake_services import MlflowServer, Postgres, S3Server, database
 from tests.register import test_registration
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.errors import ModelError, ServiceError
-from vlmflow.tracking import mlflow_run
-from vlmflow.tracking.registry import RegistryConfig, download, versions
+from vlmflow.tracking import mlflow_run, mlflow_store
+from vlmflow.tracking.registry import RegistryConfig, download, list_versions
 
 artifacts = test_registration.artifacts  # a fixture: the outputs of the gate
 
@@ -81,7 +81,7 @@ def test_artifacts_and_models_are_stored_in_the_bucket(
     services: Services, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with mlflow_run.run("align", params={"align": {"beta": 0.1}}, tags={"dataset": "abc"}) as run:
+    with mlflow_run.start_run("align", params={"align": {"beta": 0.1}}, tags={"dataset": "abc"}) as run:
         run.log_metrics({"accuracy": 0.25}, step=3)
         run.log_artifact(tmp_path / "note.txt", "notes")
         written = register_model(artifacts, tmp_path, "vlm")
@@ -99,7 +99,7 @@ def test_a_store_without_write_permission(services: Services, artifacts: Path, t
     (tmp_path / "note.txt").write_text("hello")
     services.store.allow("s3:Get*", "s3:List*")
     try:
-        with mlflow_run.run("align") as run:
+        with mlflow_run.start_run("align") as run:
             for work in (
                 lambda: run.log_artifact(tmp_path / "note.txt"),
                 lambda: register_model(artifacts, tmp_path, "denied"),
@@ -107,7 +107,7 @@ def test_a_store_without_write_permission(services: Services, artifacts: Path, t
                 assert "its artifacts: " in service_error(services, work)
     finally:
         services.store.allow("s3:*")
-    assert versions("denied") == [] and not (tmp_path / "version.json").exists()
+    assert list_versions("denied") == [] and not (tmp_path / "version.json").exists()
 
 
 def test_a_database_outage_during_registration(
@@ -131,16 +131,16 @@ def test_a_database_outage_during_registration(
         worked = []
 
         def step() -> None:
-            with mlflow_run.run("align"):
+            with mlflow_run.start_run("align"):
                 worked.append(True)
 
         assert "see to its database" in service_error(services, step) and not worked  # it fails before the work starts
     finally:
         services.postgres.start()
     # The rollback of the version could not reach the server: no alias points to it, and the next attempt completes it.
-    assert [version.aliases for version in versions("outage")] == [()]
+    assert [version.aliases for version in list_versions("outage")] == [()]
     assert register_model(artifacts, tmp_path, "outage")["version"] == "1"
-    assert [version.aliases for version in versions("outage")] == [("champion",)]
+    assert [version.aliases for version in list_versions("outage")] == [("champion",)]
     assert (download("models:/outage@champion") / "model" / "config.json").is_file()
 
 
@@ -148,8 +148,8 @@ def test_a_server_with_a_wrong_secret_of_the_store(services: Services, artifacts
     services.server.stop()
     services.server.start(AWS_SECRET_ACCESS_KEY="wrong")
     assert "its artifacts: " in service_error(services, lambda: register_model(artifacts, tmp_path, "wrong"))
-    assert versions("wrong") == []
-    with pytest.raises(ModelError, match="models:/vlm@champion: cannot be fetched"):
+    assert list_versions("wrong") == []
+    with pytest.raises(ModelError, match="models:/vlm@champion: cannot download"):
         download("models:/vlm@champion")
 
 
@@ -161,12 +161,12 @@ def test_a_late_server_is_waited_for_and_has_kept_its_data(
     starting = threading.Thread(target=services.server.start)
     starting.start()
     try:
-        with caplog.at_level("WARNING", logger="vlmflow.tracking.mlflow_run"):
-            client = mlflow_run.client()
+        with caplog.at_level("WARNING", logger="vlmflow.tracking.mlflow_store"):
+            client = mlflow_store.client()
     finally:
         starting.join()
     assert "waiting up to 300 s" in caplog.text
-    (version,) = versions("vlm")
+    (version,) = list_versions("vlm")
     assert version.aliases == ("champion",) and version.model_hash == Checkpoint(artifacts / "model").hash
     run = client.get_run(version.tags["step_run"])
     assert (run.info.status, run.data.params) == ("FINISHED", {"align.beta": "0.1"})
