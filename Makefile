@@ -11,7 +11,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 CUDA_INDEX ?= https://download.pytorch.org/whl/cu130
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-containers check benchmark-data benchmark-pretrain zoo images cluster cluster-down docs
+.PHONY: help demo test test-containers check benchmark-data benchmark-pretrain zoo images cluster cluster-down docs docs-site
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -44,8 +44,8 @@ images: $(READY)  ## Build the images step, train and serve, named by revision (
 	for target in $(TARGETS); do \
 		index=$$(test $$target = train && echo $(CUDA_INDEX) || echo $(CPU_INDEX)); \
 		$(ENGINE) build $(BUILD_FLAGS) --file infra/images/Containerfile --target $$target \
-			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m vlmflow.runtime.step revision) \
-			--tag $$($(BIN)/python -m vlmflow.runtime.step image $$target) . || exit 1; \
+			--build-arg TORCH_INDEX=$$index --build-arg REVISION=$$($(BIN)/python -m vlmflow.runtime.container_image revision) \
+			--tag $$($(BIN)/python -m vlmflow.runtime.container_image image $$target) . || exit 1; \
 	done
 
 cluster: $(READY)  ## Create a cluster on this machine with everything installed (kind; see infra/README.md)
@@ -54,8 +54,11 @@ cluster: $(READY)  ## Create a cluster on this machine with everything installed
 cluster-down:  ## Delete that cluster and everything in it
 	infra/cluster.sh down
 
-docs: $(READY)  ## Write the generated parts of README and docs
+docs: $(READY)  ## Write the generated parts of the documentation
 	$(BIN)/python -m pipelines.docs
+
+docs-site: $(READY)  ## Build the documentation site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch first and separately: the exact version selects the CPU build if an index has one.
 $(READY): requirements.lock pyproject.toml

@@ -176,7 +176,7 @@ def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: As
     from pipelines.local_runner import run as start
 
     folder = start(pipeline, sections, console)
-    found = json.loads((folder / "data_ablation" / "returns").read_text(encoding="utf-8"))
+    found = json.loads((folder / "data_ablation" / "gains").read_text(encoding="utf-8"))
     names = found["capabilities"]
     table = Table("stage", "dropped", "seconds", *[head for name in names for head in (name, "over raw")])
     for stage in found["stages"]:
@@ -189,7 +189,7 @@ def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: As
             ]
         table.add_row(*cells)
     console.print(table)
-    console.print(f"Page: {folder / 'roi' / 'page'}")
+    console.print(f"Page: {folder / 'data_ablation' / 'page'}")
 
 
 @app.command()
@@ -324,9 +324,9 @@ def explain(
 ) -> None:
     """Explain what curation did to one pair, and why."""
     from vlmflow.artifacts.ledger import history
-    from vlmflow.tracking import mlflow_run
+    from vlmflow.tracking import mlflow_store
 
-    folder = where or mlflow_run.home() / "latest"
+    folder = where or mlflow_store.home() / "latest"
     inside = folder / "curate" / "ledger"
     for line in history(inside if inside.is_dir() else folder, uid):
         console.print(line, markup=False)
@@ -336,11 +336,11 @@ def explain(
 def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None:
     """Start the MLflow UI on the local store."""
     from vlmflow.serving.server import check_port
-    from vlmflow.tracking import mlflow_run
+    from vlmflow.tracking import mlflow_store
 
     check_port(port)
-    mlflow_run.client()
-    uri = mlflow_run.store()
+    mlflow_store.client()
+    uri = mlflow_store.uri()
     if uri.startswith("http"):
         console.print(f"MLFLOW_TRACKING_URI is set; open {uri}")
         return
@@ -351,7 +351,7 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
         "--workers",
         "1",
         "--artifacts-destination",
-        str(mlflow_run.home() / "mlartifacts"),
+        str(mlflow_store.home() / "mlartifacts"),
     ]
     raise typer.Exit(
         subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode

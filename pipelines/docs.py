@@ -1,4 +1,4 @@
-"""The generated parts of README and docs: `make docs` writes them, a test keeps them true."""
+"""The generated parts of the documentation: `make docs` writes them, a test checks that they are up to date."""
 
 import json
 import re
@@ -14,46 +14,39 @@ from pipelines.step_cli import names
 from pipelines.zoo import RECIPES, measure
 from vlmflow.runtime.code_hash import ROOT
 
-ORDER = ["ingest", "validate", "curate", "instructions", "fetch", "pretrain", "caption", "ground", "ocr", "preferences"]
-ORDER += [
-    "align",
-    "evaluate",
-    "gate",
-    "register",
-    "deploy",
-    "report",
-    "learning_check",
-    "ablate",
-    "data_ablation",
-    "sweep",
+# fmt: off
+ORDER = [
+    "ingest", "validate", "curate", "instructions", "fetch", "pretrain", "caption", "ground", "ocr", "preferences",
+    "align", "evaluate", "gate", "register", "deploy", "report", "learning_check", "ablate", "data_ablation", "sweep",
+    "champion", "monitor", "plan", "finish",
 ]
-ORDER += ["champion", "monitor", "plan", "finish"]
+# fmt: on
 RESULTS = ROOT / "benchmarks" / "results" / "zoo"
 
 
 def steps() -> str:
-    """The steps in the order in which the life first runs them, with each one's own sentence."""
-    tasks = {task for name in PIPELINES for task in load_pipeline(name).pipeline_spec.root.dag.tasks}
-    tasks |= {"plan", "finish"}  # they stand in every pipeline of a cluster
+    """Return the table of steps, in the order in which the end-to-end pipeline runs them, with their descriptions."""
+    tasks = {task.replace("-", "_") for name in PIPELINES for task in load_pipeline(name).pipeline_spec.root.dag.tasks}
+    tasks |= {"plan", "finish"}  # `on_cluster` adds them to every pipeline
     assert sorted(ORDER) == names() and set(ORDER) <= tasks, "a step is missing from this order"
     rows = ["| step | what it does |", "|---|---|"]
     for name in ORDER:
         description = getattr(import_module(f"components.{name}.component"), name).component_spec.description
-        rows.append(f"| [`{name}`](components/{name}) | {description.strip()} |")
+        rows.append(f"| [`{name}`]({name}) | {description.strip()} |")
     return "\n".join(rows) + "\n"
 
 
 def results() -> str:
-    """What `make zoo` measured, a row for each family and capability, and a picture for each family."""
+    """Return the results of `make zoo`: a row for each family and capability, and a figure for each family."""
     rows = ["| family | capability | trained | untrained | control | core-seconds |", "|---|---|---|---|---|---|"]
-    pictures = []
+    figures = []
     for found in _found():
         for name, value in found["capabilities"].items():
             rows.append(_row(found, name, value))
-        picture = RESULTS / f"{found['family']}.png"
-        if picture.exists():
-            pictures.append(f"\n### {found['family']}\n\n![{found['family']}](../{picture.relative_to(ROOT)})\n")
-    return "\n".join(rows) + "\n" + "".join(pictures)
+        figure = RESULTS / f"{found['family']}.png"
+        if figure.exists():
+            figures.append(f"\n### {found['family']}\n\n![{found['family']}](../{figure.relative_to(ROOT)})\n")
+    return "\n".join(rows) + "\n" + "".join(figures)
 
 
 def _found() -> Iterator[dict[str, Any]]:
@@ -81,7 +74,7 @@ def _row(found: dict[str, Any], name: str, value: dict[str, Any]) -> str:
 
 
 def sizes() -> str:
-    """Parameters and memory of each family's recipe at the paper's scale."""
+    """Return parameters and memory of each family's recipe at the paper's scale."""
     rows = ["| recipe | parameters | memory to train |", "|---|---|---|"]
     for place in sorted((RECIPES / "large").glob("*.yaml")):
         found = measure(place.stem, large=True)
@@ -90,15 +83,15 @@ def sizes() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATED = {"README.md": {"steps": steps}, "docs/zoo.md": {"results": results, "sizes": sizes}}
+GENERATED = {"components/README.md": {"steps": steps}, "docs/zoo.md": {"results": results, "sizes": sizes}}
 
 
 def updated(file: str) -> str:
-    """The text of `file` with its generated parts as they should be."""
+    """Return the text of `file` with its generated parts rewritten."""
     text = (ROOT / file).read_text(encoding="utf-8")
     for part, write in GENERATED[file].items():
         place = re.search(rf"<!-- {part}: [^\n]*-->\n().*?()<!-- /{part} -->", text, re.DOTALL)
-        assert place is not None, f"{file}: no place for {part}"
+        assert place is not None, f"{file}: no marker for the generated part {part!r}"
         text = text[: place.start(1)] + write() + text[place.start(2) :]
     return text
 

@@ -22,8 +22,8 @@ from kfp.dsl.pipeline_context import Pipeline
 from components.finish.component import finish
 from components.plan.component import plan
 from pipelines.placement import Placement
-from vlmflow.config.sections import WHOLE
 from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.traits import traits_from_arguments
 
 
 def flow(function: Callable[..., Any]) -> GraphComponent:
@@ -51,11 +51,16 @@ def on_cluster(pipeline: GraphComponent, placement: Placement) -> GraphComponent
             wire(recipe, *parameters)
         tasks = Pipeline.get_default_pipeline().tasks.values()  # type: ignore[union-attr]
         for task in tasks:
-            if "recipe" in task.inputs and task.component_spec.name not in WHOLE:
+            if "recipe" in task.inputs and not _reads_whole_recipe(task):
                 _set_recipe(task, parts[_section(task)])
         placement.apply(tasks)
 
     return flow(whole)
+
+
+def _reads_whole_recipe(task: dsl.PipelineTask) -> bool:
+    container = task.component_spec.implementation.container
+    return container is not None and traits_from_arguments(container.args).whole_recipe
 
 
 def _section(task: dsl.PipelineTask) -> str:

@@ -27,8 +27,8 @@ from pipelines.summary import summarise
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import SpaceError, VlmflowError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.prefork import PREFORK_ADDRESS
-from vlmflow.tracking import mlflow_run, step_run
+from vlmflow.runtime.prefork_client import PREFORK_ADDRESS
+from vlmflow.tracking import mlflow_run, mlflow_store, step_run
 
 
 class StepFailed(VlmflowError):
@@ -50,7 +50,7 @@ def run(
     Raises:
         StepFailed: a step rejected its input. RuntimeError: a step crashed; the traceback is in the run's log.
     """
-    folder = _new_run_folder(mlflow_run.home())
+    folder = _new_run_folder(mlflow_store.home())
     recipe = recipes.dump(sections)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     tasks = pipeline.pipeline_spec.root.dag.tasks.values()  # type: ignore[attr-defined]
@@ -119,7 +119,9 @@ def _failed_record(folder: Path) -> dict[str, Any]:
 def _as_exception(record: dict[str, Any], folder: Path, error: RuntimeError) -> Exception:
     if not record:
         return RuntimeError(f"{error}; the traceback is in {folder / 'run.log'}")
-    pages = [output["path"] for output in record.get("outputs", {}).values() if step_run.is_page(Path(output["path"]))]
+    pages = [
+        output["path"] for output in record.get("outputs", {}).values() if step_run.is_html_page(Path(output["path"]))
+    ]
     return StepFailed(f"{record['label']}: {record['error']}" + "".join(f"; see {page}" for page in pages))
 
 
@@ -221,14 +223,14 @@ class ConsoleReporter(io.TextIOBase):
 @contextlib.contextmanager
 def _tracking_run(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Open the pipeline's MLflow run; a background thread adds a nested run for each finished step."""
-    if not mlflow_run.enabled():
+    if not mlflow_store.enabled():
         yield lambda record: None
         return
     work: queue.Queue[dict[str, Any] | None] = queue.Queue()
     problems: list[BaseException] = []
-    mlflow_run.client()  # fail before the first step if the server is unreachable
+    mlflow_store.client()  # fail before the first step if the server is unreachable
     tags = {"vlmflow.run": folder.name, "vlmflow.recipe": sections.get("title", "")}
-    with mlflow_run.run(
+    with mlflow_run.start_run(
         f"{sections.get('pipeline', 'end-to-end')} {folder.name}", params=sections, tags=tags
     ) as parent:
         (folder / "mlflow_run_id").write_text(parent.id or "")
@@ -258,7 +260,7 @@ def _tracking_run(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[
 
 def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:
     """Log the step's record to MLflow and add the run's id to it."""
-    here = step_run.log(record, parent)
+    here = step_run.log_step(record, parent)
     (folder / "steps" / f"{record['label']}.json").write_text(
         json.dumps({**record, "mlflow_run_id": here}, indent=1), encoding="utf-8"
     )

@@ -16,7 +16,7 @@ from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import image_name
+from vlmflow.runtime.container_image import image_name
 
 DEFAULT_FILE = ROOT / "infra" / "kubeflow" / "placement.yaml"
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # KFP's format
@@ -121,7 +121,7 @@ class Placement:
     def apply(self, tasks: Iterable[PipelineTask]) -> None:
         """Set the resources of each task."""
         for task in tasks:
-            self.resources[task.component_spec.name].apply(task)
+            self.resources[task.component_spec.name.replace("-", "_")].apply(task)  # KFP writes dashes
 
 
 def load(file: str | Path | None = None) -> Placement:

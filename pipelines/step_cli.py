@@ -9,7 +9,8 @@ from typing import Any
 from vlmflow.config.nearest import nearest
 from vlmflow.errors import DataError, GateError, RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step_runner import Task
+from vlmflow.runtime.kfp_executor import execute
+from vlmflow.runtime.step_task import StepTask
 
 
 def names() -> list[str]:
@@ -42,7 +43,7 @@ def run_step(
     first.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=first) as folder:
         places = {key: Path(folder) / key for key in outputs}
-        task = Task(
+        task = StepTask(
             module,
             name,
             {
@@ -57,7 +58,7 @@ def run_step(
             },
         )
         try:
-            task.work()
+            execute(task)
         except GateError:
             _move_outputs(places, outputs)
             raise

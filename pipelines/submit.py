@@ -18,7 +18,7 @@ from pipelines.pretraining import control_variants
 from pipelines.watch_run import wait_for_run
 from vlmflow.config import recipes as recipes
 from vlmflow.errors import RecipeError
-from vlmflow.runtime.step import revision
+from vlmflow.runtime.container_image import revision
 
 
 @dataclass(frozen=True)

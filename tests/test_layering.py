@@ -1,41 +1,65 @@
-"""The shape of the house: imports go down, compiling needs no torch, component files are thin."""
+"""The layers: imports go down, steps stand alone, no circles, compiling needs no torch, component files are thin."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from vlmflow.runtime.code_hash import FLOORS, ROOT, closure, imports
+from vlmflow.runtime.code_hash import LAYERS, ROOT, import_closure, imported_modules, module_file
 
-FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
-FACES = sorted((ROOT / "components").glob("*/component.py"))
+FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
+SECTION_TABLE = ROOT / "components" / "plan" / "sections.py"  # names the config class of every section, as text
 
 
-def floor(name: str) -> int:
-    return FLOORS.index(name.split(".")[0])
+def layer(module: str) -> int:
+    return LAYERS.index(module.split(".")[0])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_down_only(path: Path) -> None:
-    own = FLOORS.index(path.relative_to(ROOT).parts[0])
-    upward = [name for name in imports(path) if floor(name) > own]
-    assert not upward, f"{path.relative_to(ROOT)} imports from a floor above: {upward}"
+    own = LAYERS.index(path.relative_to(ROOT).parts[0])
+    upward = [module for module in imported_modules(path) if layer(module) > own]
+    assert not upward, f"{path.relative_to(ROOT)} imports from a higher layer: {upward}"
 
 
-@pytest.mark.parametrize("path", FACES, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.parent.name)
+def test_no_step_imports_another_step(path: Path) -> None:
+    step = path.parent.name
+    for file in path.parent.glob("*.py"):
+        if file != SECTION_TABLE:
+            others = [m for m in imported_modules(file) if m.startswith("components.") and m.split(".")[1] != step]
+            assert not others, f"{file.relative_to(ROOT)} imports another step: {others}; move the code to vlmflow/"
+
+
+def test_there_is_no_import_circle() -> None:
+    graph = {path: {module_file(module) for module in imported_modules(path)} - {path} for path in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("import circle: " + " -> ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
+
+
+def test_packages_are_empty_and_every_step_has_a_component() -> None:
+    filled = [str(path.relative_to(ROOT)) for path in FILES if path.name == "__init__.py" and path.read_text().strip()]
+    assert not filled, f"__init__.py files with content: {filled}"
+    folders = {path.name for path in (ROOT / "components").iterdir() if (path / "__init__.py").exists()}
+    assert folders == {path.parent.name for path in COMPONENTS}
+    assert {path.name for path in (ROOT / "components").glob("*.py")} == {"__init__.py"}
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.parent.name)
 def test_a_component_file_is_import_call_return(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert "from __future__ import annotations" not in text  # KFP raises TypeError on it
     top = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {node.module for node in top if isinstance(node, ast.ImportFrom)}
-    assert (
-        {"vlmflow.runtime.step"}
-        <= imported
-        <= {"vlmflow.runtime.step", "vlmflow.config.sections", "components.plan.sections", "kfp", "typing"}
-    )
+    light = {"vlmflow.runtime.step", "vlmflow.config.sections", "components.plan.sections", "kfp", "typing"}
+    assert {"vlmflow.runtime.step"} <= imported <= light
 
 
 def test_compiling_a_pipeline_imports_nothing_heavy() -> None:
@@ -47,13 +71,19 @@ def test_compiling_a_pipeline_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_steps_code_covers_what_it_names_as_text() -> None:
-    """The zoo names its builders as text; a change in one of them must still run the step again."""
-    files = {str(path.relative_to(ROOT)) for path in closure("components.pretrain.component")}
+def test_help_imports_neither_kfp_nor_pydantic() -> None:
+    code = "import sys, pipelines.cli; print([m for m in ('kfp', 'kubernetes', 'pydantic') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_code_of_a_step_includes_builders_that_are_named_as_text() -> None:
+    """The zoo names its builders as text; a change in one of them must run the step again."""
+    files = {str(path.relative_to(ROOT)) for path in import_closure("components.pretrain.component")}
     assert {"models/zoo.py", "models/tiny/dual_encoder.py", "vlmflow/training/pretraining/training.py"} <= files
-    assert not any(name.startswith("components/serve/") for name in files)
+    assert not any(name.startswith("vlmflow/serving/") for name in files)
 
 
-def test_no_room_for_leftovers() -> None:
-    names = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
-    assert not names & {"utils.py", "utils", "common.py", "helpers.py"}
+def test_there_is_no_module_for_leftovers() -> None:
+    names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    assert not names & {"utils", "common", "helpers"}

@@ -13,7 +13,7 @@ from vlmflow.errors import DataError, ModelError
 
 logger = getLogger(__name__)
 
-_SKIPPED_FOLDERS = ("mlartifacts", ".memo", ".shards", "steps")  # MLflow's own copies come from `mlflow_source`
+_SKIPPED_FOLDERS = ("mlartifacts", ".step_cache", ".shards", "steps")  # MLflow's own copies come from `mlflow_source`
 
 
 def read(history: History, root: Path) -> None:

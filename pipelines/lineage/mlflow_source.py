@@ -5,8 +5,8 @@ from logging import getLogger
 
 from pipelines.lineage.history import History, Step
 from vlmflow.artifacts.provenance import ORIGIN_TAG, Origin
-from vlmflow.tracking import mlflow_run
-from vlmflow.tracking.registry import Version, versions
+from vlmflow.tracking import mlflow_store
+from vlmflow.tracking.registry import Version, list_versions
 from vlmflow.tracking.step_run import KFP_RUN
 
 logger = getLogger(__name__)
@@ -20,9 +20,9 @@ def read(history: History) -> None:
     Raises:
         ServiceError: MLflow does not answer.
     """
-    client = mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
-        experiment = client.get_experiment_by_name(mlflow_run.EXPERIMENT)
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
+        experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT)
         assert experiment is not None  # `client` has made it
         token: str | None = None
         while True:  # search_runs is paginated
@@ -34,7 +34,7 @@ def read(history: History) -> None:
             if not token:
                 break
         for registered in client.search_registered_models():
-            for version in versions(registered.name):
+            for version in list_versions(registered.name):
                 place = client.get_model_version_download_uri(version.name, version.version)
                 _add_version(history, version, place)
 

@@ -12,7 +12,7 @@ from pipelines.lineage.history import History, ambiguous
 from vlmflow.artifacts import provenance
 from vlmflow.artifacts.provenance import Origin
 from vlmflow.errors import DataError, ModelError, ServiceError
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_store
 
 UID = re.compile(r"[0-9a-f]{32}")
 _PREFIX = 6  # minimum length of an abbreviated hash
@@ -76,15 +76,15 @@ def _endpoint(name: str, parents: list[str], history: History) -> str:
 
 
 def _version(reference: str, history: History) -> str:
-    from vlmflow.tracking.registry import listing
+    from vlmflow.tracking.registry import format_versions
 
     name, at, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", reference).groups()  # type: ignore[union-attr]
     for node in history.nodes.values():
         mine = node.kind == "version" and node.id.startswith(f"models:/{name}/")
         if mine and (which in node.name.split(", ") if at == "@" else node.id == reference):
             return node.id
-    mlflow_run.client()  # if the store cannot be reached, report that instead
-    raise ModelError(f"{reference}: no such version; registered: {listing()}")
+    mlflow_store.client()  # if the store cannot be reached, report that instead
+    raise ModelError(f"{reference}: no such version; registered: {format_versions()}")
 
 
 def _from_path(path: Path, history: History) -> Reference:

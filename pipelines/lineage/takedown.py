@@ -22,7 +22,7 @@ from pipelines.lineage.trace import read_history as history_of
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.dataset import uid as digest
 from vlmflow.errors import DataError
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_store
 
 pc: Any = pyarrow.compute  # its functions are created at run time, which pyright cannot see
 _CLIENT = "from mlflow import MlflowClient; MlflowClient()."
@@ -178,7 +178,7 @@ def _action(node: Node, out: str, history: History) -> Iterator[str]:
         name, _, number = node.id.removeprefix("models:/").rpartition("/")
         calls = [f"delete_registered_model_alias({name!r}, {alias!r})" for alias in filter(None, node.name.split(", "))]
         for call in [*calls, f"delete_model_version({name!r}, {number!r})"]:
-            yield f"MLFLOW_TRACKING_URI={mlflow_run.store()} python -c " + shlex.quote(f"{_CLIENT}{call}")
+            yield f"MLFLOW_TRACKING_URI={mlflow_store.uri()} python -c " + shlex.quote(f"{_CLIENT}{call}")
         yield from (f"then delete its files: {place}" for place in node.places if "://" in place)
     elif "/" in node.name:
         namespace, name = node.name.split("/", 1)

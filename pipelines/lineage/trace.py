@@ -22,7 +22,7 @@ from rich.tree import Tree
 from pipelines.lineage import local_source, mlflow_source, pairs, reference, render_text
 from pipelines.lineage.history import Graph, History
 from vlmflow.errors import DataError, ServiceError
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_store
 
 logger = getLogger(__name__)
 
@@ -75,9 +75,9 @@ def read_history(root: str | Path | None = None, *, registry: bool = False) -> H
     Raises:
         ServiceError: `registry` is set and MLflow does not answer.
     """
-    place = Path(root).resolve() if root else mlflow_run.home()
-    local = place == mlflow_run.home() and (mlflow_run.enabled() or (place / "mlflow.db").exists())
-    history = History(f"{place}{f' and {mlflow_run.store()}' if local else ''}")
+    place = Path(root).resolve() if root else mlflow_store.home()
+    local = place == mlflow_store.home() and (mlflow_store.enabled() or (place / "mlflow.db").exists())
+    history = History(f"{place}{f' and {mlflow_store.uri()}' if local else ''}")
     local_source.read(history, place)
     if local or registry:
         try:
