@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from vlmflow.errors import ModelError
-from vlmflow.tracking import mlflow_run
-from vlmflow.tracking.registry import champion, download, listing
+from vlmflow.tracking import mlflow_store
+from vlmflow.tracking.registry import champion_version, download, format_versions
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,13 @@ def load_champion(name: str, model: Path, scores: Path, version: Path) -> str:
         ModelError: `name` has no champion.
         ServiceError: MLflow cannot be reached.
     """
-    mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
-        current = champion(name)
+    mlflow_store.client()
+    with mlflow_store.service_errors():
+        current = champion_version(name)
         if current is None:
-            raise ModelError(f"models:/{name}@champion: there is no champion to monitor; registered: {listing()}")
+            raise ModelError(
+                f"models:/{name}@champion: there is no champion to monitor; registered: {format_versions()}"
+            )
         folder = download(current.uri)
     shutil.copytree(folder / "model", model, dirs_exist_ok=True)
     shutil.copytree(folder / "scores", scores, dirs_exist_ok=True)

@@ -12,7 +12,7 @@ from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.evaluation.comparison import Comparison, compare, same_examples
 from vlmflow.evaluation.config import GateConfig
 from vlmflow.evaluation.scores import Examples, read_examples, read_scores
-from vlmflow.tracking.registry import Version, champion, download
+from vlmflow.tracking.registry import Version, champion_version, download
 
 logger = getLogger(__name__)
 
@@ -71,7 +71,7 @@ def gate(
     winner = candidate if aligned else fallback
     reasons = [f"alignment refused: {comparison}" for comparison in alignment if comparison.is_regression]
 
-    current = champion(registry)
+    current = champion_version(registry)
     against: list[Comparison] = []
     promoted = True
     if current is None:

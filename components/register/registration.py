@@ -20,15 +20,15 @@ from vlmflow.artifacts.producer import producer
 from vlmflow.config.recipes import dump, parse
 from vlmflow.errors import GateError, ModelError, ServiceError
 from vlmflow.evaluation.scores import read_scores
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_run, mlflow_store
 from vlmflow.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     RegistryConfig,
     Version,
-    by_hash,
-    champion,
-    versions,
+    champion_version,
+    list_versions,
+    version_by_hash,
 )
 
 logger = getLogger(__name__)
@@ -59,11 +59,11 @@ def register(
     decision = read_json(verdict, "verdict.json")
     checkpoint = Checkpoint(model)
     tags = _tags(checkpoint, scores, recipe, revision)
-    mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
-        current = champion(section.name)
+    mlflow_store.client()
+    with mlflow_store.service_errors():
+        current = champion_version(section.name)
         _check_champion_unchanged(decision["against"], current, checkpoint.hash, section.name)
-        registered = by_hash(section.name, checkpoint.hash)
+        registered = version_by_hash(section.name, checkpoint.hash)
         reused = registered is not None
         if registered is None:
             registered = _create(model, scores, section.name, tags)
@@ -120,14 +120,14 @@ def _tags(checkpoint: Checkpoint, scores: Path, recipe: str, revision: str) -> d
         "recipe": hashlib.sha256(dump(parse(recipe)).encode()).hexdigest(),
         "git_revision": revision,
         **{name: value for name, value in producer().items() if name != "code"},
-        "step_run": mlflow_run.current().id,
+        "step_run": mlflow_run.current_run().id,
     }
     return {key: str(value) for key, value in tags.items() if value}
 
 
 def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Version:
     """Log the model and create its version; delete the logged model if creating the version fails."""
-    client = mlflow_run.client()
+    client = mlflow_store.client()
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -156,7 +156,7 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
         with suppress(MlflowException):  # the first error is the one to show
             client.delete_logged_model(logged.model_id)
         raise
-    return next(version for version in versions(name) if version.version == str(created.version))
+    return next(version for version in list_versions(name) if version.version == str(created.version))
 
 
 def _rollback(created: Version, current: Version | None) -> None:
@@ -168,7 +168,7 @@ def _rollback(created: Version, current: Version | None) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client = mlflow_run.client()
+        client = mlflow_store.client()
         client.delete_model_version(created.name, created.version)
         if current:  # the alias may have been set although the response was lost
             client.set_registered_model_alias(current.name, CHAMPION, current.version)
@@ -198,7 +198,7 @@ def _signature() -> Any:
 
 def _set_alias(version: Version, decision: dict[str, Any], current: Version | None) -> str:
     """Set the alias: champion if the gate promoted the model, otherwise challenger; an alias has one version."""
-    client = mlflow_run.client()
+    client = mlflow_store.client()
     is_champion = current is not None and current.version == version.version
     alias = CHAMPION if decision["promoted"] or is_champion else CHALLENGER
     client.set_model_version_tag(version.name, version.version, "gate", "; ".join(decision["reasons"])[:5000])

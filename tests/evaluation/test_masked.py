@@ -44,11 +44,13 @@ class Oracle:
         logits.scatter_add_(2, colour[:, None, None].expand(-1, input_ids.shape[1], 1), masks.float()[..., None])
         return logits
 
-    def match(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def match_score(
+        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         colour = self.ids[pixel_values.mean((2, 3)).argmax(1)]
         return (input_ids == colour[:, None]).any(1).float()
 
-    def reconstruct(self, pixel_values: torch.Tensor, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
+    def reconstruct(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor, **_: Any) -> torch.Tensor:
         return pixel_values
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -97,8 +99,8 @@ def test_reconstruction_is_relative_to_the_mean_of_the_visible_patches(monkeypat
     assert value(noisy) == pytest.approx(1)
     assert value(noisy[1:] + noisy[:1]) < -0.5, "the noise of another image is worse than the mean"
 
-    def grey(self: Any, pixel_values: torch.Tensor, hidden: torch.Tensor, **_: Any) -> torch.Tensor:
-        shown = (~hidden).view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    def grey(self: Any, pixel_values: torch.Tensor, patch_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        shown = (~patch_mask).view(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
         mean = (pixel_values * shown).sum((2, 3)) / shown.sum((2, 3))
         return mean[..., None, None].expand_as(pixel_values)
 

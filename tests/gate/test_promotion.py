@@ -14,7 +14,7 @@ from components.register.registration import register
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.errors import GateError
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.tracking.registry import RegistryConfig, versions
+from vlmflow.tracking.registry import RegistryConfig, list_versions
 
 RECIPE = "seed: 0\n"
 
@@ -63,45 +63,45 @@ def gate_and_register(
 
 
 def test_a_capability_that_got_worse_in_alignment_keeps_the_fallback(tmp_path: Path) -> None:
-    before = write_candidate(tmp_path, "before", read=[1.0] * 30, prefer=[0.0] * 30)
-    after = write_candidate(tmp_path, "after", read=[0.0] * 20 + [1.0] * 10, prefer=[1.0] * 30)
+    before = write_candidate(tmp_path, "before", ocr=[1.0] * 30, prefer=[0.0] * 30)
+    after = write_candidate(tmp_path, "after", ocr=[0.0] * 20 + [1.0] * 10, prefer=[1.0] * 30)
     verdict = decide(tmp_path / "out", after, before, "fallback")
     assert verdict["chosen"] == "fallback" and verdict["promoted"] and verdict["against"] is None
-    assert "alignment refused: read: 0.333 against 1.000" in verdict["reasons"][0]
+    assert "alignment refused: ocr: 0.333 against 1.000" in verdict["reasons"][0]
     assert Checkpoint(tmp_path / "out/chosen").hash == Checkpoint(before.model).hash
     assert json.loads((tmp_path / "out/verdict/verdict.json").read_text()) == verdict
 
 
 def test_versions_are_promoted_or_kept_as_challengers(tmp_path: Path) -> None:
-    first = write_candidate(tmp_path, "first", read=[0.5] * 30, ground=[0.5] * 30)
+    first = write_candidate(tmp_path, "first", ocr=[0.5] * 30, ground=[0.5] * 30)
     verdict, version = gate_and_register(tmp_path / "1", first, "life")
     assert verdict["promoted"] and (version["version"], version["alias"]) == ("1", "champion")
 
     again = register_chosen(tmp_path / "1", "life")
-    assert again == version and len(versions("life")) == 1
+    assert again == version and len(list_versions("life")) == 1
 
-    worse = write_candidate(tmp_path, "worse", read=[0.9] * 30, ground=[0.1] * 30)
+    worse = write_candidate(tmp_path, "worse", ocr=[0.9] * 30, ground=[0.1] * 30)
     verdict, version = gate_and_register(tmp_path / "2", worse, "life")
     assert not verdict["promoted"] and verdict["against"] == "1"
     assert (version["version"], version["alias"]) == ("2", "challenger")
-    challenger = versions("life")[0]
+    challenger = list_versions("life")[0]
     assert "promotion refused by models:/life/1: ground: 0.100 against 0.500" in challenger.tags["gate"]
     assert challenger.tags["datasets"] == "d1,d2" and challenger.model_hash == Checkpoint(worse.model).hash
 
-    better = write_candidate(tmp_path, "better", read=[0.6] * 30, ground=[0.6] * 30)
+    better = write_candidate(tmp_path, "better", ocr=[0.6] * 30, ground=[0.6] * 30)
     verdict, version = gate_and_register(tmp_path / "3", better, "life")
     assert verdict["promoted"] and (version["version"], version["alias"]) == ("3", "champion")
-    assert [v.aliases for v in versions("life")] == [("champion",), ("challenger",), ()]
+    assert [v.aliases for v in list_versions("life")] == [("champion",), ("challenger",), ()]
 
     verdict, version = gate_and_register(tmp_path / "4", better, "life")
     assert "the champion, is this model" in verdict["reasons"][0]
-    assert (version["version"], version["alias"]) == ("3", "champion") and len(versions("life")) == 3
+    assert (version["version"], version["alias"]) == ("3", "champion") and len(list_versions("life")) == 3
 
 
 def test_a_champion_scored_on_other_examples_is_evaluated_again(tmp_path: Path) -> None:
-    old = write_candidate(tmp_path, "old", data="january", read=[1.0] * 30)
+    old = write_candidate(tmp_path, "old", data="january", ocr=[1.0] * 30)
     gate_and_register(tmp_path / "1", old, "moved")
-    new = write_candidate(tmp_path, "new", data="june", read=[0.5] * 30)
+    new = write_candidate(tmp_path, "new", data="june", ocr=[0.5] * 30)
     evaluated: list[str] = []
 
     def evaluate(*, model: Path, out: Path) -> None:
@@ -116,13 +116,13 @@ def test_a_champion_scored_on_other_examples_is_evaluated_again(tmp_path: Path) 
 
 
 def test_a_decision_against_an_outdated_champion_is_refused(tmp_path: Path) -> None:
-    one = write_candidate(tmp_path, "one", read=[0.5] * 30)
-    two = write_candidate(tmp_path, "two", read=[0.6] * 30)
+    one = write_candidate(tmp_path, "one", ocr=[0.5] * 30)
+    two = write_candidate(tmp_path, "two", ocr=[0.6] * 30)
     decide(tmp_path / "late", two, two, "race")
     gate_and_register(tmp_path / "1", one, "race")
     with pytest.raises(GateError, match="compared with no champion, the champion is now models:/race/1; run the gate"):
         register_chosen(tmp_path / "late", "race")
-    assert len(versions("race")) == 1
+    assert len(list_versions("race")) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"resamples": 0}, {"tolerance": -1.0}, {"min_examples": 1}])

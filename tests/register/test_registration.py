@@ -16,8 +16,8 @@ from vlmflow.artifacts.checkpoint import Checkpoint, save
 from vlmflow.errors import ModelError, ServiceError
 from vlmflow.inference import generation, loading
 from vlmflow.serving.resolve import resolve
-from vlmflow.tracking import mlflow_run
-from vlmflow.tracking.registry import RegistryConfig, listing, versions
+from vlmflow.tracking import mlflow_run, mlflow_store
+from vlmflow.tracking.registry import RegistryConfig, format_versions, list_versions
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +58,7 @@ def test_a_version_resolves_by_alias_and_answers_like_its_checkpoint(artifacts: 
     assert Checkpoint(folder).hash == Checkpoint(artifacts / "model").hash == written["model_hash"]
     assert resolve("models:/vlm/1").samefile(folder)
     assert json.loads((folder.parent / "scores/scores.json").read_text())["data"] == ["d"]
-    tags = versions("vlm")[0].tags
+    tags = list_versions("vlm")[0].tags
     assert (tags["parent"], tags["datasets"], tags["git_revision"]) == ("p", "d", "abc")
 
     root = folder.parent.parent
@@ -87,7 +87,7 @@ def test_a_failure_leaves_no_incomplete_version(
         broken.setattr(MlflowClient, method, fail)
         with pytest.raises(ServiceError, match="disk is full"):
             register_artifacts(artifacts, tmp_path, method)
-    assert versions(method) == [] and not (tmp_path / "version.json").exists()
+    assert list_versions(method) == [] and not (tmp_path / "version.json").exists()
     assert register_artifacts(artifacts, tmp_path, method)["alias"] == "champion"
 
 
@@ -115,7 +115,7 @@ def test_an_alias_set_without_a_response_is_restored(
         broken.setattr(MlflowClient, "set_registered_model_alias", lost)
         with pytest.raises(ServiceError, match="connection was reset"):
             register_artifacts(other, tmp_path / "second", "kept")
-    assert [(version.version, version.aliases) for version in versions("kept")] == [("1", ("champion",))]
+    assert [(version.version, version.aliases) for version in list_versions("kept")] == [("1", ("champion",))]
     assert register_artifacts(other, tmp_path / "second", "kept")["alias"] == "champion"
 
 
@@ -125,7 +125,7 @@ def test_a_wrong_reference_lists_the_registered_versions(artifacts: Path, tmp_pa
         with pytest.raises(ModelError) as caught:
             resolve(reference)
         assert reference in str(caught.value) and "models:/listed/1 (champion)" in str(caught.value)
-    assert "models:/listed/1 (champion)" in listing()
+    assert "models:/listed/1 (champion)" in format_versions()
 
 
 def test_scores_of_another_model_are_an_error(artifacts: Path, tmp_path: Path) -> None:
@@ -136,15 +136,15 @@ def test_scores_of_another_model_are_an_error(artifacts: Path, tmp_path: Path) -
         register(
             artifacts / "model", scores, artifacts / "verdict", tmp_path, "seed: 0\n", RegistryConfig(name="other")
         )
-    assert versions("other") == []
+    assert list_versions("other") == []
 
 
 def test_registration_does_not_change_the_steps_own_run(artifacts: Path, tmp_path: Path) -> None:
-    with mlflow_run.run("register") as step:
+    with mlflow_run.start_run("register") as step:
         register_artifacts(artifacts, tmp_path, "nested")
         step.log_metrics({"after": 1.0})
-    assert versions("nested")[0].tags["step_run"] == step.id
-    run = mlflow_run.client().get_run(str(step.id))
+    assert list_versions("nested")[0].tags["step_run"] == step.id
+    run = mlflow_store.client().get_run(str(step.id))
     assert run.info.status == "FINISHED" and run.data.metrics == {"after": 1.0}
 
 

@@ -126,7 +126,7 @@ def test_the_same_artifacts_give_the_same_page(run: ArtifactPaths, html: str, tm
 def test_lineage_leads_from_raw_pairs_to_the_version(run: ArtifactPaths):
     drawn = graph(RunArtifacts(run, GATE))
     nodes = {node.title: node for node in drawn.nodes}
-    assert "Read" not in nodes  # copied unchanged: the same artifact as Ground
+    assert "OCR" not in nodes  # copied unchanged: the same artifact as Ground
     way = ["Raw", "Curated", "Contrastive", "Caption", "Ground", "Preferences", "DPO", "vlm version 1"]
     rows = [nodes[title].row for title in way]
     assert rows == sorted(set(rows))
@@ -176,7 +176,7 @@ def test_empty_json_files_still_give_a_page(run: ArtifactPaths, tmp_path: Path):
 
 
 def test_a_missing_artifact_is_an_error(run: ArtifactPaths, tmp_path: Path):
-    with pytest.raises(ModelError, match=r"scores\.json: missing"):
+    with pytest.raises(ModelError, match=r"scores\.json: file is missing"):
         draw(replace(run, ground_scores=tmp_path), tmp_path)
 
 
@@ -209,7 +209,7 @@ class TestFindings:
 
     def test_findings_of_the_run(self, run: ArtifactPaths):
         found = self.kinds(run)
-        assert found["Skipped"] == ["Read was skipped: the recipe has no section 'ocr'."]
+        assert found["Skipped"] == ["OCR was skipped: the recipe has no section 'ocr'."]
         assert found["Data"] == ["Rejected by ingest, rows: 3 no such picture."]
         assert "Measured on only 4 examples" in found["Too few examples"][0]
         assert "Training" not in found  # the losses of this run fell

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmflow.artifacts.json_file import read_json
 from vlmflow.errors import DataError
-from vlmflow.tracking.registry import read_json
 
 Examples = Mapping[str, Mapping[str, float]]  # capability → example → score; a higher score is better
 
