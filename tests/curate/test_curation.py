@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -8,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFilter
+from pydantic import ValidationError
 
 from components.curate.config import CurateConfig, ScoreConfig
 from components.curate.curation import curate
@@ -25,8 +25,8 @@ BY_DEFAULT = frozenset(
 REGION = {"phrase": "a dot", "x0": 1.0, "y0": 1.0, "x1": 5.0, "y1": 5.0}
 
 
-def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """Eight by eight random patches, smoothly enlarged: a picture unlike that of any other seed."""
+def make_image(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """Return 8 x 8 random patches, smoothly enlarged: a distinct image for each seed."""
     patches = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
 
@@ -43,7 +43,7 @@ def pair(image: bytes, caption: str, **values: Any) -> dict[str, Any]:
 
 
 def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[Dataset, list[dict[str, Any]], dict[str, Any]]:
-    """Curate rows; return the kept set, the ledger and its summary."""
+    """Curate rows; return the curated dataset, the rows of the ledger and its summary."""
     dataset.write(root / "raw", "pairs", rows)
     raw, curated, ledger, funnel, scorer = (
         root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")
@@ -54,30 +54,30 @@ def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[Dataset
 
 
 def noisy() -> list[dict[str, Any]]:
-    """Ten good pairs, and two that fail each rule that needs no model; `source` says which."""
-    rows = [pair(encoded(picture(i)), f"picture number {i} of ten", source="") for i in range(10)]
-    test = encoded(picture(100))
+    """Return ten good pairs, and two pairs that fail each default rule; `source` is the rule."""
+    rows = [pair(encoded(make_image(i)), f"picture number {i} of ten", source="") for i in range(10)]
+    test = encoded(make_image(100))
     rows.append(pair(test, "a picture to test on", split="test", source=""))
     white = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     for i in range(2):
-        whole = encoded(picture(20 + i))
+        whole = encoded(make_image(20 + i))
         rows += [
             pair(whole[: len(whole) // 2], f"cut off {i}", source="undecodable"),
-            pair(encoded(picture(30 + i, (9, 40))), f"thin {i} of all", source="too_small"),
-            pair(encoded(picture(40 + i, (20, 200))), f"a strip {i}", source="aspect_ratio"),
+            pair(encoded(make_image(30 + i, (9, 40))), f"thin {i} of all", source="too_small"),
+            pair(encoded(make_image(40 + i, (20, 200))), f"a strip {i}", source="aspect_ratio"),
             pair(encoded(Image.new("RGB", (50, 50), (9, 99, 200 + i))), f"plain {i} blue", source="blank"),
             pair(encoded(Image.fromarray(white[i])), f"snow {i} on the screen", source="noise"),
-            pair(encoded(picture(50 + i)), ("IMG_0042.jpg", "click here")[i], source="junk_text"),
+            pair(encoded(make_image(50 + i)), ("IMG_0042.jpg", "click here")[i], source="junk_text"),
             pair(rows[i]["image"], rows[i]["caption"], source="exact_duplicate"),
-            pair(encoded(picture(100).resize((80 + i, 80))), f"seen again {i}", source="in_test_set"),
+            pair(encoded(make_image(100).resize((80 + i, 80))), f"seen again {i}", source="in_test_set"),
         ]
-        copies = [encoded(picture(60 + i)), encoded(picture(60 + i), "JPEG", quality=60)]
+        copies = [encoded(make_image(60 + i)), encoded(make_image(60 + i), "JPEG", quality=60)]
         first, second = sorted((pair(copy, f"twice {i}") for copy in copies), key=lambda row: row["uid"])
         rows += [{**second, "source": "near_duplicate"}, {**first, "source": ""}]
     return rows
 
 
-def test_each_rule_drops_what_it_is_for_and_nothing_else(tmp_path: Path) -> None:
+def test_each_default_rule_drops_exactly_its_pairs(tmp_path: Path) -> None:
     rows = noisy()
     curated, ledger, summary = run(tmp_path, rows)
     assert [entry["rule"] for entry in ledger] == [row["source"] for row in rows]
@@ -93,7 +93,7 @@ def test_each_rule_drops_what_it_is_for_and_nothing_else(tmp_path: Path) -> None
     assert json.loads((tmp_path / "scorer" / "card.json").read_text()) == {"family": "none"}
 
 
-def test_the_ledger_says_by_how_much_and_against_what(tmp_path: Path) -> None:
+def test_the_ledger_records_value_threshold_and_detail(tmp_path: Path) -> None:
     rows = noisy()
     ledger = {entry["row"]: entry for entry in run(tmp_path, rows)[1]}
     for number, row in enumerate(rows):
@@ -112,7 +112,7 @@ def test_the_ledger_says_by_how_much_and_against_what(tmp_path: Path) -> None:
             assert partner["split"] == ("test" if rule == "in_test_set" else "train")
 
 
-def test_what_is_off_by_default_drops_what_it_is_for(tmp_path: Path) -> None:
+def test_each_optional_rule_drops_exactly_its_pairs(tmp_path: Path) -> None:
     sharp = Image.fromarray(
         np.kron(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8), np.ones((24, 24, 1), np.uint8))
     )
@@ -147,38 +147,41 @@ def test_what_is_off_by_default_drops_what_it_is_for(tmp_path: Path) -> None:
     assert all(f"<h2>{row['source']} <small>1 dropped" in page for row in rows if row["source"])
 
 
-def test_personal_data_is_removed_from_what_is_kept_and_said_in_the_ledger(tmp_path: Path) -> None:
-    rows = [pair(encoded(picture(1)), "a boat for sale 555-867-5309"), pair(encoded(picture(2)), "a boat on a lake")]
-    for mode, kept, said in (
+def test_pii_is_removed_from_kept_captions_and_noted_in_the_ledger(tmp_path: Path) -> None:
+    rows = [
+        pair(encoded(make_image(1)), "a boat for sale 555-867-5309"),
+        pair(encoded(make_image(2)), "a boat on a lake"),
+    ]
+    for mode, kept, detail in (
         ("remove", "a boat for sale", "phone removed"),
         ("flag", rows[0]["caption"], "phone in the caption"),
         ("ignore", rows[0]["caption"], ""),
     ):
         curated, ledger, _ = run(tmp_path / mode, rows, pii=mode)
         assert [row["caption"] for row in curated.rows()] == [kept, "a boat on a lake"]
-        assert [entry["detail"] for entry in ledger] == [said, ""]
+        assert [entry["detail"] for entry in ledger] == [detail, ""]
 
 
-def test_the_history_of_a_pair(tmp_path: Path) -> None:
+def test_history_explains_the_verdict_on_a_pair(tmp_path: Path) -> None:
     rows = noisy()
     run(tmp_path, rows)
     by_rule = {row["source"]: row["uid"] for row in reversed(rows)}
     small = history(tmp_path / "ledger", by_rule["too_small"])
-    assert len(small) == 1 and "dropped by too_small (short side, px), 9 against a threshold of 16" in small[0]
+    assert len(small) == 1 and "dropped by too_small (short side in pixels): 9, threshold 16" in small[0]
     near = history(tmp_path / "ledger" / "ledger.parquet", by_rule["near_duplicate"])
     assert len(near) == 2 and near[1].startswith("  because of ")
     assert "kept; passed all" in history(tmp_path / "ledger", by_rule[""][:12])[0]
-    assert len(history(tmp_path / "ledger", rows[0]["uid"])) == 3  # it stands there twice: kept, and dropped
+    assert len(history(tmp_path / "ledger", rows[0]["uid"])) == 3  # two rows have this uid: one kept, one dropped
     with pytest.raises(DataError, match="no such pair"):
         history(tmp_path / "ledger", "no-uid")
-    with pytest.raises(DataError, match=r"\d+ pairs begin so"):
+    with pytest.raises(DataError, match=r"\d+ pairs in .* have this prefix"):
         history(tmp_path / "ledger", "")
-    with pytest.raises(DataError, match="no ledger here"):
+    with pytest.raises(DataError, match="no ledger found"):
         history(tmp_path / "nowhere", "a")
 
 
-def test_the_verdicts_do_not_depend_on_the_rows_order(tmp_path: Path) -> None:
-    rows = noisy() + [pair(encoded(picture(60).resize((90 + i, 90))), f"thrice {i}") for i in range(5)]
+def test_the_verdicts_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    rows = noisy() + [pair(encoded(make_image(60).resize((90 + i, 90))), f"thrice {i}") for i in range(5)]
     kept = sorted(row["uid"] for row in run(tmp_path / "a", rows)[0].rows())
     for seed in range(3):
         shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
@@ -197,8 +200,10 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     [{"regions": [REGION]}, {"lines": [{"text": "x", "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}]}, {"label": "dot"}],
 )
 @pytest.mark.parametrize("caption", ["", "IMG_1234.jpg"])
-def test_an_annotated_picture_stays_and_its_useless_caption_does_not(tmp_path: Path, notes: dict, caption: str) -> None:
-    rows = [pair(encoded(picture(1)), caption, **notes), pair(encoded(picture(2)), "a good caption", **notes)]
+def test_an_annotated_image_is_kept_and_its_unusable_caption_is_cleared(
+    tmp_path: Path, notes: dict, caption: str
+) -> None:
+    rows = [pair(encoded(make_image(1)), caption, **notes), pair(encoded(make_image(2)), "a good caption", **notes)]
     curated, ledger, summary = run(tmp_path, rows)
     assert [row["caption"] for row in curated.rows()] == ["", "a good caption"]
     assert [entry["verdict"] for entry in ledger] == ["kept", "kept"]
@@ -206,8 +211,8 @@ def test_an_annotated_picture_stays_and_its_useless_caption_does_not(tmp_path: P
     assert summary["captions_cleared"] == 1
 
 
-def test_other_annotations_of_a_picture_are_no_duplicates(tmp_path: Path) -> None:
-    image = encoded(picture(1))
+def test_different_annotations_of_an_image_are_not_duplicates(tmp_path: Path) -> None:
+    image = encoded(make_image(1))
     rows = [
         pair(image, "", regions=[REGION]),
         pair(image, "", regions=[{**REGION, "x0": 2.0}]),
@@ -216,48 +221,48 @@ def test_other_annotations_of_a_picture_are_no_duplicates(tmp_path: Path) -> Non
     assert run(tmp_path, rows)[2]["kept"] == 3
 
 
-def test_one_per_picture(tmp_path: Path) -> None:
-    image = encoded(picture(1))
-    rows = [pair(image, "a cat"), pair(image, "a dog"), pair(encoded(picture(1), "JPEG"), "a cat")]
+def test_dedup_images(tmp_path: Path) -> None:
+    image = encoded(make_image(1))
+    rows = [pair(image, "a cat"), pair(image, "a dog"), pair(encoded(make_image(1), "JPEG"), "a cat")]
     assert run(tmp_path / "one", rows)[2]["kept"] == 1
     curated = run(tmp_path / "each", rows, dedup_images=False)[0]
     assert sorted(row["caption"] for row in curated.rows()) == ["a cat", "a dog"]
     assert run(tmp_path / "exact", rows, max_cell_difference=None)[2]["dropped"]["near_duplicate"] == 0
 
 
-def test_a_copy_of_a_leaked_picture_that_leaks_not_itself_stays(tmp_path: Path) -> None:
-    """Brightness 100, 112 and 124: each is a near copy of the next, the first and the last are none of each other."""
-    base = np.asarray(picture(1)) // 2
+def test_a_copy_of_a_leaked_image_is_kept_if_it_does_not_leak_itself(tmp_path: Path) -> None:
+    """Brightness +0, +12 and +24: neighbours are near duplicates, the first and the last are not."""
+    base = np.asarray(make_image(1)) // 2
     test, between, away = (encoded(Image.fromarray((base + shift).astype(np.uint8))) for shift in (0, 12, 24))
     rows = [pair(test, "for tests", split="test"), pair(between, "brighter"), pair(away, "the brightest")]
     assert [entry["rule"] for entry in run(tmp_path, rows)[1]] == ["", "in_test_set", ""]
 
 
-def test_a_training_pair_that_is_in_the_test_set_goes_and_the_test_pair_stays(tmp_path: Path) -> None:
-    image = encoded(picture(1))
-    rows = [pair(image, "a cat"), pair(image, "a cat", split="test"), pair(encoded(picture(2)), "a dog")]
+def test_a_training_pair_in_the_test_set_is_dropped_and_the_test_pair_kept(tmp_path: Path) -> None:
+    image = encoded(make_image(1))
+    rows = [pair(image, "a cat"), pair(image, "a cat", split="test"), pair(encoded(make_image(2)), "a dog")]
     curated, ledger, _ = run(tmp_path, rows)
     assert [entry["rule"] for entry in ledger] == ["in_test_set", "", ""]
     assert [row["split"] for row in curated.rows()] == ["test", "train"]
 
 
-def test_nothing_left_names_the_rule_that_took_the_most(tmp_path: Path) -> None:
-    rows = [pair(encoded(picture(i)), "click here") for i in range(3)] + [pair(b"no picture", "a cat")]
+def test_if_nothing_is_kept_the_error_names_the_strictest_rule(tmp_path: Path) -> None:
+    rows = [pair(encoded(make_image(i)), "click here") for i in range(3)] + [pair(b"no picture", "a cat")]
     with pytest.raises(
-        DataError, match=r"no pair of 4 is left; rule 'junk_text' dropped 3 \(first: boilerplate\)"
+        DataError, match=r"none of 4 pairs is kept; rule 'junk_text' dropped 3 \(first: boilerplate\)"
     ) as caught:
         run(tmp_path, rows)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "curated").exists()
 
 
-def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no pairs"):
+def test_an_empty_dataset_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="contains no pairs"):
         run(tmp_path, [])
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"min_side": 0}, "min_side"),
         ({"max_aspect": 0.5}, "max_aspect"),
@@ -268,8 +273,8 @@ def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
         ({"score": {"fraction": 0}}, "fraction"),
     ],
 )
-def test_impossible_values_are_refused(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_values_are_rejected(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         load(CurateConfig, {"curate": section}, "curate")
 
 
@@ -283,29 +288,29 @@ def test_impossible_values_are_refused(section: dict[str, Any], said: str) -> No
         ("captioner", {"captioner": "nowhere", "score": {"model": "bootstrap"}}),
     ],
 )
-def test_a_file_that_is_not_there_is_named_before_any_work(tmp_path: Path, name: str, section: dict) -> None:
+def test_a_missing_file_is_reported_before_any_work(tmp_path: Path, name: str, section: dict) -> None:
     with pytest.raises(DataError, match=rf"curate\.{name} nowhere: no such file or folder"):
         run(tmp_path, [pair(b"", "a cat")], **section)
     assert not (tmp_path / ".shards").exists()
 
 
-def test_a_wrong_bootstrap_section_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_invalid_bootstrap_section_is_rejected_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"bootstrap\.objectiv"):
         run(tmp_path, [pair(b"", "a cat")], score={"model": "bootstrap"}, bootstrap={"objectiv": "contrastive"})
 
 
-def test_a_ledger_that_does_not_add_up_is_not_written(tmp_path: Path) -> None:
+def test_an_inconsistent_ledger_is_not_written(tmp_path: Path) -> None:
     ledger = Ledger(["a", "b"], ["train", "train"])
     ledger.drop("blank", np.array([True, False]))
-    assert ledger.drop("noise", np.array([True, False])).size == 0  # the first rule has it
+    assert ledger.drop("noise", np.array([True, False])).size == 0  # the first rule dropped it already
     ledger.rule[1] = "some other rule"
     with pytest.raises(AssertionError):
         ledger.write(tmp_path / "ledger", {})
     assert not (tmp_path / "ledger").exists()
 
 
-def test_the_funnel_shows_the_counts_and_the_pictures_and_needs_no_network(tmp_path: Path) -> None:
-    rows = noisy() + [pair(encoded(picture(70)), "<script>alert(1)</script>")]
+def test_the_funnel_shows_counts_and_images_and_needs_no_network(tmp_path: Path) -> None:
+    rows = noisy() + [pair(encoded(make_image(70)), "<script>alert(1)</script>")]
     summary = run(tmp_path, rows)[2]
     page = (tmp_path / "funnel.html").read_text(encoding="utf-8")
     assert f"<b>{summary['kept']}</b> of {len(rows)} pairs" in page
@@ -316,26 +321,26 @@ def test_the_funnel_shows_the_counts_and_the_pictures_and_needs_no_network(tmp_p
 
 
 def test_sections_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         ScoreConfig().model = "x"  # type: ignore[misc]
 
 
 def shared(name: str, limit: int) -> list[dict[str, Any]]:
     folder = SHARED / name
     if not folder.exists():
-        pytest.skip(f"{folder} is not here")
+        pytest.skip(f"{folder} does not exist")
     lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()[:limit]
-    found = [json.loads(line) for line in lines]
-    return [pair((folder / row["image"]).read_bytes(), row["caption"]) for row in found]
+    records = [json.loads(line) for line in lines]
+    return [pair((folder / row["image"]).read_bytes(), row["caption"]) for row in records]
 
 
-def test_clean_emoji_stay(tmp_path: Path) -> None:
+def test_clean_emoji_are_kept(tmp_path: Path) -> None:
     rows = shared("emoji", 700)
     curated, ledger, _ = run(tmp_path, rows)
     dropped = [entry for entry in ledger if entry["verdict"] == "dropped"]
     assert {entry["rule"] for entry in dropped} <= {"near_duplicate"}
     captions = {row["uid"]: row["caption"] for row in rows}
-    # "family" and "family: man, woman, boy" are drawn alike; hearts of two colours and clocks are not.
+    # "family" and "family: man, woman, boy" look alike; hearts of two colours and clocks do not.
     assert all(captions[entry["uid"]].startswith("family") for entry in dropped), [captions[e["uid"]] for e in dropped]
     assert len(curated) >= len(rows) - 2
 

@@ -108,9 +108,9 @@ def test_what_is_broken_goes_to_the_quarantine_with_its_reason(tmp_path: Path) -
     assert [row["source"] for row in rows] == ["set/images/0.png"]
     reasons = {entry["place"].partition(":")[2]: entry["reason"].partition(":")[0] for entry in entries}
     assert reasons == {
-        "1": "not a picture", "2": "not a picture", "3": "not a picture", "4": "too many pixels", "5": "no such file",
-        "6": "no such file", "8": "no such file", "9": "no picture", "10": "no picture", "11": "damaged row",
-        "12": "damaged row", "13": "damaged row", "14": "not text",
+        "1": "not an image", "2": "not an image", "3": "not an image", "4": "too many pixels", "5": "no such file",
+        "6": "no such file", "8": "no such file", "9": "no image", "10": "no image", "11": "malformed row",
+        "12": "malformed row", "13": "malformed row", "14": "not text",
     }  # fmt: skip
     counts = written.card.notes["quarantined"]["rows"]
     assert written.card.notes["rows_read"] == len(rows) + sum(counts.values()) == 14
@@ -169,7 +169,7 @@ def test_csv_with_boxes_as_json_text(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == ['He said "hi",\nand left', "none", "broken"]
     assert [len(row["regions"]) for row in rows] == [1, 0, 0]
     assert [(entry["what"], entry["reason"].partition(":")[0]) for entry in entries] == [
-        ("region", "not a box"), ("row", "damaged row"),
+        ("region", "invalid box"), ("row", "malformed row"),
     ]  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_a_refused_box_does_not_cost_the_row(tmp_path: Path) -> None:
     regions = [(r["phrase"], r["x0"], r["y0"], r["x1"], r["y1"]) for r in rows[0]["regions"]]
     assert regions == [("b0", 0, 0, 20, 20), ("b1", 0, 5, 40, 20)]
     assert written.card.notes["clipped_boxes"] == 1
-    assert written.card.notes["quarantined"]["regions"] == {"outside the picture": 1, "no area": 2, "not a box": 2}
+    assert written.card.notes["quarantined"]["regions"] == {"outside the image": 1, "empty box": 2, "invalid box": 2}
     assert {uid for entry in entries for uid in entry["uids"]} == {rows[0]["uid"]}
 
 
@@ -267,7 +267,7 @@ def test_nothing_to_use_is_an_error(tmp_path: Path) -> None:
         ({"source": "folder"}, "needs a path"),
         ({"holdout": 1.0}, "holdout"),
         ({"limit": 0}, "limit"),
-        ({"columns": {"caption": ""}}, "columns.caption is empty"),
+        ({"columns": {"caption": ""}}, "columns: caption is empty"),
         ({"columns": {"captions": "x"}}, "nearest is 'caption'"),
         ({"columns": {"box_format": "yxyx"}}, "yxyx"),
     ],
