@@ -57,7 +57,7 @@ class Encoder:
         loaded = loading.load(self.model)
         if not (hasattr(loaded.model, "get_image_features") and hasattr(loaded.model, "get_text_features")):
             raise ModelError(
-                f"score.model {self.model!r}: {type(loaded.model).__name__} is not a dual encoder; use a CLIP or SigLIP model"
+                f"score.model {self.model!r}: {type(loaded.model).__name__} is not a dual encoder; use CLIP or SigLIP"
             )
         return loaded
 

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def apply_encoder_filters(
     candidates: Candidates, scorer: Path, config: CurateConfig, training: "PretrainConfig | None", engine: Engine
 ) -> dict[str, Any]:
-    """Apply the rules that use the encoder, and return notes for the dataset's card. Pairs without a caption are skipped.
+    """Apply the rules that use the encoder, to pairs with a caption; return notes for the dataset's card.
 
     Args:
         scorer: folder for the bootstrapped encoder, or for a card that names the encoder.

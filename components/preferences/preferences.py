@@ -65,8 +65,8 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
             present, answered = objects.parse(truth, categories), objects.parse(answer, categories)
             if any(category not in present for category in answered):
                 name = dataset.uid(row["uid"].encode(), truth, answer)
-                yield {"uid": name, "pair": row["pair"], "images": row["images"], "prompt": NAME_OBJECTS, "chosen": truth,
-                       "rejected": answer, "source": "model", "split": "train"}  # fmt: skip
+                yield {"uid": name, "pair": row["pair"], "images": row["images"], "prompt": NAME_OBJECTS,
+                       "chosen": truth, "rejected": answer, "source": "model", "split": "train"}  # fmt: skip
 
     written = dataset.write(
         out,

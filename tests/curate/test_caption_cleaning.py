@@ -2,7 +2,7 @@ import pytest
 
 from components.curate.caption_cleaning import find_junk
 
-USELESS = {
+JUNK = {
     "empty": ["", "  \n ", None],
     "file name": [
         "IMG_1234.jpg", "DSC00042.JPG", "IMG 1234.png", "DSC01234", "img_20190402_111213", "P1010101",
@@ -25,7 +25,7 @@ USELESS = {
     "repeated": ["aaaaaaaaaa", "hahahahahahhhhhhhhh hhhhhhhhhhhh", "sale sale sale sale sale"],
     "e-mail": ["someone@example.org"],
 }  # fmt: skip
-USEFUL = [
+USABLE = [
     "a red circle", "ox", "TV", "A button (blood type)", "1st place medal", "click here sign on a wall",
     "image of a cat",
     "photo 12 astronauts on the moon", "stock photo of a wolf", "logo of a bank", "R2D2 and C3PO",
@@ -41,13 +41,23 @@ USEFUL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "caption"), [(r, c) for r, captions in USELESS.items() for c in captions])
-def test_a_useless_caption_is_found_and_named(reason: str, caption: str | None) -> None:
+@pytest.mark.parametrize(("reason", "caption"), [(r, c) for r, captions in JUNK.items() for c in captions])
+def test_junk_is_found_with_its_reason(reason: str, caption: str | None) -> None:
+    finding = find_junk(caption)
+    assert finding is not None and reason in finding.reason
+
+
+@pytest.mark.parametrize("caption", USABLE)
+def test_usable_captions_are_not_junk(caption: str) -> None:
+    assert find_junk(caption) is None
+
+
+def test_min_words_count_words_after_cleaning() -> None:
     finding = find_junk("a dog 12345", min_words=3)
     assert finding is not None and (finding.reason, finding.value, finding.threshold) == ("too few words", 2, 3)
 
 
-def test_long_hostile_text_takes_no_time() -> None:
+def test_patterns_do_not_backtrack_on_long_hostile_text() -> None:
     for text in (
         "<" * 50_000,
         "a." * 20_000,
@@ -57,4 +67,4 @@ def test_long_hostile_text_takes_no_time() -> None:
         "a/" * 20_000,
         "x@" * 20_000,
     ):
-        find_junk(text)  # a pattern that backtracks would not come back
+        find_junk(text)  # a pattern that backtracks would not finish

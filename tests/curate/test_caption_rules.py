@@ -1,4 +1,4 @@
-"""The rules of text: each on captions whose truth is known, and on real ones where they are at hand."""
+"""The caption rules, on captions with known outcomes and, if the shared data is present, on real captions."""
 
 import json
 import time
@@ -13,10 +13,10 @@ from components.curate.caption_rules import (
     count_blocklisted,
     count_relations,
     load_blocklist,
-    normalize_caption,
     redact_pii,
 )
 from components.curate.config import CurateConfig
+from components.curate.phrases import normalize_caption
 from tests.conftest import SHARED
 from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, RecipeError
@@ -53,7 +53,7 @@ def rules(**values: object) -> CurateConfig:
     return load(CurateConfig, {"curate": values}, "curate")
 
 
-def test_english_is_told_from_other_languages() -> None:
+def test_english_is_distinguished_from_other_languages() -> None:
     section = rules(languages=["en"])
     assert all(check_caption(caption, section).finding is None for caption in ENGLISH)
     for caption in OTHERS:
@@ -64,22 +64,21 @@ def test_english_is_told_from_other_languages() -> None:
     assert check_caption(ENGLISH[4], both).finding is not None
 
 
-def test_capitals_do_not_make_another_language() -> None:
+def test_capital_letters_do_not_change_the_language() -> None:
     assert all(
         language.language_probability(text.upper(), ("en",)) == language.language_probability(text, ("en",))
         for text in ENGLISH
     )
 
 
-def test_every_probability_is_one() -> None:
-    """All languages together: nothing is left out of the sum."""
+def test_the_probabilities_of_all_languages_sum_to_one() -> None:
     everything = tuple(language.supported_languages())
     assert len(everything) == 176
     assert language.language_probability("a dog\nin the grass", everything) == pytest.approx(1, abs=1e-3)
     assert language.language_probability("1234 !", everything) == 0.0
 
 
-def test_an_unknown_language_names_the_nearest() -> None:
+def test_an_unknown_language_code_is_rejected_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"'enq' is not a known ISO code; the nearest is '\w+'"):
         rules(languages=["enq"])
 
@@ -100,11 +99,11 @@ def test_an_unknown_language_names_the_nearest() -> None:
         ("", 0),
     ],
 )
-def test_relations_are_counted(caption: str, count: int) -> None:
+def test_count_relations(caption: str, count: int) -> None:
     assert count_relations(caption) == count
 
 
-def test_bad_words_are_whole_words(tmp_path: Path) -> None:
+def test_blocklisted_phrases_match_whole_words(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text("# a comment\nass\nBad Thing\nクソ\n\n", encoding="utf-8")
     entries = load_blocklist((str(file),))
@@ -115,25 +114,25 @@ def test_bad_words_are_whole_words(tmp_path: Path) -> None:
         assert count_blocklisted(caption, entries) == 0, caption
     finding = check_caption("an ass", rules(blocklist=[str(file)])).finding
     assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("blocklist", 1, 0)
-    assert "ass" not in finding.reason.split()  # the ledger repeats no bad word
+    assert "ass" not in finding.reason.split()  # the ledger does not repeat blocklisted words
 
 
-def test_a_word_list_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_invalid_blocklist_is_rejected_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read"):
         load_blocklist((str(tmp_path / "nowhere.txt"),))
     (tmp_path / "empty.txt").write_text("# nothing\n\n")
-    with pytest.raises(DataError, match=r"empty\.txt: holds no word"):
+    with pytest.raises(DataError, match=r"empty\.txt: contains no word"):
         load_blocklist((str(tmp_path / "empty.txt"),))
 
 
-def test_personal_data_is_found_and_nothing_else() -> None:
-    for kind, held, clean in (("phone", PHONES, NO_PHONES), ("e-mail", EMAILS, NO_EMAILS)):
-        missed = [caption for caption in held if redact_pii(caption)[1] != (kind,)]
+def test_only_personal_data_is_found() -> None:
+    for kind, with_pii, clean in (("phone", PHONES, NO_PHONES), ("e-mail", EMAILS, NO_EMAILS)):
+        missed = [caption for caption in with_pii if redact_pii(caption)[1] != (kind,)]
         wrong = [caption for caption in clean if redact_pii(caption) != (caption, ())]
         assert not missed and not wrong
 
 
-def test_what_is_removed_leaves_the_rest() -> None:
+def test_redaction_keeps_the_rest_of_the_caption() -> None:
     assert redact_pii("a boat for sale, call 555-867-5309 or jo@example.org today") == (
         "a boat for sale, or today",
         ("e-mail", "phone"),
@@ -141,7 +140,7 @@ def test_what_is_removed_leaves_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "finding", "personal", "rewritten"),
+    ("mode", "rule", "kinds", "rewritten"),
     [
         ("ignore", None, (), None),
         ("flag", None, ("phone",), None),
@@ -149,29 +148,29 @@ def test_what_is_removed_leaves_the_rest() -> None:
         ("drop", "pii", ("phone",), None),
     ],
 )
-def test_personal_data_by_mode(mode: str, finding: str | None, personal: tuple, rewritten: str | None) -> None:
-    judged = check_caption("a boat for sale 555-867-5309", rules(pii=mode))
-    assert (judged.finding and judged.finding.rule, judged.personal, judged.rewritten) == (finding, personal, rewritten)
+def test_pii_modes(mode: str, rule: str | None, kinds: tuple, rewritten: str | None) -> None:
+    verdict = check_caption("a boat for sale 555-867-5309", rules(pii=mode))
+    assert (verdict.finding and verdict.finding.rule, verdict.pii, verdict.rewritten) == (rule, kinds, rewritten)
 
 
-def test_what_is_nothing_but_personal_data_is_junk_once_it_is_removed() -> None:
+def test_a_caption_of_only_personal_data_is_junk_after_redaction() -> None:
     finding = check_caption("jo@example.org 555-867-5309", rules(pii="remove")).finding
     assert finding is not None and finding.rule == "junk_text"
 
 
-def test_long_captions() -> None:
+def test_captions_over_max_words_fail() -> None:
     finding = check_caption("word of many words", rules(max_words=3)).finding
     assert finding is not None and (finding.rule, finding.value, finding.threshold) == ("caption_too_long", 4, 3)
     assert check_caption("word of words", rules(max_words=3)).finding is None
 
 
-def test_two_captions_are_the_same_by_their_letters() -> None:
+def test_normalization_ignores_case_punctuation_and_width() -> None:
     assert normalize_caption("  A Red-Car, ｆａｓｔ! ") == normalize_caption("a red car fast")
     assert normalize_caption("ein Straße") == normalize_caption("EIN STRASSE")
     assert normalize_caption("a red car") != normalize_caption("a red cart")
 
 
-def test_hostile_captions_take_no_time() -> None:
+def test_rules_are_fast_on_hostile_captions() -> None:
     section = rules(pii="remove", min_relations=1, languages=["en"])
     started = time.perf_counter()
     for text in ("+1" * 20_000, "1 " * 20_000, "tel 1" + "-1" * 20_000, "a@" * 20_000, "a.a" * 20_000, "(" * 40_000):
@@ -180,17 +179,17 @@ def test_hostile_captions_take_no_time() -> None:
 
 
 def test_real_captions(tmp_path: Path) -> None:
-    """Web texts that people read: what the rules take of them by hand count, and the alt texts of textbooks."""
+    """Web captions with hand-counted outcomes, and the alt texts of textbooks."""
     web, books = SHARED / "data" / "webtext" / "test_10000.parquet", SHARED / "data" / "textbooks" / "pairs.jsonl"
     if not web.exists() or not books.exists():
-        pytest.skip(f"{SHARED} is not here")
+        pytest.skip(f"{SHARED} does not exist")
     texts = pq.read_table(web)["TEXT"].to_pylist()
     alts = [alt for line in books.read_text(encoding="utf-8").splitlines() if (alt := json.loads(line)["alt"])]
     section = rules(languages=["en"])
     english = [check_caption(text, section).finding for text in alts[:600]]
     assert sum(finding is not None and finding.rule == "language" for finding in english) < 0.01 * len(english)
     numbers = [text for text in texts if redact_pii(text)[1]]
-    assert 2 <= len(numbers) <= 6  # two of the ten thousand hold a number that rings, one more only looks so
+    assert 2 <= len(numbers) <= 6  # 2 of 10,000 contain a telephone number, 1 more looks like one
     assert sum("402-505-6600" in text or "+30 697 435 0179" in text for text in numbers) == 2
     listed = load_blocklist((str(web.parent / "ldnoobw" / "en"),))
     held = [text for text in texts if count_blocklisted(text, listed)]

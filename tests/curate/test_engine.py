@@ -1,4 +1,4 @@
-"""The same rows give the same verdicts, whoever works and however often it was interrupted."""
+"""The verdicts do not depend on the engine, the number of workers, or interruptions."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from vlmflow.runtime.code_hash import ROOT
 
 WORDS = ("a", "a red", "an", "an old", "the", "the big")
 NAMES = ("raw", "curated", "ledger", "funnel.html", "scorer")
-# A process of its own for the step. It counts the shards that it finishes, and dies in the midst of one where
-# it is told to: half of the next outcome is written by then.
+# A separate process for the step. It counts the parts that it finishes, and kills itself while it writes the result of
+# the part with the given index.
 STEP = """
 import json, os, signal, sys
 from pathlib import Path
@@ -36,18 +36,18 @@ from components.curate.config import CurateConfig
 from vlmflow.runtime.process import configure_logging, one_thread
 from vlmflow.config.recipes import load
 count, last = 0, int(sys.argv[3])
-finish = engine._finish
+run_and_commit = engine._run_and_commit
 def counted(work, file, task):
     global count
     if count == last:
         Path(f"{file}.{os.getpid()}.partial").write_bytes(b"half")
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(work, file, task)
+    run_and_commit(work, file, task)
     count += 1
 if __name__ == "__main__":
     one_thread()
     configure_logging()
-    engine._finish = counted
+    engine._run_and_commit = counted
     root = Path(sys.argv[1])
     curate(*(root / name for name in ("raw", "curated", "ledger", "funnel.html", "scorer")),
            load(CurateConfig, {"curate": json.loads(sys.argv[2])}, "curate"))
@@ -55,8 +55,8 @@ if __name__ == "__main__":
 """
 
 
-def picture(seed: int) -> bytes:
-    """Six by six random patches, smoothly enlarged; PNG."""
+def make_image(seed: int) -> bytes:
+    """Return 6 x 6 random patches, smoothly enlarged, as PNG."""
     import io
 
     patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -67,15 +67,15 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """240 pairs, some of which fail every rule that needs no model; copies stand far apart."""
-    made = []
+    """240 pairs, some of which fail the default rules; duplicates are far apart."""
+    pairs = []
     for i in range(240):
-        image, caption = picture(i % 200), f"{WORDS[i % 6]} thing number {i % 190} of all"
+        image, caption = make_image(i % 200), f"{WORDS[i % 6]} thing number {i % 190} of all"
         if i % 31 == 0:
             image = image[: len(image) // 2]
         if i % 37 == 0:
             caption = "IMG_0042.jpg"
-        made.append(
+        pairs.append(
             {
                 "uid": uid(image, caption),
                 "image": image,
@@ -90,7 +90,7 @@ def rows() -> list[dict[str, Any]]:
                 "lines": [],
             }
         )
-    return made
+    return pairs
 
 
 def prepare(root: Path, rows: list[dict[str, Any]], shard_rows: int, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -104,14 +104,14 @@ def kept(root: Path) -> list[str]:
 
 
 def verdicts(root: Path) -> list[tuple[Any, ...]]:
-    """The ledger without the rows' places."""
+    """Return the ledger without the row numbers, sorted."""
     entries = pq.read_table(root / "ledger" / "ledger.parquet").drop_columns(["row"]).to_pylist()
     return sorted(tuple(map(repr, entry.values())) for entry in entries)
 
 
 def run(root: Path, **section: Any) -> Path:
     curate(*(root / name for name in NAMES), load(CurateConfig, {"curate": section}, "curate"))  # type: ignore[call-arg]
-    assert not list((root / ".shards").iterdir())  # nothing is left of a run that ended well
+    assert not list((root / ".shards").iterdir())  # a successful run removes its scratch folder
     return root
 
 
@@ -129,12 +129,12 @@ SCORED = {
 
 @pytest.fixture(scope="module")
 def reference(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, one shard, the rows as they came."""
+    """Curate with one process, one shard and the original order of rows."""
     with pytest.MonkeyPatch.context() as patch:
         return run(prepare(tmp_path_factory.mktemp("reference"), rows, 8192, patch), **SCORED)
 
 
-def test_workers_order_and_shards_change_nothing(
+def test_verdicts_do_not_depend_on_workers_order_or_shards(
     tmp_path: Path, reference: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0.3 * len(rows) < len(kept(reference)) < 0.6 * len(rows)
@@ -145,39 +145,39 @@ def test_workers_order_and_shards_change_nothing(
         assert kept(root) == kept(reference)
 
 
-def test_ray_keeps_the_same(
+def test_ray_gives_the_same_verdicts(
     tmp_path: Path, reference: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = {**SCORED["score"], "model": str(reference / "scorer")}  # trained already
     done = step(prepare(tmp_path, rows, 60, monkeypatch), engine="ray", processes=2, score=score)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "0"  # all of it was done by Ray's workers
+    assert done.stdout.split()[-1] == "0"  # Ray's workers did all of the work
     assert verdicts(tmp_path) == verdicts(reference)
     assert kept(tmp_path) == kept(reference)
 
 
-def test_a_killed_curation_goes_on_where_it_was(
+def test_a_killed_curation_resumes(
     tmp_path: Path, reference: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = 12
     root = prepare(tmp_path, rows, len(rows) // shards, monkeypatch)
-    for killed_after in (5, shards - 5 + 3):  # while measuring; then, resumed, while scoring
+    for killed_after in (5, shards - 5 + 3):  # during feature extraction; then, resumed, during scoring
         died = step(root, killed_after, **SCORED)
         assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
         assert not (root / "curated").exists() and not (root / "ledger").exists()
     done = step(root, **SCORED)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == str(shards - 3)  # three were scored before
-    assert "12 of 12 parts were finished before" in done.stderr
-    assert "3 of 12 parts were finished before" in done.stderr
+    assert done.stdout.split()[-1] == str(shards - 3)  # three were scored before the kill
+    assert "12 of 12 parts are finished" in done.stderr
+    assert "3 of 12 parts are finished" in done.stderr
     assert verdicts(root) == verdicts(reference)
     assert kept(root) == kept(reference)
     assert not list((root / ".shards").iterdir())
 
 
-def test_a_worker_that_dies_is_one_line_and_costs_no_finished_shard(tmp_path: Path) -> None:
+def test_a_dead_worker_is_a_one_line_error_and_finished_parts_are_kept(tmp_path: Path) -> None:
     engine = Engine(processes=2, scratch=tmp_path)
-    with pytest.raises(SpaceError, match=r"a worker of 2 died.*processes below 2") as caught:
+    with pytest.raises(SpaceError, match=r"one of 2 workers died.*processes below 2") as caught:
         list(engine.run(dies_at_three, [(str(i), (i,)) for i in range(6)]))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "0.arrow").exists()
@@ -195,12 +195,12 @@ def dies_at_three(number: int) -> pa.Table:
     return twice(number)
 
 
-def test_equal_shards_are_worked_on_once(tmp_path: Path) -> None:
+def test_equal_parts_run_once(tmp_path: Path) -> None:
     tables = list(Engine(scratch=tmp_path).run(twice, [("a", (1,)), ("a", (1,)), ("b", (2,))]))
     assert [table["x"].to_pylist() for table in tables] == [[2], [2], [4]]
 
 
 @pytest.mark.parametrize(("key", "value"), [("processes", 0), ("engine", "spark")])
-def test_an_impossible_engine_is_refused(key: str, value: Any) -> None:
+def test_an_invalid_engine_is_rejected(key: str, value: Any) -> None:
     with pytest.raises(RecipeError, match=key):
         load(CurateConfig, {"curate": {key: value}}, "curate")

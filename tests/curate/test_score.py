@@ -24,7 +24,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 170, 50), "blue": (40, 70, 230), 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 30, 101])
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 1.0, 1e-3])
-def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> None:
+def test_a_fraction_keeps_exactly_the_rounded_up_number(count: int, fraction: float) -> None:
     generator = np.random.default_rng(count)
     scores = generator.integers(0, 4, count) / 4  # many ties
     uids = [f"{i:04d}" for i in generator.permutation(count)]
@@ -36,13 +36,12 @@ def test_a_fraction_keeps_exactly_its_ceiling(count: int, fraction: float) -> No
     assert sorted((uids[i] for i in tied), key=str)[: keep[tied].sum()] == sorted(uids[i] for i in tied if keep[i])
 
 
-def test_a_number_keeps_what_reaches_it() -> None:
+def test_a_numeric_threshold_is_inclusive() -> None:
     keep, threshold = select_by_score(np.array([0.1, 0.25, 0.3]), ["a", "b", "c"], ScoreConfig(threshold=0.25))
     assert (keep.tolist(), threshold) == ([False, True, True], 0.25)
 
 
-def test_otsu_is_the_split_of_least_variance_within() -> None:
-    """Against the slow way: every split tried."""
+def test_otsu_matches_a_search_over_all_splits() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         scores = np.concatenate([generator.normal(0, 1, 30), generator.normal(generator.uniform(0, 6), 1, 50)]).round(1)
@@ -60,13 +59,11 @@ def test_otsu_is_the_split_of_least_variance_within() -> None:
 def test_otsu_without_two_groups() -> None:
     assert otsu_threshold(np.full(5, 0.3)) == (0.3, 0.0)
     assert otsu_threshold(np.array([0.3])) == (0.3, 0.0)
-    assert otsu_threshold(np.random.default_rng(0).normal(size=20_000))[1] == pytest.approx(
-        2 / math.pi, abs=0.01
-    )  # see `otsu`
+    assert otsu_threshold(np.random.default_rng(0).normal(size=20_000))[1] == pytest.approx(2 / math.pi, abs=0.01)
 
 
 def square(colour: str, seed: int) -> bytes:
-    """A square of the colour somewhere on a grey ramp."""
+    """Return a square of the colour at a random position on a grey ramp, as PNG."""
     generator = np.random.default_rng(seed)
     pixels = np.repeat(np.linspace(60, 190, 64)[None, :, None], 64, axis=0).repeat(3, axis=2)
     if generator.random() < 0.5:
@@ -84,13 +81,13 @@ def row(image: bytes, caption: str, source: str, **values: Any) -> dict[str, Any
 
 
 def squares(count: int, wrong: float) -> list[dict[str, Any]]:
-    """Squares of four colours; a share of the captions names another colour. `source` tells."""
+    """Return squares of four colours; a fraction `wrong` of the captions names another colour, as `source` says."""
     generator, names, rows = np.random.default_rng(0), list(COLOURS), []
     for i in range(count):
         colour = names[i % 4]
-        fate = "wrong" if generator.random() < wrong else "right"
-        said = colour if fate == "right" else names[(i + int(generator.integers(1, 4))) % 4]
-        rows.append(row(square(colour, i), f"a {said} square", fate))
+        source = "wrong" if generator.random() < wrong else "right"
+        named = colour if source == "right" else names[(i + int(generator.integers(1, 4))) % 4]
+        rows.append(row(square(colour, i), f"a {named} square", source))
     return rows
 
 
@@ -108,7 +105,7 @@ def run(root: Path, rows: list[dict[str, Any]], **section: Any) -> tuple[list[di
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP of transformers with random weights, saved with its processor."""
+    """Save a tiny transformers CLIP with random weights and its processor."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
@@ -143,14 +140,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_of_transformers_scores_by_fraction(tmp_path: Path, clip: Path) -> None:
+def test_a_transformers_clip_scores_and_a_fraction_is_kept(tmp_path: Path, clip: Path) -> None:
     rows = squares(20, 0.3) + [row(square("red", 99), "a red square", "", split="test")]
     region = {"phrase": "it", "x0": 0.0, "y0": 0.0, "x1": 9.0, "y1": 9.0}
     rows.append(row(square("blue", 98), "", "", regions=[region]))
     ledger, summary = run(tmp_path, rows, score={"model": str(clip), "fraction": 0.3})
     train, test, bare = ledger[:20], ledger[20], ledger[21]
     assert test["verdict"] == bare["verdict"] == "kept"
-    assert test["score"] is bare["score"] is None  # the test split and what has no caption are not scored
+    assert test["score"] is bare["score"] is None  # the test split and pairs without a caption are not scored
     kept = [entry for entry in train if entry["verdict"] == "kept"]
     assert len(kept) == 6 and {entry["rule"] for entry in train} == {"", "clip_score"}
     assert min(e["score"] for e in kept) == summary["thresholds"]["clip_score"]
@@ -162,7 +159,7 @@ def test_a_model_of_transformers_scores_by_fraction(tmp_path: Path, clip: Path) 
     assert "<h2>Scores" in page and "clip_score <small>14 dropped" in page
 
 
-def test_scores_are_cosines_and_depend_on_nothing_but_the_pair(clip: Path) -> None:
+def test_scores_are_cosines_and_depend_only_on_the_pair(clip: Path) -> None:
     from vlmflow.images.decoding import decode
     from vlmflow.inference.embedding import embed_images, embed_texts
     from vlmflow.inference.loading import load as load_model
@@ -180,16 +177,16 @@ def test_scores_are_cosines_and_depend_on_nothing_but_the_pair(clip: Path) -> No
     assert scores == pytest.approx(cosine, abs=1e-5)
 
 
-def test_a_wrong_model_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_model_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = squares(4, 0)
     (tmp_path / "empty").mkdir()
-    for model, said in ((str(tmp_path / "empty"), "no config.json"), ("./not/there/at/all", "no such folder")):
-        with pytest.raises(ModelError, match=said) as caught:
-            run(tmp_path / said.replace(" ", ""), rows, score={"model": model})
+    for model, message in ((str(tmp_path / "empty"), "no config.json"), ("./not/there/at/all", "no such folder")):
+        with pytest.raises(ModelError, match=message) as caught:
+            run(tmp_path / message.replace(" ", ""), rows, score={"model": model})
         assert "\n" not in str(caught.value)
 
 
-def test_the_bootstrapped_encoder_finds_wrong_captions(tmp_path: Path) -> None:
+def test_the_bootstrap_encoder_finds_wrong_captions(tmp_path: Path) -> None:
     rows = squares(1500, 0.25)
     training = {"max_steps": 80, "batch_size": 32, "learning_rate": 2e-3}
     bootstrap = {"training": training, "model": {"image_size": 32}}

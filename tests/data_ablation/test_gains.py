@@ -1,4 +1,4 @@
-"""The return on curation: nested training sets from one ledger, and gains that are paired and signed rightly."""
+"""Data ablation: nested training sets from one ledger, and paired gains with the correct sign."""
 
 import json
 from itertools import pairwise
@@ -17,7 +17,7 @@ from components.ingest.config import IngestConfig, ScenesConfig
 from components.ingest.ingestion import ingest
 from tests.conftest import vlmflow
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.artifacts.ledger import RULES, STAGES, left_after
+from vlmflow.artifacts.ledger import RULES, STAGES
 from vlmflow.errors import DataError
 
 
@@ -29,7 +29,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_stage_leaves_what_its_rules_let_through(curated: Path, tmp_path: Path) -> None:
+def test_each_stage_keeps_the_pairs_that_its_rules_did_not_drop(curated: Path, tmp_path: Path) -> None:
     verdicts = pq.read_table(curated / "ledger" / "ledger.parquet").to_pylist()
     left = [
         {row["uid"] for row in left_after(stage, curated / "raw", curated / "ledger", tmp_path / stage).rows(["uid"])}
@@ -39,16 +39,16 @@ def test_each_stage_leaves_what_its_rules_let_through(curated: Path, tmp_path: P
     for stage, uids in zip(STAGES, left, strict=True):
         gone = RULES[: RULES.index(STAGES[stage]) + 1]
         assert uids == {v["uid"] for v in verdicts if v["split"] == "train" and v["rule"] not in gone}
-    assert len(left[0]) > len(left[1]) > len(left[2]) > len(left[3])  # the scenes hold bad ones of each kind
+    assert len(left[0]) > len(left[1]) > len(left[2]) > len(left[3])  # the scenes contain bad pairs of each kind
     kept = {row["uid"] for row in Dataset(curated / "curated").rows(["uid", "split"]) if row["split"] == "train"}
     assert left[-1] == kept
 
 
-def test_a_ledger_of_other_data_is_refused(curated: Path, tmp_path: Path) -> None:
+def test_the_ledger_of_another_dataset_is_rejected(curated: Path, tmp_path: Path) -> None:
     other = ingest(IngestConfig(scenes=ScenesConfig(web=300, boxes=0, signs=0, test=20), seed=1), tmp_path / "other")
-    with pytest.raises(DataError, match=r"give the ledger of this data"):
+    with pytest.raises(DataError, match=r"pass the ledger of this dataset"):
         left_after("raw", other.path, curated / "ledger", tmp_path / "out")
-    with pytest.raises(DataError, match="'scores' is none of raw, pictures"):
+    with pytest.raises(DataError, match="unknown stage 'scores'; choose from raw, images"):
         left_after("scores", curated / "raw", curated / "ledger", tmp_path / "out")
 
 
@@ -61,7 +61,7 @@ def _scores(folder: Path, right: np.ndarray) -> Path:
     return folder
 
 
-def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: Path) -> None:
+def test_gains_are_over_raw_and_over_the_previous_stage(curated: Path, tmp_path: Path) -> None:
     shares = dict(zip(STAGES, (20, 20, 30, 30, 60, 55), strict=True))
     scores = {stage: _scores(tmp_path / stage, np.arange(100) < share) for stage, share in shares.items()}
     section = DataAblationConfig(capabilities=("retrieval",))
@@ -75,7 +75,7 @@ def test_gains_are_over_raw_and_over_the_stage_before(curated: Path, tmp_path: P
     assert sum(stage["dropped"] for stage in stages.values()) == sum(dropped.values())
     page = (tmp_path / "page.html").read_text()
     assert "+0.400" in page and "<svg" in page and "http-equiv" not in page
-    with pytest.raises(DataError, match="'zero-shot' was not measured"):
+    with pytest.raises(DataError, match="'zero-shot' was not evaluated"):
         write_gains(scores, curated / "ledger", tmp_path / "r.json", tmp_path / "p.html", DataAblationConfig())
 
 

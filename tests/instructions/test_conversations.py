@@ -1,4 +1,4 @@
-"""Task sets: what is known of a picture becomes questions whose answers are true."""
+"""Conversations built from the annotations of images have correct answers."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ def turns(row: dict) -> list[tuple[str, str]]:
     return list(zip(contents[::2], contents[1::2], strict=True))
 
 
-def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
+def test_each_kind_of_annotation_becomes_a_task(tmp_path: Path) -> None:
     regions = [region("red circle", "circle"), region("blue circle", "circle"), region("left star", "star")]
     line = {"text": "TOTAL", "x0": 5, "y0": 5, "x1": 35, "y1": 15}
     rows = conversations(
@@ -57,11 +57,11 @@ def test_each_kind_of_knowledge_becomes_a_task(tmp_path: Path) -> None:
     assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
     assert turns(by_task["ocr"]) == [(READ_LINE, "TOTAL")]
     crop = Image.open(io.BytesIO(by_task["ocr"]["images"][0]["bytes"]))
-    assert crop.size == (30, 30)  # a strip of 30×10 between bars: its letters keep their shape
+    assert crop.size == (30, 30)  # a strip of 30×10 px, padded to a square
     assert {row["split"] for row in rows if row["pair"] == "b"} == {"test"}
 
 
-def test_yes_and_no_are_true_and_even(tmp_path: Path) -> None:
+def test_yes_and_no_answers_are_correct_and_balanced(tmp_path: Path) -> None:
     kinds = ["circle", "star", "cross"]
     pairs = [pair(str(i), regions=[region("it", kinds[i % 3])]) for i in range(60)]
     answers = [
@@ -75,21 +75,21 @@ def test_yes_and_no_are_true_and_even(tmp_path: Path) -> None:
     assert sum(answer == "yes" for _, answer, _ in answers) == 60 == len(answers) / 2
     first = [row for row in conversations(tmp_path / "one", *pairs, yes_no=1) if row["task"] == "vqa"]
     said = [turns(row)[0][1] for row in first]
-    assert 10 < said.count("no") < 50, "one question a picture must not always be answered yes"
+    assert 10 < said.count("no") < 50, "with one question per image the answer must not always be yes"
 
 
-def test_the_questions_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+def test_conversations_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     pairs = [pair(str(i), f"number {i}", regions=[region(f"p{j}", f"c{j}") for j in range(i % 4)]) for i in range(12)]
     one = {row["uid"] for row in conversations(tmp_path / "one", *pairs, regions=2)}
     two = {row["uid"] for row in conversations(tmp_path / "two", *reversed(pairs), regions=2)}
     assert one == two
 
 
-def test_nothing_to_ask_is_an_error(tmp_path: Path) -> None:
+def test_pairs_without_annotations_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no pair has a caption, a region or a line"):
         conversations(tmp_path, pair("a"))
 
 
-def test_an_object_that_is_its_own_plural_form() -> None:
+def test_objects_are_parsed_in_singular_and_plural() -> None:
     assert objects.parse("two glasses and a glass", ["glass"]) == {"glass": 3}
     assert objects.parse("a starfish", ["star"]) == {}

@@ -1,4 +1,4 @@
-"""A sweep: every combination is trained on the same pairs, told apart, and compared."""
+"""A sweep trains every combination on the same pairs, labels it, and compares them."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def listed(text: str) -> list[dict]:
     return [json.loads(one) for one in grid_points(recipes.load(SweepConfig, text, "sweep"), text)]
 
 
-def test_a_grid_is_every_combination() -> None:
+def test_a_grid_contains_every_combination() -> None:
     assert listed(recipe(training__learning_rate=[1e-3, "2e-3"], model__vision_width=[32, 64])) == [
         {"model.vision_hidden_size": width, "training.learning_rate": rate}
         for width in (32, 64)
@@ -47,7 +47,7 @@ def test_a_grid_is_every_combination() -> None:
         ({"negatives": list(range(101))}, "101 combinations"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_whole(grid: dict[str, list], message: str) -> None:
+def test_a_sweep_with_an_invalid_combination_is_rejected(grid: dict[str, list], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         listed(recipe(**grid))
 
