@@ -72,7 +72,7 @@ def open_clip() -> Any:
 def theirs(quick_gelu: bool = True) -> Any:
     """open_clip's CLIP with new weights."""
     model = open_clip().model
-    vision = {"image_size": IMAGE, "patch_size": PATCH, "hidden_size": VISION, "layers": LAYERS, "head_dim": HEAD}
+    vision = {"image_size": IMAGE, "patch_size": PATCH, "width": VISION, "layers": LAYERS, "head_width": HEAD}
     text = {
         "context_length": LENGTH,
         "vocab_size": VOCABULARY,

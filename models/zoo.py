@@ -1,4 +1,4 @@
-"""The one table of families: what each is, and what it can do.
+"""The table of model families: paper, objective, abilities and code.
 
 Evaluation and serving dispatch on abilities, never on names. A family's class and builder are named as text, so that
 reading this table imports no torch. What a family must offer for an ability stands in docs/adding-a-family.md.
@@ -10,21 +10,22 @@ from importlib import import_module
 from typing import Any
 
 ABILITIES = {
-    "embed": "picture and text to vectors of one space",
-    "classify": "which of several names fits a picture, with no training on them",
-    "retrieval": "a score for every picture with every text",
-    "features": "a picture to a vector for other models to learn from",
-    "image_text_matching": "whether a picture and a text belong together",
-    "fill_mask": "the words that are hidden in a text",
-    "reconstruct": "the patches that are hidden in a picture",
-    "caption": "describe a picture",
-    "chat": "answer questions about a picture",
-    "ground": "say where something is",
-    "ocr": "spell a line of text",
-    "score": "how likely an answer is",
+    "embed": "image and text to vectors of one space",
+    "classify": "zero-shot classification of an image among several names",
+    "retrieval": "a score for every image with every text",
+    "features": "image to a vector, for other models to use",
+    "image_text_matching": "whether an image and a text match",
+    "fill_mask": "predict the masked words of a text",
+    "reconstruct": "predict the masked patches of an image",
+    "caption": "describe an image",
+    "chat": "answer questions about an image",
+    "ground": "locate an object",
+    "ocr": "read a line of text",
+    "score": "the log-likelihood of an answer",
 }
-GENERATIVE_ABILITIES = frozenset({"caption", "chat", "ground", "ocr", "score"})
-EMBEDDING_ABILITIES = frozenset({"embed", "classify", "retrieval"})
+GENERATIVE = frozenset({"caption", "chat", "ground", "ocr", "score"})
+FILL_AND_MATCH = frozenset({"fill_mask", "image_text_matching"})
+EMBEDDING = frozenset({"embed", "classify", "retrieval"})
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,17 @@ def _load(place: str) -> Callable[..., Any]:
 
 ZOO: dict[str, Family] = {
     "tiny-dual-encoder": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDDING_ABILITIES,
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDDING,
         "models.tiny.build:TinyDualEncoder", "models.tiny.build:build_dual_encoder",
         uses_all_parameters=True,
     ),
     "clip": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDDING_ABILITIES,
+        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDDING,
         "models.contrastive.clip:CLIP", "models.contrastive.clip:build",
         uses_all_parameters=True,
     ),
     "siglip": Family(
-        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDDING_ABILITIES,
+        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDDING,
         "models.contrastive.siglip:SigLIP", "models.contrastive.siglip:build",
         uses_all_parameters=True,
     ),
@@ -88,12 +89,12 @@ ZOO: dict[str, Family] = {
         uses_all_parameters=True,
     ),
     "nce": Family(
-        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDDING_ABILITIES,
+        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDDING,
         "models.contrastive.nce:NCE", "models.contrastive.nce:build",
         uses_all_parameters=True,
     ),
     "energy": Family(
-        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDDING_ABILITIES,
+        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDDING,
         "models.contrastive.energy:EnergyModel", "models.contrastive.energy:build",
         uses_all_parameters=True,
     ),
@@ -102,12 +103,12 @@ ZOO: dict[str, Family] = {
         "models.masked.bert:MaskedBert", "models.masked.bert:build",
     ),
     "visual-bert": Family(
-        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", frozenset({"fill_mask", "image_text_matching"}),
+        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", FILL_AND_MATCH,
         "models.masked.visual_bert:VisualBert", "models.masked.visual_bert:build",
     ),
     "vilbert": Family(
         "masked", "Lu et al. 2019", "hidden words, hidden regions' classes, and whether both match",
-        frozenset({"fill_mask", "image_text_matching"}), "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
+        FILL_AND_MATCH, "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
     ),
     "mae": Family(
         "masked", "He et al. 2022", "pixels of hidden patches", frozenset({"features", "reconstruct"}),
@@ -119,11 +120,11 @@ ZOO: dict[str, Family] = {
     ),
     "flava": Family(
         "masked", "Singh et al. 2022", "contrast, match, hidden words and hidden patches, alone and together",
-        EMBEDDING_ABILITIES | {"fill_mask", "image_text_matching"}, "models.masked.flava:Flava", "models.masked.flava:build",
+        EMBEDDING | FILL_AND_MATCH, "models.masked.flava:Flava", "models.masked.flava:build",
     ),
     "mask-vlm": Family(
         "masked", "Kwon et al. 2023", "each side's hidden parts from the other side, contrast, match",
-        EMBEDDING_ABILITIES | {"fill_mask", "image_text_matching", "reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
+        EMBEDDING | FILL_AND_MATCH | {"reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
     ),
     "rate-distortion": Family(
         "masked", "Dubois et al. 2021; Bordes et al. 2024, section 2.3.3", "rate of the code + β · distortion",
@@ -131,11 +132,11 @@ ZOO: dict[str, Family] = {
         "models.masked.rate_distortion:RateDistortion", "models.masked.rate_distortion:build",
     ),
     "tiny-vlm": Family(
-        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", GENERATIVE_ABILITIES | EMBEDDING_ABILITIES,
+        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", GENERATIVE | EMBEDDING,
         "models.tiny.build:TinyForConditionalGeneration", "models.tiny.build:build_language_model",
     ),
     "idefics3": Family(
-        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", GENERATIVE_ABILITIES,
+        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", GENERATIVE,
         "transformers:Idefics3ForConditionalGeneration", "models.backbone.idefics3:build",
     ),
 }  # fmt: skip

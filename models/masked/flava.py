@@ -1,9 +1,9 @@
-"""FLAVA: one model of pictures, of texts and of both; six losses, three of which need pairs.
+"""FLAVA: one model of images, of texts and of both; six losses, three of which need pairs.
 
-A picture encoder and a text encoder run alone; a third encoder reads what both say, one after the other in a single
+A image encoder and a text encoder run alone; a third encoder reads what both say, one after the other in a single
 sequence with a token of its own in front, and attends to all of it. The encoders and heads are transformers'
-`FlavaForPreTraining`, so that public weights load; what is patch_mask, what is swap_probability and how it adds up is ours.
-Source: Singh et al. 2022, section 3.
+`FlavaForPreTraining`, so that public weights load; masking, swapping and the weighted sum are
+ours. Source: Singh et al. 2022, section 3.
 """
 
 import math
@@ -26,11 +26,11 @@ from models.tokenizer import build_tokenizer
 
 @strict
 class FlavaPretrainingConfig(FlavaConfig):
-    """FLAVA's sizes, and how much of a batch is patch_mask or swap_probability. The token ids are those of the public vocabulary.
+    """FLAVA's config with the masking and swapping; the default token ids are those of the public vocabulary.
 
-    max_masked_patches: at most so many of a picture, in blocks of at least `min_block_patches`.
-    mask_probability: share of a text's.
-    swap_probability: share of the pairs whose caption is another's, for matching.
+    max_masked_patches: maximum number of masked patches of an image, in blocks of at least `min_block_patches`.
+    mask_probability: of a token.
+    swap_probability: of a pair to get another pair's caption, as a negative for matching.
     """
 
     max_masked_patches: int = 75
@@ -87,7 +87,7 @@ class Flava(FlavaForPreTraining):
         Returns an output whose `last_hidden_state` is (N, 1 + 1 + P + L, D).
         """
         pair = [self.flava.image_to_mm_projection(image), self.flava.text_to_mm_projection(text)]
-        places = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the token in front, and the picture
+        places = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the token in front, and the image
         mask = torch.cat([places, attention_mask], dim=1)
         return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask, **asked)
 
@@ -98,7 +98,7 @@ class Flava(FlavaForPreTraining):
         attention_mask: torch.Tensor | None = None,
         **asked: bool,
     ) -> Any:
-        """What the multimodal encoder says of N pairs with nothing patch_mask but the text's mask tokens, as `fuse`."""
+        """Encode N pairs without masking (except mask tokens in `input_ids`); returns the output of `fuse`."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image = self.flava.image_model(pixel_values, output_hidden_states=True).hidden_states[-1]
         text = self.flava.text_model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
@@ -123,14 +123,14 @@ class Flava(FlavaForPreTraining):
     ) -> torch.Tensor:
         """Where each word looks in the multimodal encoder's last layer, a mean over heads: (N, L, side, side).
 
-        The rest, up to 1, goes to words and to the tokens of the pair and of the whole picture.
+        The rest, up to 1, goes to words and to the tokens of the pair and of the whole image.
         """
         seen = self.encode_pairs(pixel_values, input_ids, attention_mask, output_attentions=True).attentions[-1].mean(1)
         maps = seen[:, -input_ids.shape[1] :, 2 : -input_ids.shape[1]]  # (N, L, P)
         return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
 
     def patch_classes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What a patch_mask patch is to be called: (N, P) of the codebook's classes."""
+        """Targets of masked patches: (N, P), classes of the codebook."""
         size = self.config.image_config.patch_size
         if self.image_codebook is None:
             return self.codebook.nearest_codewords(patchify(pixel_values, size))
@@ -153,15 +153,15 @@ class Flava(FlavaForPreTraining):
     ) -> PretrainingOutput:
         """The six losses, by the names that transformers gives them.
 
-        The multimodal encoder reads picture i with caption `partner[i]`. Where that is another caption, the row counts
-        for matching alone; the contrastive loss always takes the true pairs, of which nothing is patch_mask.
+        The multimodal encoder reads image i with caption `partner[i]`. Where that is another caption, the row counts
+        for matching alone; the contrastive loss always takes the true pairs, without masking.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
-            input_ids, attention_mask: (N, L), row i the caption of picture i.
-            patch_mask: (N, P) bool, patches to hide; drawn if not given, as are the next two.
+            input_ids, attention_mask: (N, L), row i the caption of image i.
+            patch_mask: (N, P) bool, patches to mask; drawn by default, as are the next two.
             masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
-            partner: (N,), whose caption picture i is read with.
+            partner: (N,), whose caption image i is read with.
 
         Source: Singh et al. 2022, section 3.2.
         """
@@ -213,7 +213,7 @@ class Flava(FlavaForPreTraining):
 
 
 def swap_captions(count: int, share: float, device: torch.device) -> torch.Tensor:
-    """Whose caption each picture is read with, (N,): its own, or, for `share` of them, the next one's among those."""
+    """Whose caption each image is read with, (N,): its own, or, for `share` of them, the next one's among those."""
     partner = torch.arange(count, device=device)
     chosen = (torch.rand(count, device=device) < share).nonzero()[:, 0]
     partner[chosen] = chosen.roll(1)
@@ -221,7 +221,7 @@ def swap_captions(count: int, share: float, device: torch.device) -> torch.Tenso
 
 
 def block_masks(count: int, side: int, most: int, smallest: int, device: torch.device) -> torch.Tensor:
-    """Hide rectangles until about `most` patches are patch_mask, and never more.
+    """Mask rectangles until about `most` patches are masked, and never more.
 
     Each rectangle has an area between `smallest` and what is still to hide, and sides in a ratio of 0.3 to 1/0.3; one
     that would hide too much, or nothing new, is drawn again, ten times.
@@ -270,7 +270,7 @@ def build(
     initializer_range: float = 0.02,
     loss_weights: dict[str, float] | None = None,
 ) -> tuple[Flava, FlavaProcessor]:
-    """A new FLAVA and its processor; patch_mask patches, words and swap_probability pairs as in `FlavaPretrainingConfig`.
+    """Build a FLAVA and its processor; masking and swapping as in `FlavaPretrainingConfig`.
 
     Args:
         hidden_size: of all three encoders.

@@ -38,7 +38,7 @@ MAX_DRAWS = 20  # of an image's target blocks, before one with too small a conte
 class IJepaPretrainingConfig(IJepaConfig):
     """`IJepaConfig` with the options of pretraining; the defaults are those of ViT-H/14.
 
-    target_scale, context_scale: ranges of the share of patches in a block; the context's before the targets are removed.
+    target_scale, context_scale: ranges of the share of patches in a block (context: before the targets are removed).
     target_aspect: range of height over width of a target block.
     min_context: patches of a context, at least.
     momentum: of the target encoder at the first of `total_steps` steps; it grows to 1 at the last.
@@ -113,7 +113,7 @@ class Predictor(nn.Module):
 
 
 class IJepa(IJepaPreTrainedModel):
-    """Context encoder, predictor, and the target encoder `ijepa`, which gives the features and loads as `IJepaModel`."""
+    """Context encoder, predictor, and target encoder `ijepa`, which gives the features and loads as `IJepaModel`."""
 
     config: IJepaPretrainingConfig
 
@@ -222,9 +222,9 @@ def gather_patches(states: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 def sample_multiblock(count: int, config: IJepaPretrainingConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw target blocks, and a large context block without their patches.
 
-    Sizes are drawn once for all images, positions for each image. Contexts are cut at random to the size of the smallest
-    one, so that they form one tensor. Targets that leave fewer than `config.min_context` patches are drawn again, at most
-    `MAX_DRAWS` times. Context and targets are disjoint.
+    Sizes are drawn once for all images, positions for each image. Contexts are cut at random to the size of the
+    smallest one, so that they form one tensor. Targets that leave fewer than `config.min_context` patches are drawn
+    again, at most `MAX_DRAWS` times. Context and targets are disjoint.
 
     Returns:
         Context (count, K) and targets (count, B, T), patch indices row by row.

@@ -147,7 +147,7 @@ def check_mask_count(patch_mask: torch.Tensor, mask_ratio: float) -> None:
 
 
 def interleaved_masks(side: int) -> list[torch.Tensor]:
-    """Split a side × side grid, numbered row by row, into four interleaved meshes: every second cell of every second row."""
+    """Split a square grid into four interleaved meshes, every second cell of every second row, as patch indices."""
     grid = torch.arange(side * side).view(side, side)
     return [grid[down::2, right::2].flatten() for down in (0, 1) for right in (0, 1)]
 

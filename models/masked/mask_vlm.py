@@ -1,8 +1,8 @@
-"""MaskVLM: what is patch_mask on one side is found from what is left of it and all of the other side.
+"""MaskVLM: predict the masked part of one modality from its visible part and from all of the other modality.
 
-Each encoder runs on its whole input and on a masked one. Masked patches look at the whole text and become pixels,
-p(I | T); masked words look at the whole picture and become words, p(T | I). Contrast aligns the two encoders, and
-matching the two cross-modality encoders.
+Each encoder runs on its whole input and on a masked one. Masked patches attend to the whole text and are predicted as
+pixels, p(I | T); masked tokens attend to the whole image and are predicted as tokens, p(T | I). A contrastive loss
+aligns the two encoders, and matching the two cross-modality encoders.
 Source: Kwon et al. 2023, section 3.
 """
 
@@ -28,10 +28,10 @@ from models.tokenizer import build_tokenizer
 
 @strict
 class MaskVLMConfig(PreTrainedConfig):
-    """Sizes of both encoders, how deep they look into each other, and how much is patch_mask.
+    """Sizes of the two encoders and of the cross-modality encoders, and the masking.
 
     stem_channels: of convolutions of stride 2 before the last one, or none for a patch that is a linear map.
-    mask_ratio: share of a picture's patches that are patch_mask; mask_probability: share of a text's words.
+    mask_ratio: share of an image's patches that are masked; mask_probability: of a token.
     mim_weight: of the pixels' loss in the sum; the paper's is 1.
     """
 
@@ -110,7 +110,7 @@ class CrossEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A transformer over patches, and a token of the whole picture before them."""
+    """A transformer over patches, and a token of the whole image before them."""
 
     def __init__(self, config: MaskVLMConfig):
         super().__init__()
@@ -129,7 +129,7 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool, patches not to be seen; returns (N, 1 + P, D)."""
+        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool, patches to mask; returns (N, 1 + P, D)."""
         if patch_mask is not None:  # pixels too: the stem's convolutions reach over a patch's edge
             pixel_values = pixel_values * ~patch_to_pixel_mask(patch_mask, self.patch_size, pixel_values.shape[-1])
         x = (
@@ -266,7 +266,7 @@ class MaskVLM(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool; returns (N, 3, H, W), the patch_mask patches painted."""
+        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool; returns (N, 3, H, W), with predicted masked patches."""
         patches = self.predict_patches(
             self.image(pixel_values, patch_mask), self.text(input_ids, attention_mask), attention_mask
         )
@@ -288,8 +288,8 @@ class MaskVLM(PreTrainedModel):
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
-            input_ids, attention_mask: (N, L), row i the caption of picture i.
-            patch_mask: (N, P) bool, patches to hide; drawn if not given, as are words.
+            input_ids, attention_mask: (N, L), row i the caption of image i.
+            patch_mask: (N, P) bool, patches to mask; drawn by default, as are the masked tokens.
             masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
         """
         patch_mask = self.hide_patches(len(pixel_values)) if patch_mask is None else patch_mask
@@ -326,7 +326,7 @@ class MaskVLM(PreTrainedModel):
         Source: Li et al. 2021 (ALBEF), section 3.2.
         """
         logits = logits.detach().masked_fill(same, -math.inf)
-        some = ~same.all(1)  # a picture whose batch holds but one caption has no mismatch
+        some = ~same.all(1)  # a image whose batch holds but one caption has no mismatch
         own = torch.arange(len(same), device=same.device)
         captions = logits[some].softmax(1).multinomial(1)[:, 0]
         pictures = logits.T[some].softmax(1).multinomial(1)[:, 0]

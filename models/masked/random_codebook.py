@@ -20,7 +20,7 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
 class RandomCodebook(nn.Module):
     """Map patches to classes.
 
-    The model that holds a codebook calls `init_codewords` in its `_init_weights`, because public weights do not have one.
+    The model that holds a codebook calls `init_codewords` in its `_init_weights`, because public weights have none.
 
     Args:
         patch_size: p, in pixels.

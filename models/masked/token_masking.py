@@ -28,9 +28,9 @@ def mask_tokens(
         input_ids, attention_mask: (N, L).
         vocab_size: random tokens are drawn from this range, without `special_ids`.
         special_ids: tokens that are never selected; a row without other tokens is left as it is.
-        probability: of a token, or the bounds of a range from which each row's probability is drawn, as in Ghazvininejad
-            et al. 2019. A row with few tokens left depends on the image; a row with most of them left depends on its
-            context.
+        probability: of a token, or the bounds of a range from which each row's probability is drawn, as in
+            Ghazvininejad et al. 2019. A row with few tokens left depends on the image; a row with most of them left
+            depends on its context.
 
     Returns:
         The masked ids, (N, L), and labels, (N, L), −100 where no token is selected.

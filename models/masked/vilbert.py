@@ -1,4 +1,4 @@
-"""ViLBERT: one stream for words, one for regions, and co-attention between them.
+"""ViLBERT: one stream for text, one for image regions, and co-attention between them.
 
 The text stream is transformers' `BertModel`, so that it can start from public weights, as in the paper
 (`model.text = BertModel.from_pretrained(…)`). Regions are the cells of a grid instead of a detector's, and their
@@ -140,7 +140,7 @@ class RegionEmbeddings(nn.Module):
         """pixel_values: (N, 3, H, W); zeroed: (N, R) bool, regions not to be seen; returns (N, 1 + R, D).
 
         Pixels are zeroed as well as features, for a convolution sees its neighbours. The global region is the mean of
-        the features that are left, at the place of the whole picture.
+        the features that are left, at the place of the whole image.
         """
         side = pixel_values.shape[-1] // self.patch_size
         if zeroed is not None:
@@ -170,7 +170,7 @@ class PredictionHead(nn.Module):
 
 
 class Vilbert(PreTrainedModel):
-    """Two streams, their co_attention_layers, and the three tasks they learn by."""
+    """The two streams with their co-attention layers, and the heads of the three pretraining tasks."""
 
     config: VilbertConfig
     config_class = VilbertConfig
@@ -180,9 +180,7 @@ class Vilbert(PreTrainedModel):
     def __init__(self, config: VilbertConfig):
         super().__init__(config)
         if config.co_attention_layers > min(config.num_hidden_layers, config.vision_layers):
-            raise ValueError(
-                f"co_attention_layers {config.co_attention_layers}: each stream needs a layer for every link"
-            )
+            raise ValueError(f"co_attention_layers {config.co_attention_layers}: more than the layers of a stream")
         self.text = BertModel(config.text, add_pooling_layer=False)
         self.regions = RegionEmbeddings(config)
         self.vision = nn.ModuleList(BertLayer(config.vision) for _ in range(config.vision_layers))
@@ -232,12 +230,12 @@ class Vilbert(PreTrainedModel):
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
     ) -> PretrainingOutput:
-        """Hidden words + classes of hidden regions + whether text and picture match, unweighted.
+        """Compute masked language modelling + classes of masked regions + image-text matching, unweighted.
 
-        Each picture is seen with its own caption and with another one of the batch. Words and regions are hidden in
-        both, and asked for in the first: another picture's caption tells nothing of them (Lu et al. 2020).
+        Each image is seen with its own caption and with another one of the batch. Words and regions are hidden in
+        both, and asked for in the first: another image's caption tells nothing of them (Lu et al. 2020).
 
-        pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of picture i.
+        pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of image i.
         """
         other, other_mask, same = shift_captions(input_ids, attention_mask)
         matches = torch.cat([torch.ones_like(same), same])  # (2 N,)
@@ -280,7 +278,7 @@ class Vilbert(PreTrainedModel):
     def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Log odds (N,) that text i tells of picture i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
+        """Log odds (N,) that text i tells of image i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
         words, regions, _ = self.streams(pixel_values, input_ids, attention_mask)
         return self.match_logit(words, regions)
 
@@ -294,9 +292,9 @@ class Vilbert(PreTrainedModel):
     def co_attention(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each word looks, (N, co_attention_layers, heads, L, 1 + R), and each region, (N, co_attention_layers, heads, 1 + R, L).
+        """Co-attention of tokens, (N, layers, heads, L, 1 + R), and of regions, (N, layers, heads, 1 + R, L).
 
-        Region 0 is the whole picture, the others go row by row.
+        Region 0 is the whole image; the others follow row by row.
         """
         _, _, looks = self.streams(pixel_values, input_ids, attention_mask)
         of_words, of_regions = zip(*looks, strict=True)
@@ -307,7 +305,7 @@ class Vilbert(PreTrainedModel):
     ) -> torch.Tensor:
         """Where each word looks in the last link, a mean over heads: (N, L, side, side).
 
-        The rest, up to 1, goes to the region that is the whole picture.
+        The rest, up to 1, goes to the region that is the whole image.
         """
         maps = self.co_attention(pixel_values, input_ids, attention_mask)[0][:, -1].mean(1)[..., 1:]  # (N, L, R)
         return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
@@ -354,10 +352,11 @@ def build(
         region_dim: of a region's features, before the stream.
         head_dim: width of an attention head of the text stream.
         co_attention_layers: co-attention layers; each stream has at least as many layers.
-        classes: of regions, in the codebook.
-        mask_probability, region_mask_probability: of what is hidden; of words also from which to which, drawn for each caption.
-        initializer_range: deviation of the weights at the start; near 1/√width where there is little time to learn.
-        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+        codebook_size: number of classes of regions.
+        mask_probability: of a token, or the bounds from which it is drawn for each caption.
+        region_mask_probability: of a region.
+        initializer_range: standard deviation of the initial weights; near 1/√width for a short training.
+        vocab_size: minimum number of rows of the embedding table.
     """
     processor = build_pair_processor(texts, image_size)
     tokenizer: Any = processor.tokenizer  # type: ignore[attr-defined]

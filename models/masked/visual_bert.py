@@ -81,9 +81,9 @@ class VisualBert(VisualBertForPreTraining):
     ) -> PretrainingOutput:
         """Compute masked language modelling + image-text matching, unweighted.
 
-        Each image is paired with its own caption and with `num_negatives` others of the batch (one in the paper: half of
-        the texts). All captions are masked, but only the own captions count for the first loss, because the image does
-        not help to predict the others.
+        Each image is paired with its own caption and with `num_negatives` others of the batch (one in the paper:
+        half of the texts). All captions are masked, but only the own captions count for the first loss, because the
+        image does not help to predict the others.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.

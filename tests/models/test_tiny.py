@@ -123,7 +123,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm) -> None:
 def test_pictures_and_placeholders_must_match(vlm) -> None:
     model, processor = vlm
     batch = processor(images=[picture(0)], text=["<image>"], return_tensors="pt")
-    with pytest.raises(ValueError, match="1 pictures need 16 placeholders, the text has 15"):
+    with pytest.raises(ValueError, match="1 images need 16 placeholders, but the text has 15"):
         model(batch["input_ids"][:, 1:], pixel_values=batch["pixel_values"])
 
 

@@ -16,7 +16,8 @@ from components.instructions.config import InstructionConfig
 from components.instructions.conversations import build_conversations
 from components.plan.sections import check
 from models.zoo import ABILITIES, ZOO
-from pipelines.zoo import control_variants, measure
+from pipelines.pretraining import control_variants
+from pipelines.zoo import measure
 from tests.conftest import vlmflow
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset

@@ -47,19 +47,23 @@ def batch(made):
 def drawn(made, batch):
     torch.manual_seed(2)
     words = made[0].hide_words(batch["input_ids"], batch["attention_mask"])
-    return {"hidden": block_masks(4, 4, 6, 2, torch.device("cpu")), "words": words, "partner": torch.arange(4)}
+    return {
+        "patch_mask": block_masks(4, 4, 6, 2, torch.device("cpu")),
+        "masked_tokens": words,
+        "partner": torch.arange(4),
+    }
 
 
-def stock(model, batch, hidden, words, partner, side) -> Any:
-    """transformers' own losses on the same model; what is hidden and swap_probability is made by hand."""
+def stock(model, batch, patch_mask, masked_tokens, partner, side) -> Any:
+    """transformers' own losses on the same model; what is patch_mask and swap_probability is made by hand."""
     classes = model.patch_classes(batch["pixel_values"])
     text = {
         "input_ids": batch["input_ids"][partner],
-        "input_ids_masked": words[0][partner],
+        "input_ids_masked": masked_tokens[0][partner],
         "attention_mask": batch["attention_mask"][partner],
-        "mlm_labels": words[1][partner],
+        "mlm_labels": masked_tokens[1][partner],
     }
-    picture = {"pixel_values": batch["pixel_values"], "bool_masked_pos": hidden, "mim_labels": classes.clone()}
+    picture = {"pixel_values": batch["pixel_values"], "bool_masked_pos": patch_mask, "mim_labels": classes.clone()}
     both = {**text, **picture, "itm_labels": (partner == torch.arange(len(partner))).long()}
     chosen = {"text": text, "picture": picture, "both": both}[side]
     return theirs(model, **chosen, return_loss=True).loss_info
@@ -106,7 +110,9 @@ def test_contrast_is_of_whole_true_pairs_whatever_is_hidden_or_swapped(made, bat
     model, _ = made
     with torch.no_grad():
         one = model(**batch, **drawn).parts
-        other = model(**batch, **{**drawn, "hidden": ~drawn["hidden"], "partner": torch.tensor([1, 2, 3, 0])}).parts
+        other = model(
+            **batch, **{**drawn, "patch_mask": ~drawn["patch_mask"], "partner": torch.tensor([1, 2, 3, 0])}
+        ).parts
         image, text = (
             model.get_image_features(batch["pixel_values"]),
             model.get_text_features(batch["input_ids"], batch["attention_mask"]),
@@ -123,7 +129,7 @@ def test_a_swapped_caption_that_says_the_same_is_a_match(made, batch, drawn):
     model, _ = made
     for name in ("input_ids", "attention_mask"):
         batch[name] = batch[name][[0, 0, 2, 3]]
-    drawn["words"] = tuple(x[[0, 0, 2, 3]] for x in drawn["words"])
+    drawn["masked_tokens"] = tuple(x[[0, 0, 2, 3]] for x in drawn["masked_tokens"])
     with torch.no_grad():
         own = model(**batch, **drawn).parts
         same = model(**batch, **{**drawn, "partner": torch.tensor([1, 0, 2, 3])}).parts

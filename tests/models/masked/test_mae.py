@@ -54,7 +54,7 @@ def test_loss_is_the_mean_over_hidden_patches_alone(normalised: bool):
 
 
 def test_a_quarter_of_196_patches_is_seen():
-    model = build([], image_size=224, patch_size=16, width=32, layers=1, head_dim=16, **DECODER)[0]
+    model = build([], image_size=224, patch_size=16, hidden_size=32, layers=1, head_dim=16, **DECODER)[0]
     states, mask, _ = model.vit.embeddings(torch.zeros(2, 3, 224, 224))
     assert states.shape == (2, 1 + 49, 32)
     assert (mask == 0).sum(1).tolist() == [49, 49]

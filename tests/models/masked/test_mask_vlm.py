@@ -66,7 +66,7 @@ def blind(processor):
     masked, rows = batch["input_ids"].clone(), torch.arange(6)
     labels[rows, place] = masked[rows, place]
     masked[rows, place] = processor.tokenizer.mask_token_id
-    return batch, {"hidden": torch.ones(6, 16, dtype=torch.bool), "words": (masked, labels)}
+    return batch, {"patch_mask": torch.ones(6, 16, dtype=torch.bool), "masked_tokens": (masked, labels)}
 
 
 def test_each_hidden_side_is_found_by_looking_at_the_other():
@@ -83,7 +83,7 @@ def test_each_hidden_side_is_found_by_looking_at_the_other():
         parts = model(**batch, **drawn).parts
         # The other side of the next pair, whose colour is another.
         ids, pixels = batch["input_ids"].roll(1, 0), batch["pixel_values"].roll(1, 0)
-        words, hidden = drawn["words"], drawn["hidden"]
+        words, hidden = drawn["masked_tokens"], drawn["patch_mask"]
         picture, text = model.image(batch["pixel_values"], hidden), model.text(words[0], batch["attention_mask"])
         other = model.text(ids, batch["attention_mask"])
         painted = model.predict_patches(picture, other, batch["attention_mask"])

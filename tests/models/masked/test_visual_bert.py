@@ -148,7 +148,7 @@ def test_the_words_loss_reaches_the_pixels_and_every_weight_learns(fused):
 
 
 def test_a_grid_s_patch_is_a_power_of_two():
-    with pytest.raises(ValueError, match="patch_size 12"):
+    with pytest.raises(ValueError, match="got 12"):
         GridFeatures(16, 12)
 
 
