@@ -33,7 +33,7 @@ def test_round_trip_is_within_the_stated_error(name: str, box: Box) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_text_without_a_box_is_no_box(name: str) -> None:
+def test_text_without_a_box_decodes_to_none(name: str) -> None:
     assert CODECS[name].decode("I see nothing there", 64, 64) is None
 
 

@@ -93,7 +93,7 @@ def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
     assert all((alone[name] == spread[name]).all() for name in alone)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("node-0: ") and "step 120 of 120" in line for line in lines)
-    assert any(line.startswith("node-0: ") and "going on from step" in line for line in lines)
+    assert any(line.startswith("node-0: ") and "resuming from step" in line for line in lines)
     card = json.loads((tmp_path / "apart" / "card.json").read_text())
     assert card["curve"] == json.loads((tmp_path / "alone" / "card.json").read_text())["curve"]
     assert not cluster.objects and not cluster.pods, "the job went when it had ended"

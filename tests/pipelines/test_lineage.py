@@ -27,7 +27,7 @@ from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.hashing import content_hash
 from vlmflow.errors import DataError, ModelError, ServiceError
-from vlmflow.tracking import mlflow_run, step_run
+from vlmflow.tracking import mlflow_store, step_run
 from vlmflow.tracking.registry import RegistryConfig
 
 REVISION = "5d" * 20
@@ -116,7 +116,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 @pytest.fixture(scope="module")
 def journalled(run: Run) -> dict[str, str]:
     """The steps' runs in MLflow as a cluster's pods write them: step → its run's id."""
-    parent = step_run.pipeline_run(KFP)
+    parent = step_run.find_or_create_pipeline_run(KFP)
     steps: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         "ingest": ({}, {"raw": "ingest/raw"}),
         "curate": ({"raw": "ingest/raw"}, {"curated": "curate/curated", "ledger": "curate/ledger"}),
@@ -141,7 +141,7 @@ def journalled(run: Run) -> dict[str, str]:
                 name: {"path": str(run[place]), "hash": content_hash(run[place])} for name, place in outputs.items()
             },
         }
-        found[step] = str(step_run.log(record, parent))
+        found[step] = str(step_run.log_step(record, parent))
     return found
 
 
@@ -220,7 +220,7 @@ def test_mlflow_alone_tells_the_same(
     run: Run, journalled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = lineage("models:/vlm@champion")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_run.store())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store.uri())
     monkeypatch.setenv("VLMFLOW_HOME", str(tmp_path))
     there = lineage("models:/vlm@champion")
     assert there.graph.nodes.keys() == here.graph.nodes.keys()

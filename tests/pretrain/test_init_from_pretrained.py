@@ -31,11 +31,19 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stock_clip(folder: Path) -> torch.nn.Module:
-    sizes: Any = {"vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1, "head_width": 16}
-    config, processor = clip.towers(["a red circle"] * 5, image_size=32, patch_size=8, projection=16, **sizes)
+    sizes: Any = {
+        "vision_hidden_size": 32,
+        "vision_layers": 1,
+        "text_hidden_size": 32,
+        "text_layers": 1,
+        "head_dim": 16,
+    }
+    config, processor = clip.build_towers_config(
+        ["a red circle"] * 5, image_size=32, patch_size=8, projection_dim=16, **sizes
+    )
     processor.image_processor.size = {"shortest_edge": 40}  # as OpenAI's has it: the short side, then the middle
     processor.image_processor.do_center_crop = True
-    processor.image_processor.crop_size = {"height": 32, "width": 32}
+    processor.image_processor.crop_size = {"height": 32, "hidden_size": 32}
     model = CLIPModel(config)
     model.save_pretrained(folder)
     CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
@@ -48,7 +56,7 @@ def stock_mae(folder: Path) -> torch.nn.Module:
     decoder: dict[str, Any] = {f"decoder_{name}": value for name, value in width.items()}
     model = ViTMAEForPreTraining(ViTMAEConfig(**width, **decoder, image_size=32, patch_size=8))
     model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "hidden_size": 32}).save_pretrained(folder)
     return model
 
 
@@ -69,7 +77,7 @@ def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
     stock_mae(tmp_path / "public")
     (tmp_path / "empty").mkdir()
     for start in ("nobody/nothing", str(tmp_path / "empty")):
-        with pytest.raises(ModelError, match="pretrain.start") as caught:
+        with pytest.raises(ModelError, match="pretrain.init_from") as caught:
             section = PretrainConfig(family="clip", init_from=start, training=BUDGET)
             pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
         assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
@@ -79,6 +87,6 @@ def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
 
 def test_a_start_of_another_family_is_refused(tmp_path: Path, pairs: Path) -> None:
     stock_mae(tmp_path / "public")
-    with pytest.raises(ModelError, match="is a vit_mae, not a clip"):
+    with pytest.raises(ModelError, match="model_type is vit_mae, not clip"):
         section = PretrainConfig(family="clip", init_from=str(tmp_path / "public"), training=BUDGET)
         pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)

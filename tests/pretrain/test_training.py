@@ -28,8 +28,8 @@ from vlmflow.training.pretraining.training import build_or_load, check_options, 
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SIZES = {
-    "image_size": 16, "patch_size": 4, "vision_width": 16, "vision_layers": 1, "text_width": 16, "text_layers": 1,
-    "projection": 8, "head_width": 8, "text_length": 12,
+    "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16, "text_layers": 1,
+    "projection_dim": 8, "head_dim": 8, "text_length": 12,
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {
             "image": buffer.getvalue(),
             "caption": f"{one} left of {other}",
-            "width": 16,
+            "hidden_size": 16,
             "height": 16,
             "uid": str(i),
         }
@@ -97,7 +97,7 @@ def test_the_average_is_the_closed_form_and_is_what_is_kept(pairs: Path) -> None
     asked = section(ema=0.7, training={"max_steps": 4, "learning_rate": 0.05})
     model, batches, rows = prepared(pairs, asked)
     watch = Watch()
-    fit(model, asked.training, [watch], rows=rows, batches=batches, section=asked)
+    fit(model, asked.training, [watch], rows=rows, collator=batches, section=asked)
     for name, kept in model.state_dict().items():
         if not kept.is_floating_point():
             continue
@@ -130,7 +130,7 @@ def test_pictures_of_a_batch_change_only_where_that_is_asked_for(pairs: Path) ->
 
 
 def test_two_views_come_for_a_model_that_compares_them(pairs: Path) -> None:
-    asked = section(model={**SIZES, "slip_weight": 1.0, "slip_width": 16, "slip_projection": 8})
+    asked = section(model={**SIZES, "slip_weight": 1.0, "slip_hidden_size": 16, "slip_projection_dim": 8})
     model, batches, rows = prepared(pairs, asked)
     torch.manual_seed(0)
     batch = batches(rows[:8])
@@ -164,7 +164,7 @@ def test_patches_are_dropped_while_the_model_learns_and_only_then(pairs: Path) -
         lambda module, args, given: seen.append((given.get("inputs_embeds", args[0] if args else None)).shape[1]),
         with_kwargs=True,
     )
-    fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+    fit(model, asked.training, [], rows=rows, collator=batches, section=asked)
     with torch.no_grad():
         model.eval()(**batches(rows[:8]))
     assert seen == [1 + 8] * 3 + [1 + 16]
@@ -181,7 +181,7 @@ def _record(folder: str, pairs: str) -> None:
             return collate(self, rows)
 
     batches.__class__ = Recording
-    fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+    fit(model, asked.training, [], rows=rows, collator=batches, section=asked)
     rank = torch.distributed.get_rank()
     (Path(folder) / f"{rank}.json").write_text(json.dumps([seen, [row["caption"] for row in rows]]))
     torch.distributed.destroy_process_group()
@@ -200,7 +200,7 @@ def test_two_processes_share_the_batches_of_alike_captions(
 def test_a_budget_in_seconds_is_spent_and_the_schedule_ends(pairs: Path, tmp_path: Path) -> None:
     import time
 
-    asked = section(training={"max_steps": TrainingConfig.max_steps, "seconds": 3.0, "warmup_steps": 2})
+    asked = section(training={"max_steps": TrainingConfig().max_steps, "seconds": 3.0, "warmup_steps": 2})
     start = time.process_time()
     trained(pairs, tmp_path, asked)
     spent = time.process_time() - start
@@ -224,12 +224,19 @@ def test_values_that_cannot_be() -> None:
 
 
 def test_a_family_that_has_no_place_for_an_option_says_so(pairs: Path) -> None:
-    sketch: dict[str, Any] = {"family": "sketch-dual", "model": {}}
-    hides = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8, "decoder_width": 32}
+    tiny: dict[str, Any] = {"family": "tiny-dual-encoder", "model": {}}
+    hides = {
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_size": 16,
+        "layers": 1,
+        "head_dim": 8,
+        "decoder_hidden_size": 32,
+    }
     for asked, message in (
-        (section(**sketch, negatives=1), "takes no negative captions"),
+        (section(**tiny, negatives=1), "takes no negative captions"),
         (section(views=recipes.load(PretrainConfig, {"p": {"views": {}}}, "p").views), "slip_weight"),
-        (section(family="mae", model=hides, patch_dropout=0.5), "no picture tower that can do without patches"),
+        (section(family="mae", model=hides, patch_dropout=0.5), "no image tower that supports patch dropout"),
     ):
         with pytest.raises(RecipeError, match=message):
             prepared(pairs, asked)

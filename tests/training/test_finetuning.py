@@ -14,18 +14,18 @@ from safetensors.torch import load_file
 from components.align.config import AlignConfig
 from components.align.dpo import train_dpo
 from models.backbone.idefics3 import build
-from models.tiny import build_language_model
+from models.tiny.build import build_language_model
 from vlmflow.artifacts import checkpoint, dataset
-from vlmflow.training.arguments import Progress
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.finetuning.config import FineTuneConfig
 from vlmflow.training.finetuning.sft import train
 from vlmflow.training.launcher import launch
+from vlmflow.training.progress import Progress
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 QUESTION = "Which colour?"
-SMALL = {"num_hidden_layers": 1, "vision_layers": 1, "text_layers": 1, "vision_width": 24, "text_width": 24}
-STAGES = ("sketch", "idefics3", "dpo")
+SMALL = {"num_hidden_layers": 1, "vision_layers": 1, "text_layers": 1, "vision_hidden_size": 24, "text_hidden_size": 24}
+STAGES = ("tiny-vlm", "idefics3", "dpo")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL asks for what transformers has renamed
 
 
@@ -48,8 +48,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [QUESTION, *COLOURS] * 20
     torch.manual_seed(0)
     model, processor = build_language_model(texts, **SMALL)
-    checkpoint.save(folder / "sketch", model, processor, family="sketch")
-    sizes = {"image_size": 64, "patch_size": 16, "vision_width": 32, "vision_layers": 1, "width": 32, "layers": 1}
+    checkpoint.save(folder / "tiny-vlm", model, processor, family="tiny-vlm")
+    sizes = {
+        "image_size": 64,
+        "patch_size": 16,
+        "vision_hidden_size": 32,
+        "vision_layers": 1,
+        "hidden_size": 32,
+        "layers": 1,
+    }
     model, processor = build(texts, **sizes, heads=2)
     checkpoint.save(folder / "idefics3", model, processor, family="idefics3")
     return folder
@@ -59,7 +66,7 @@ def stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
     """One of the trainings, in this process or as one of a group."""
     budget = TrainingConfig(**{"max_steps": 8, "batch_size": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
     if name == "dpo":
-        train_dpo(inputs / "sketch", inputs / "preferences", AlignConfig(training=budget), out)
+        train_dpo(inputs / "tiny-vlm", inputs / "preferences", AlignConfig(training=budget), out)
     else:
         train(inputs / name, inputs / "conversations", FineTuneConfig(task="caption", training=budget), "caption", out)
 
@@ -85,7 +92,7 @@ def test_an_interrupted_one_goes_on_and_learns_the_same(
     assert {path.name for path in tmp_path.glob("checkpoints/*/checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
     with caplog.at_level("INFO"):
         stage(name, inputs, tmp_path / "again", save_every=3)
-    assert "going on from step 6" in caplog.text
+    assert "resuming from step 6" in caplog.text
     (one, curve), (other, again) = found(tmp_path / "whole"), found(tmp_path / "again")
     assert one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)
     assert [point["loss"] for point in curve] == [point["loss"] for point in again]  # TRL counts its tokens anew

@@ -149,8 +149,8 @@ def test_a_killed_training_goes_on_and_learns_the_same(
     assert checkpoints(place) == {f"checkpoint-{one}" for one in found}
     with caplog.at_level(logging.INFO):
         same(reference, trained(pairs, tmp_path / "model", given()))
-    assert f"going on from step {step} of" in caplog.text
-    assert ("half-written" in caplog.text) == (step == 4)
+    assert f"resuming from step {step} of" in caplog.text
+    assert ("incomplete" in caplog.text) == (step == 4)
     assert not checkpoints(place)
 
 
@@ -167,7 +167,7 @@ def test_two_processes_of_which_one_dies(
     assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}
     resumed = apart(trained, pairs, tmp_path / "model", values)
     logged, told = capfd.readouterr()
-    assert "going on from step 8" in told, told
+    assert "resuming from step 8" in told, told
     assert "'epoch': '1.5'" in logged and "'epoch': '1.333'" not in logged, "step 9 was the first"
     monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "others"))
     same(apart(trained, pairs, tmp_path / "again", values), resumed)
@@ -181,7 +181,7 @@ def test_another_training_does_not_go_on_from_it(pairs: Path, place: Path, tmp_p
     assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}
     with caplog.at_level(logging.INFO):
         trained(pairs, tmp_path / "other", given(learning_rate=0.1))
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}, "the other's are left to it"
 
 

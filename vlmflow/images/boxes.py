@@ -1,7 +1,7 @@
-"""Boxes: one type in pixels, and a codec for each way that models write a place as text.
+"""Boxes: one type in pixels, and a codec for each way in which models write a box as text.
 
-A dataset says a place in its own words, `<box>12,5,40,33</box>`, absolute xyxy pixels of its picture. A
-model learns and answers in the convention that its processor declares; the codec goes between the two.
+Datasets write a box as `<box>12,5,40,33</box>`: absolute xyxy pixels of the image. A model learns and answers in the
+convention that its processor declares; the codec converts between the two.
 """
 
 import re
@@ -14,7 +14,7 @@ CANONICAL = re.compile(f"<box>{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}</box>")
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in a picture: corners in pixels, and the picture's size in pixels."""
+    """A rectangle in an image: corners in pixels, and the image's size in pixels."""
 
     x0: float
     y0: float
@@ -28,7 +28,7 @@ class Box:
         return max(0.0, self.x1 - self.x0) * max(0.0, self.y1 - self.y0)
 
     def resized(self, width: int, height: int) -> "Box":
-        """The same place in the picture resized to `width` × `height`."""
+        """Return the same box in the image resized to `width` × `height`."""
         x, y = width / self.width, height / self.height
         return Box(self.x0 * x, self.y0 * y, self.x1 * x, self.y1 * y, width, height)
 
@@ -50,9 +50,8 @@ class Box:
 class Codec:
     """How a family of models writes a box.
 
-    `write(box) -> text`; `read(text, width, height) -> Box`, or None where the text holds no box: a parse
-    failure is its own outcome, never a box at zero. `error` bounds a corner's round trip, as a share of
-    the picture's side.
+    `encode(box) -> text`; `decode(text, width, height) -> Box`, or None if the text has no box: a parse failure never
+    becomes a box at zero. `max_error` bounds the round-trip error of a corner, as a fraction of the image side.
     """
 
     encode: Callable[[Box], str]
@@ -61,7 +60,7 @@ class Codec:
 
 
 def _grid_codec(pattern: str, form: str, cells: int, *, centre: bool, order: str = "xyxy") -> Codec:
-    """A codec of four integers on a grid of `cells` a side; read at a cell's centre, or at its number."""
+    """Return a codec of four integers on a grid of `cells` per side, decoded at the cell centre or the cell number."""
     finder, shift = re.compile(pattern), 0.5 if centre else 0.0
 
     def write(box: Box) -> str:
@@ -84,7 +83,7 @@ def _grid_codec(pattern: str, form: str, cells: int, *, centre: bool, order: str
 
 
 def _kosmos_codec() -> Codec:
-    """Two patch tokens on a 32×32 grid: the corners' cells, read at their centres."""
+    """Two patch tokens on a 32×32 grid: the cells of the corners, decoded at their centres."""
     finder = re.compile(r"<object><patch_index_(\d{4})><patch_index_(\d{4})></object>")
 
     def cell(x: float, y: float) -> int:
@@ -115,13 +114,13 @@ def _pixel_codec() -> Codec:
 
 
 def box_from_match(match: re.Match[str], width: int, height: int) -> Box:
-    """The box of a match of `CANONICAL`."""
+    """Return the box of a match of `CANONICAL`."""
     x0, y0, x1, y1 = map(float, match.groups())
     return Box(x0, y0, x1, y1, width, height)
 
 
 def format_box(box: Box) -> str:
-    """A box as a dataset writes it; corners to a hundredth of a pixel."""
+    """Write a box in the format of datasets, with corners rounded to a hundredth of a pixel."""
     return "<box>{},{},{},{}</box>".format(
         *(f"{v:.2f}".rstrip("0").rstrip(".") for v in (box.x0, box.y0, box.x1, box.y1))
     )
@@ -141,6 +140,6 @@ CODECS: dict[str, Codec] = {
 
 
 def transcode(text: str, convention: str, width: int, height: int) -> str:
-    """Rewrite every `<box>` of a dataset's text, in a picture of `width` × `height`, as `convention` has it."""
+    """Rewrite every `<box>` of a dataset's text, in an image of `width` × `height`, in `convention`."""
     write = CODECS[convention].encode
     return CANONICAL.sub(lambda match: write(box_from_match(match, width, height)), text)
