@@ -43,7 +43,7 @@ kind_cluster() {
 
 load_images() {
   for target in step serve; do
-    kind load docker-image "$(.venv/bin/python -m vlmflow.runtime.step image $target)" --name "$CLUSTER"
+    kind load docker-image "$(.venv/bin/python -m vlmflow.runtime.container_image image $target)" --name "$CLUSTER"
   done
 }
 
@@ -91,7 +91,7 @@ ray() {
 vlmflow() {
   apply -f infra/namespace/namespace.yaml
   secrets
-  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$(.venv/bin/python -m vlmflow.runtime.step revision)/" | apply -f -
+  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$(.venv/bin/python -m vlmflow.runtime.container_image revision)/" | apply -f -
   if [ "$KSERVE_MODE" = knative ]; then apply -k infra/kserve/knative; fi
   kubectl rollout restart deployment/kserve-controller-manager -n kserve # it reads its settings only at startup
   kubectl rollout restart deployment/ml-pipeline -n kubeflow

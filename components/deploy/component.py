@@ -18,7 +18,7 @@ def deploy(
 
     from components.deploy.deployment import DeployConfig, deploy
     from vlmflow.config.recipes import load
-    from vlmflow.runtime.step import image_name
+    from vlmflow.runtime.container_image import image_name
 
     deploy(
         Path(model.path),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import image_name
+from vlmflow.runtime.container_image import image_name
 
 # Files that pip uses on this machine: its settings, certificates, and wheel folders that the settings may name.
 PIP = (

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import vlmflow
 from tests.containers.conftest import LIMITS, podman
-from vlmflow.runtime.step import image_name, revision
+from vlmflow.runtime.container_image import image_name, revision
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.infra.conftest import INFRA
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.step import revision
+from vlmflow.runtime.container_image import revision
 
 SCRIPT = (INFRA / "cluster.sh").read_text()
 VERSIONS = dict(re.findall(r"^(\w+)=(.+)$", (INFRA / "versions.env").read_text(), re.MULTILINE))
@@ -106,6 +106,6 @@ def test_the_commands_and_their_order(tmp_path: Path, mode: str) -> None:
 
 
 def test_the_tag_of_an_image_is_the_revision() -> None:
-    from vlmflow.runtime.step import image_name
+    from vlmflow.runtime.container_image import image_name
 
     assert image_name("step").rpartition(":")[2] == revision()

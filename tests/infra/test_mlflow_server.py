@@ -104,7 +104,7 @@ def test_a_store_without_write_permission(services: Services, artifacts: Path, t
                 lambda: run.log_artifact(tmp_path / "note.txt"),
                 lambda: register_model(artifacts, tmp_path, "denied"),
             ):
-                assert "its artifacts: " in service_error(services, work)
+                assert "artifacts: " in service_error(services, work)
     finally:
         services.store.allow("s3:*")
     assert list_versions("denied") == [] and not (tmp_path / "version.json").exists()
@@ -124,7 +124,7 @@ def test_a_database_outage_during_registration(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "set_registered_model_alias", stop_database_and_set_alias)
-            assert "see to its database" in service_error(
+            assert "check its database" in service_error(
                 services, lambda: register_model(artifacts, tmp_path, "outage")
             )
         assert not (tmp_path / "version.json").exists()
@@ -134,7 +134,7 @@ def test_a_database_outage_during_registration(
             with mlflow_run.start_run("align"):
                 worked.append(True)
 
-        assert "see to its database" in service_error(services, step) and not worked  # it fails before the work starts
+        assert "check its database" in service_error(services, step) and not worked  # it fails before the work starts
     finally:
         services.postgres.start()
     # The rollback of the version could not reach the server: no alias points to it, and the next attempt completes it.
@@ -147,7 +147,7 @@ def test_a_database_outage_during_registration(
 def test_a_server_with_a_wrong_secret_of_the_store(services: Services, artifacts: Path, tmp_path: Path) -> None:
     services.server.stop()
     services.server.start(AWS_SECRET_ACCESS_KEY="wrong")
-    assert "its artifacts: " in service_error(services, lambda: register_model(artifacts, tmp_path, "wrong"))
+    assert "artifacts: " in service_error(services, lambda: register_model(artifacts, tmp_path, "wrong"))
     assert list_versions("wrong") == []
     with pytest.raises(ModelError, match="models:/vlm@champion: cannot download"):
         download("models:/vlm@champion")
