@@ -29,7 +29,7 @@ def test_metrics_confusion_matrix_and_table_of_an_evaluation(tmp_path: Path) -> 
     assert [spec["displayName"] for spec in logged["annotationSpecs"]] == ["cat", "dog"]
     assert [row["row"] for row in logged["rows"]] == matrix["rows"]
     lines = (tmp_path / "page").read_text().splitlines()
-    assert lines[0] == "**After read**"
+    assert lines[0] == "**After ocr**"
     assert lines[-2:] == [
         "| ocr | exact match | 0.750 [0.650, 0.850] | 0.100 | 0.200 |",
         "| ocr errors | CER (lower is better) | 0.300 [0.200, 0.400] | 0.100 | 0.200 |",

@@ -39,7 +39,7 @@ def scores(folder: Path, rate: float, loss: float) -> Path:
 def test_learned_requires_both_comparisons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: float, untrained: float, shuffled: float, learned: bool
 ) -> None:
-    monkeypatch.setattr(figure, "draw", lambda *_: None)
+    monkeypatch.setattr(figure, "draw_figure", lambda *_: None)
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -150,5 +150,5 @@ def test_registration_does_not_change_the_steps_own_run(artifacts: Path, tmp_pat
 
 @pytest.mark.parametrize("name", ["", "a/b", "models:x", "a@b"])
 def test_invalid_names_are_errors(name: str) -> None:
-    with pytest.raises(ValueError, match="name must be a word"):
+    with pytest.raises(ValueError, match="must be a word without"):
         RegistryConfig(name=name)
