@@ -300,10 +300,10 @@ def compete(name: str, data: Path, model: Path, processes: int, **options: int) 
     import vlmflow.inference.loading
     from components.curate import curation  # noqa: F401
     from vlmflow.artifacts.dataset import Dataset
-    from vlmflow.runtime.step_runner import Meter
+    from vlmflow.runtime.resource_meter import ResourceMeter
 
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
-        meter, start = Meter(), time.perf_counter()
+        meter, start = ResourceMeter(), time.perf_counter()
         contestant = {"plain": plain, "datasets": mapped, "vlmflow": vlmflow}[name]
         kept = contestant(data, model, Path(folder), processes, **options)
         seconds = time.perf_counter() - start

@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(always_run=True)
 def fetch(
     recipe: str,
     data_rev: str,
@@ -14,12 +14,12 @@ def fetch(
     conversations: dsl.Output[dsl.Dataset],
     section: str = "fetch",
 ):
-    """Take the data of a DVC revision, exactly as it was versioned, instead of making it."""
+    """Fetch the data of a DVC revision, exactly as it was versioned, instead of creating it."""
     from pathlib import Path
 
     from components.fetch.config import FetchConfig
     from components.fetch.dvc import fetch as run
     from vlmflow.config.recipes import load
 
-    places = {"raw": raw, "curated": curated, "ledger": ledger, "funnel": funnel, "conversations": conversations}
-    run(load(FetchConfig, recipe, section), data_rev, {name: Path(place.path) for name, place in places.items()})
+    outputs = {"raw": raw, "curated": curated, "ledger": ledger, "funnel": funnel, "conversations": conversations}
+    run(load(FetchConfig, recipe, section), data_rev, {name: Path(output.path) for name, output in outputs.items()})

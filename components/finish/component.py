@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(tracking_optional=True)
 def finish(pipeline: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]):
     """Close the run of a pipeline on a cluster: say in MLflow, in the UI and to a webhook what became of it."""
     import os

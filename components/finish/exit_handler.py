@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from vlmflow.errors import ServiceError
-from vlmflow.tracking import mlflow_run, step_run
+from vlmflow.tracking import mlflow_store, step_run
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def tell(ending: Ending, kfp_run: str, summary: Path) -> None:
     """
     steps: list[Told] = []
     away: ServiceError | None = None
-    if os.environ.get("MLFLOW_TRACKING_URI") and mlflow_run.enabled():
+    if os.environ.get("MLFLOW_TRACKING_URI") and mlflow_store.enabled():
         try:
             steps = close(ending, kfp_run)
         except ServiceError as error:
@@ -66,9 +66,9 @@ def tell(ending: Ending, kfp_run: str, summary: Path) -> None:
 
 def close(ending: Ending, kfp_run: str) -> list[Told]:
     """End the MLflow run of a KFP run, with the error if there was one; returns its steps, oldest first."""
-    parent = step_run.pipeline_run(kfp_run)
-    client = mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
+    parent = step_run.find_or_create_pipeline_run(kfp_run)
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
         experiment = client.get_run(parent).info.experiment_id
         under = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`vlmflow.step` != 'finish'"
         runs = client.search_runs([experiment], under, order_by=["attributes.start_time"])
@@ -114,7 +114,7 @@ def markdown(ending: Ending, steps: list[Told]) -> str:
 
 def _scores(step: Told) -> str:
     return ", ".join(
-        f"{name} {value:.3f}" for name, value in sorted(step.scores.items()) if name not in step_run.LOGGED
+        f"{name} {value:.3f}" for name, value in sorted(step.scores.items()) if name not in step_run.STEP_METRICS
     )
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from components.finish.exit_handler import Ending, headline, post
 from tests.conftest import executor_input
 from tests.runtime.test_step_in_pod import pod
-from vlmflow.tracking import mlflow_run, step_run
+from vlmflow.tracking import mlflow_store, step_run
 
 RUN = "run-1"
 
@@ -22,7 +22,7 @@ RUN = "run-1"
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.delenv("VLMFLOW_TRACKING", raising=False)
-    return mlflow_run.client()
+    return mlflow_store.client()
 
 
 class Webhook(HTTPServer):
@@ -75,10 +75,10 @@ def finish(tmp_path: Path, status: dict[str, Any], **environment: str) -> str:
 
 
 def test_a_failure_is_told_with_its_step_and_its_reason(tmp_path: Path, store: MlflowClient, webhook: Webhook) -> None:
-    parent = step_run.pipeline_run(RUN)
-    step_run.log(record("ingest", "failed", "the store was away"), parent)
-    step_run.log(record("ingest", "done"), parent)  # KFP tried it again
-    step_run.log(record("validate-raw", "failed", "3 captions are empty"), parent)
+    parent = step_run.find_or_create_pipeline_run(RUN)
+    step_run.log_step(record("ingest", "failed", "the store was away"), parent)
+    step_run.log_step(record("ingest", "done"), parent)  # KFP tried it again
+    step_run.log_step(record("validate-raw", "failed", "3 captions are empty"), parent)
     status = {"state": "FAILED", "pipelineTaskName": "exit-handler-1", "error": {"code": 9, "message": "a task failed"}}
     summary = finish(tmp_path, status, VLMFLOW_WEBHOOK=webhook.address)
     run = store.get_run(parent)
@@ -90,12 +90,14 @@ def test_a_failure_is_told_with_its_step_and_its_reason(tmp_path: Path, store: M
 
 
 def test_a_success_is_told(tmp_path: Path, store: MlflowClient) -> None:
-    parent = step_run.pipeline_run(RUN)
-    step_run.log(record("ingest", "done"), parent)
+    parent = step_run.find_or_create_pipeline_run(RUN)
+    step_run.log_step(record("ingest", "done"), parent)
     (tmp_path / "scores").mkdir()
     found = {"capabilities": {"zero-shot": {"value": 0.25}, "yes no": {"value": 0.5}}}
     (tmp_path / "scores" / "scores.json").write_text(json.dumps(found))
-    step_run.log({**record("evaluate-read", "done"), "outputs": {"scores": {"path": str(tmp_path / "scores")}}}, parent)
+    step_run.log_step(
+        {**record("evaluate-read", "done"), "outputs": {"scores": {"path": str(tmp_path / "scores")}}}, parent
+    )
     summary = finish(tmp_path, {"state": "SUCCEEDED"})
     assert summary.startswith("**life has finished**")
     assert "| evaluate-read | done | 7 | yes_no 0.500, zero-shot 0.250 |" in summary

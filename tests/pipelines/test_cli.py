@@ -14,13 +14,13 @@ def test_the_zoo_is_listed(tmp_path: Path) -> None:
     assert done.returncode == 0 and all(name in done.stdout for name in ZOO)
 
 
-def test_the_ledger_tells_of_one_pair(tmp_path: Path) -> None:
+def test_explain_gives_the_verdict_on_a_pair(tmp_path: Path) -> None:
     ledger = Ledger(["abc", "def"], ["train", "train"])
     ledger.drop("blank", np.array([True, False]), np.array([1.5, 80.0]), 4.0)
     ledger.write(tmp_path / "latest" / "curate" / "ledger", {})
-    done = vlmflow(tmp_path, "ledger", "abc")
-    assert done.returncode == 0 and "dropped by blank" in done.stdout and "1.5 against a threshold of 4" in done.stdout
-    missing = vlmflow(tmp_path, "ledger", "xyz", "--in", str(tmp_path / "latest"))
+    done = vlmflow(tmp_path, "explain", "abc")
+    assert done.returncode == 0 and "dropped by blank" in done.stdout and "1.5, threshold 4" in done.stdout
+    missing = vlmflow(tmp_path, "explain", "xyz", "--in", str(tmp_path / "latest"))
     assert missing.returncode == 2 and "xyz: no such pair" in missing.stderr
 
 

@@ -9,7 +9,6 @@ from components.plan.sections import SECTIONS
 from tests.conftest import executor_input
 from tests.runtime.test_step_in_pod import pod
 from vlmflow.config import recipes as recipes
-from vlmflow.config.sections import WHOLE
 from vlmflow.runtime.code_hash import ROOT
 
 
@@ -22,7 +21,7 @@ def divided(place: Path, text: str) -> dict[str, str]:
 def test_a_change_is_in_the_parts_that_it_concerns(tmp_path: Path) -> None:
     sections = recipes.parse(str(ROOT / "recipes" / "mini.yaml"))
     parts = divided(tmp_path / "one", recipes.dump(sections))
-    assert set(parts) == set(SECTIONS) - set(WHOLE)
+    assert set(parts) == set(SECTIONS)
     assert yaml.safe_load(parts["curate"]) == {"seed": sections["seed"], "curate": sections["curate"]}
     assert yaml.safe_load(parts["data_ablation"]) == {"seed": sections["seed"]}, "what is absent stays so"
     changed = divided(tmp_path / "other", recipes.dump(recipes.override(sections, ["evaluate.limit=7"])))

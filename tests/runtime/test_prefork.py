@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.prefork import ADDRESS, ask
+from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, run_in_prefork
 
 Ask = Callable[..., subprocess.Popen[str]]
 
@@ -48,7 +48,7 @@ def start(tmp_path: Path, address: str) -> Ask:
             [sys.executable, "-m", "vlmflow.runtime.step_runner", "kfp.dsl.executor_main", "--module", module]
             + ["--function", function, "--executor_input", json.dumps({"inputs": inputs, "outputs": outputs})],
             cwd=tmp_path,
-            env={**os.environ, **run, ADDRESS: address, "PYTHONPATH": str(ROOT), "GREETING": "from the caller"},
+            env={**os.environ, **run, PREFORK_ADDRESS: address, "PYTHONPATH": str(ROOT), "GREETING": "from the caller"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,4 +101,4 @@ def test_a_step_ends_with_the_process_that_asked_for_it(start: Ask, tmp_path: Pa
 
 
 def test_without_a_warm_process_a_step_runs_by_itself(tmp_path: Path) -> None:
-    assert ask(str(tmp_path / "nobody"), []) is None
+    assert run_in_prefork(str(tmp_path / "nobody"), []) is None

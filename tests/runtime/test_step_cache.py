@@ -1,55 +1,58 @@
-"""The memo goes by content: what was touched or is gone is not trusted."""
+"""The step cache compares contents: outputs that were changed or deleted are not used."""
 
 from pathlib import Path
 
 import pytest
 
-from vlmflow.runtime.step_cache import Memo, content_hash, far, key, named
+from vlmflow.artifacts.hashing import cache_key, content_hash
+from vlmflow.runtime.fingerprint import hash_named_files, names_remote_path
+from vlmflow.runtime.local_step import replace_in_strings
+from vlmflow.runtime.step_cache import StepCache
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[Memo, dict[str, Path]]:
-    """A memo with one note, of a folder and a file."""
+def stored(tmp_path: Path) -> tuple[StepCache, dict[str, Path]]:
+    """A cache with one entry, whose outputs are a folder and a file."""
     outputs = {"data": tmp_path / "one" / "data", "page": tmp_path / "one" / "page"}
     (outputs["data"] / "deep").mkdir(parents=True)
     (outputs["data"] / "deep" / "shard").write_bytes(b"rows")
     outputs["page"].write_text("hello")
-    memo = Memo(tmp_path / ".memo")
-    memo.remember("note", outputs, seconds=3)
-    return memo, outputs
+    cache = StepCache(tmp_path / ".step_cache")
+    cache.store("key", outputs, seconds=3)
+    return cache, outputs
 
 
-def test_what_is_unchanged_is_linked(finished: tuple[Memo, dict[str, Path]], tmp_path: Path) -> None:
-    memo, outputs = finished
+def test_unchanged_outputs_are_linked(stored: tuple[StepCache, dict[str, Path]], tmp_path: Path) -> None:
+    cache, outputs = stored
     new = {name: tmp_path / "two" / name for name in outputs}
-    note = memo.recall("note", new)
-    assert note is not None and note["seconds"] == 3
+    entry = cache.lookup("key", new)
+    assert entry is not None and entry["seconds"] == 3
     assert (new["data"] / "deep" / "shard").read_bytes() == b"rows"
     assert (new["data"] / "deep" / "shard").samefile(outputs["data"] / "deep" / "shard")
     assert new["page"].read_text() == "hello"
 
 
-@pytest.mark.parametrize("damage", ["edited", "gone", "more"])
-def test_what_was_touched_is_not_trusted(finished: tuple[Memo, dict[str, Path]], tmp_path: Path, damage: str) -> None:
-    memo, outputs = finished
+@pytest.mark.parametrize("change", ["edited", "deleted", "added"])
+def test_changed_outputs_are_not_used(stored: tuple[StepCache, dict[str, Path]], tmp_path: Path, change: str) -> None:
+    cache, outputs = stored
     shard = outputs["data"] / "deep" / "shard"
-    if damage == "edited":
+    if change == "edited":
         shard.write_bytes(b"rowz")
-    elif damage == "gone":
+    elif change == "deleted":
         shard.unlink()
     else:
         (outputs["data"] / "extra").write_text("")
     new = {name: tmp_path / "two" / name for name in outputs}
-    assert memo.recall("note", new) is None
+    assert cache.lookup("key", new) is None
     assert not any(path.exists() for path in new.values())
 
 
-def test_no_note(finished: tuple[Memo, dict[str, Path]], tmp_path: Path) -> None:
-    memo, _ = finished
-    assert memo.recall("other", {"data": tmp_path / "x"}) is None
+def test_an_unknown_key_has_no_entry(stored: tuple[StepCache, dict[str, Path]], tmp_path: Path) -> None:
+    cache, _ = stored
+    assert cache.lookup("other", {"data": tmp_path / "x"}) is None
 
 
-def test_a_content_hash_sees_names_and_bytes(tmp_path: Path) -> None:
+def test_a_content_hash_depends_on_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")
     first = content_hash(tmp_path / "a")
@@ -58,21 +61,26 @@ def test_a_content_hash_sees_names_and_bytes(tmp_path: Path) -> None:
     assert content_hash(tmp_path / "none") == "absent"
 
 
-def test_a_section_is_what_it_names_too(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"1")
+def test_the_content_of_files_that_a_section_names_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"1")
     (tmp_path / "words.txt").write_text("one")
     section = {
-        "path": str(tmp_path / "pictures"),
-        "curate": {"bad_words": [str(tmp_path / "*.txt")], "none": ""},
+        "path": str(tmp_path / "images"),
+        "curate": {"blocklist": [str(tmp_path / "*.txt")], "none": ""},
         "n": 3,
     }
-    before = named(section)
-    assert set(before) == {str(tmp_path / "pictures"), str(tmp_path / "words.txt")}
-    (tmp_path / "pictures" / "a.png").write_bytes(b"2")
-    assert named(section) != before
-    assert far({"path": ["s3://bucket/shards"]}) and not far(section)
+    before = hash_named_files(section)
+    assert set(before) == {str(tmp_path / "images"), str(tmp_path / "words.txt")}
+    (tmp_path / "images" / "a.png").write_bytes(b"2")
+    assert hash_named_files(section) != before
+    assert names_remote_path({"path": ["s3://bucket/shards"]}) and not names_remote_path(section)
 
 
-def test_a_key_sees_every_part() -> None:
-    assert key(a=1, b=2) == key(b=2, a=1) != key(a=1, b=3)
+def test_a_key_depends_on_every_part() -> None:
+    assert cache_key(a=1, b=2) == cache_key(b=2, a=1) != cache_key(a=1, b=3)
+
+
+def test_a_path_with_accents_and_quotes_is_replaced_in_json_values() -> None:
+    value = {"artifacts": [{"uri": '/é "x"/data', "n": 1}]}
+    assert replace_in_strings(value, '/é "x"', "/new") == {"artifacts": [{"uri": "/new/data", "n": 1}]}

@@ -1,8 +1,9 @@
-"""A step as a pod of a cluster runs it: no folder of runs, and its record in MLflow, under the run of its pipeline."""
+"""A step in a pod of a cluster: no run folder, and a record in MLflow under the run of its pipeline."""
 
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from mlflow import MlflowClient
 from tests.conftest import executor_input
 from vlmflow.config import recipes as recipes
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.tracking import mlflow_run
+from vlmflow.runtime.traits import traits_from_arguments
+from vlmflow.tracking import mlflow_store
 
 RECIPE = recipes.dump(
     {"seed": 0, "ingest": {"source": "scenes", "scenes": {"web": 8, "boxes": 0, "signs": 0, "test": 2}}}
@@ -21,10 +23,12 @@ RECIPE = recipes.dump(
 def pod(
     place: Path, function: str, given: str, kfp_run: str = "run-1", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a step as its container's command does, where there is no VLMFLOW_RUN."""
+    """Run a step with the command of its container, without VLMFLOW_RUN."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLMFLOW_", "MLFLOW_"))}
     command = [sys.executable, "-m", "vlmflow.runtime.step_runner", "kfp.dsl.executor_main", "--function", function]
     command += ["--module", f"components.{function}.component", "--executor_input", given, "--run", kfp_run]
+    component = getattr(import_module(f"components.{function}.component"), function)
+    command += traits_from_arguments(component.component_spec.implementation.container.args).flags()
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}", **environment}
     return subprocess.run(command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, timeout=300)
 
@@ -33,10 +37,10 @@ def pod(
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.delenv("VLMFLOW_TRACKING", raising=False)
-    return mlflow_run.client()
+    return mlflow_store.client()
 
 
-def test_the_steps_of_one_run_stand_under_one_run_of_mlflow(tmp_path: Path, store: MlflowClient) -> None:
+def test_the_steps_of_a_kfp_run_are_nested_in_one_mlflow_run(tmp_path: Path, store: MlflowClient) -> None:
     given = executor_input(tmp_path / "one", {"recipe": RECIPE}, {}, ["raw"])
     image = {"VLMFLOW_STEP_IMAGE": "registry/vlmflow-step@sha256:ab"}
     done = pod(tmp_path, "ingest", given, **image)
@@ -48,7 +52,7 @@ def test_the_steps_of_one_run_stand_under_one_run_of_mlflow(tmp_path: Path, stor
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith("error: ingest: ")
     assert "nowhere" in refused.stderr
 
-    experiment = store.get_experiment_by_name(mlflow_run.EXPERIMENT)
+    experiment = store.get_experiment_by_name(mlflow_store.EXPERIMENT)
     assert experiment is not None
     runs = store.search_runs([experiment.experiment_id], "tags.`vlmflow.kfp_run` = 'run-1'")
     (pipeline,) = [run for run in runs if run.data.tags.get("vlmflow.pipeline")]
@@ -61,7 +65,7 @@ def test_the_steps_of_one_run_stand_under_one_run_of_mlflow(tmp_path: Path, stor
     assert "nowhere" in steps["FAILED"].data.tags["error"]
 
 
-def test_without_mlflow_the_step_fails_before_it_works(tmp_path: Path) -> None:
+def test_with_mlflow_unreachable_the_step_fails_before_its_work(tmp_path: Path) -> None:
     given = executor_input(tmp_path / "one", {"recipe": RECIPE}, {}, ["raw"])
     gone = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "1"}
     refused = pod(tmp_path, "ingest", given, **gone)

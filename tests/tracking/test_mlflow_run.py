@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import ServiceError, SpaceError
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_run, mlflow_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,13 +23,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_off_tracks_nothing_and_imports_nothing(tmp_path: Path) -> None:
+def test_tracking_off_logs_nothing_and_does_not_import_mlflow(tmp_path: Path) -> None:
     code = """
 import sys
-from components import tracking
-with mlflow_run.run("align", params={"a": 1}) as run:
+from vlmflow.tracking import mlflow_run
+with mlflow_run.start_run("align", params={"a": 1}) as run:
     run.log_metrics({"x": 1.0}); run.set_tags({"t": 1}); run.log_artifact("none"); run.log_params({"p": 1})
-    assert run.id is None and mlflow_run.report_to() == [] and mlflow_run.current().id is None
+    assert run.id is None and mlflow_run.current_run().id is None
 assert "mlflow" not in sys.modules
 """
     environment = {**os.environ, "VLMFLOW_TRACKING": "off", "VLMFLOW_HOME": str(tmp_path)}
@@ -37,15 +37,15 @@ assert "mlflow" not in sys.modules
     assert not any(tmp_path.iterdir())
 
 
-def test_a_steps_run_is_nested_and_keeps_what_it_is_given(home: Path, tmp_path: Path) -> None:
+def test_a_steps_run_is_nested_and_stores_metrics_tags_and_artifacts(home: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with mlflow_run.run("life", params={"curate": {"min_side": 16}}) as life:
-        with mlflow_run.run("align", parent_id=life.id, tags={"dataset": "abc", "none": None}) as step:
-            assert mlflow_run.current() is step and mlflow_run.report_to() == ["mlflow"]
+    with mlflow_run.start_run("life", params={"curate": {"min_side": 16}}) as life:
+        with mlflow_run.start_run("align", parent_id=life.id, tags={"dataset": "abc", "none": None}) as step:
+            assert mlflow_run.current_run() is step
             step.log_metrics({"accuracy": 0.25}, step=3)
             step.log_artifact(tmp_path / "note.txt", "notes")
-        assert mlflow_run.current() is life
-    client = mlflow_run.client()
+        assert mlflow_run.current_run() is life
+    client = mlflow_store.client()
     outer, inner = client.get_run(str(life.id)), client.get_run(str(step.id))
     assert outer.data.params == {"curate.min_side": "16"}
     assert inner.data.tags["mlflow.parentRunId"] == life.id and inner.data.tags["dataset"] == "abc"
@@ -59,21 +59,11 @@ def test_a_steps_run_is_nested_and_keeps_what_it_is_given(home: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_a_run_that_ends_badly_says_so(error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), mlflow_run.run("align") as run:
+def test_a_run_with_an_exception_has_the_matching_status(error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), mlflow_run.start_run("align") as run:
         raise error
-    assert mlflow_run.client().get_run(str(run.id)).info.status == status
-    assert mlflow_run.current().id is None
-
-
-def test_a_child_process_logs_into_the_run() -> None:
-    code = "import mlflow; mlflow.start_run(); mlflow.log_metric('loss', 0.5)"
-    with mlflow_run.run("pretrain") as run:
-        with mlflow_run.inherited():
-            subprocess.run([sys.executable, "-c", code], check=True)
-        assert "MLFLOW_RUN_ID" not in os.environ
-        run.log_metrics({"seconds": 2.0})
-    assert mlflow_run.client().get_run(str(run.id)).data.metrics == {"loss": 0.5, "seconds": 2.0}
+    assert mlflow_store.client().get_run(str(run.id)).info.status == status
+    assert mlflow_run.current_run().id is None
 
 
 def test_a_trainer_in_this_process_logs_into_the_run_and_leaves_it_open(tmp_path: Path) -> None:
@@ -89,7 +79,7 @@ def test_a_trainer_in_this_process_logs_into_the_run_and_leaves_it_open(tmp_path
             return {"loss": ((self.weight * x - labels) ** 2).mean()}
 
     rows = [{"x": torch.tensor([1.0]), "labels": torch.tensor([2.0])}] * 8
-    with mlflow_run.run("pretrain") as run:
+    with mlflow_run.start_run("pretrain") as run:
         options = TrainingArguments(
             str(tmp_path),
             max_steps=3,
@@ -97,20 +87,20 @@ def test_a_trainer_in_this_process_logs_into_the_run_and_leaves_it_open(tmp_path
             save_strategy="no",
             use_cpu=True,
             disable_tqdm=True,
-            report_to=mlflow_run.report_to(),
+            report_to=["mlflow"],
             dataloader_pin_memory=False,
         )
         Trainer(Line(), options, train_dataset=rows).train()  # type: ignore[arg-type]
         run.log_metrics({"after": 1.0})
-    client = mlflow_run.client()
+    client = mlflow_store.client()
     assert len(client.get_metric_history(str(run.id), "loss")) == 3
     assert client.get_run(str(run.id)).data.metrics["after"] == 1.0
     assert [r.info.run_id for r in client.search_runs(["1"], max_results=1)] == [run.id]  # no second run was made
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_server_that_is_gone_stops_the_step_before_its_work(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
-    monkeypatch.setattr(mlflow_run, "_PROBE_SECONDS", 0.5)
+def test_an_unreachable_server_fails_before_the_work(monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    monkeypatch.setattr(mlflow_store, "_PROBE_SECONDS", 0.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if hangs:
@@ -119,13 +109,13 @@ def test_a_server_that_is_gone_stops_the_step_before_its_work(monkeypatch: pytes
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         worked, start = False, time.monotonic()
         gone = pytest.raises(ServiceError, match=f"MLflow at {address}: .*start the server")
-        with gone as caught, mlflow_run.run("align"):
+        with gone as caught, mlflow_run.start_run("align"):
             worked = True
     assert not worked and time.monotonic() - start < 5 and "\n" not in str(caught.value)
 
 
-def answering(server: socket.socket, statuses: list[int]) -> threading.Thread:
-    """A server that gives these answers and then no more."""
+def start_server(server: socket.socket, statuses: list[int]) -> threading.Thread:
+    """Answer one connection with each status, then stop."""
 
     def serve() -> None:
         for status in statuses:
@@ -139,44 +129,44 @@ def answering(server: socket.socket, statuses: list[int]) -> threading.Thread:
     return thread
 
 
-def test_a_server_that_is_not_ready_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_is_not_ready_is_probed_again(caplog: pytest.LogCaptureFixture) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
-        caplog.at_level("WARNING", logger="vlmflow.tracking.mlflow_run"),
+        caplog.at_level("WARNING", logger="vlmflow.tracking.mlflow_store"),
     ):
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        thread = answering(server, [503, 502, 200])
-        mlflow_run._probe(address, wait=60.0)
+        thread = start_server(server, [503, 502, 200])
+        mlflow_store._wait_for_server(address, wait=60.0)
         thread.join()
     assert [record.getMessage().startswith(f"MLflow at {address}: ") for record in caplog.records] == [True, True]
     assert "waiting up to 60 s (VLMFLOW_MLFLOW_WAIT)" in caplog.text
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-def test_a_server_that_answers_is_not_waited_for(status: int) -> None:
+def test_a_server_that_answers_is_probed_once(status: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = answering(server, [status])
-        mlflow_run._probe(f"http://127.0.0.1:{server.getsockname()[1]}", wait=60.0)
+        thread = start_server(server, [status])
+        mlflow_store._wait_for_server(f"http://127.0.0.1:{server.getsockname()[1]}", wait=60.0)
         thread.join()
 
 
-def test_a_wait_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_wait_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLMFLOW_MLFLOW_WAIT", "5m")
     with pytest.raises(ServiceError, match="VLMFLOW_MLFLOW_WAIT='5m': not a number of seconds"):
-        mlflow_run.client()
+        mlflow_store.client()
 
 
-def test_a_store_that_cannot_be_written_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VLMFLOW_HOME", str(tmp_path / "file"))
-    with pytest.raises(SpaceError, match="cannot be written.*VLMFLOW_HOME"), mlflow_run.run("align"):
+    with pytest.raises(SpaceError, match="cannot write.*VLMFLOW_HOME"), mlflow_run.start_run("align"):
         pass
 
 
-def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
-    code = "from components import tracking\nwith mlflow_run.run('a') as run: run.log_metrics({'x': 1.0})"
+def test_two_processes_can_create_the_store_at_the_same_time(tmp_path: Path) -> None:
+    code = "from vlmflow.tracking import mlflow_run\nwith mlflow_run.start_run('a') as run: run.log_metrics({'x': 1.0})"
     environment = {**os.environ, "VLMFLOW_HOME": str(tmp_path)}
     both = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
-    runs = mlflow_run.client(tmp_path).search_runs(["1"])
+    runs = mlflow_store.client(tmp_path).search_runs(["1"])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]

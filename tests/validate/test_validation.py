@@ -18,7 +18,7 @@ from vlmflow.config.recipes import load
 from vlmflow.errors import DataError, GateError, RecipeError
 from vlmflow.images import image_bytes as ingested
 from vlmflow.runtime.step_runner import main
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_store
 
 
 def picture(shade: int = 0) -> bytes:
@@ -71,14 +71,14 @@ def judge(folder: Path, schema: str, rows: list[dict[str, Any]], **section: Any)
 
 
 def failures(verdict: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """Return column → (severity, rows against it) of the expectations that failed."""
+    """Return column → (severity, failing rows) of the expectations that failed."""
     return {
         one["column"]: (one["severity"], one["unexpected"]) for one in verdict["expectations"] if not one["success"]
     }
 
 
 @pytest.mark.parametrize("schema", list(ROWS))
-def test_good_rows_pass_strictly(tmp_path: Path, schema: str) -> None:
+def test_valid_rows_pass_strict_validation(tmp_path: Path, schema: str) -> None:
     verdict = judge(tmp_path, schema, [ROWS[schema](i) for i in range(3)], strict=True)
     assert verdict["success"] and verdict["rows"] == 3 and verdict["schema"] == schema
     assert failures(verdict) == {}
@@ -90,10 +90,10 @@ def test_good_rows_pass_strictly(tmp_path: Path, schema: str) -> None:
     [
         (pair(1, image=b"<html>"), "image_fault"),
         (pair(0), "uid"),
-        (pair(1, caption=" ", regions=[], lines=[]), "silent_fault"),
+        (pair(1, caption=" ", regions=[], lines=[]), "empty_fault"),
     ],
 )
-def test_what_curation_removes_is_a_warning_before_it_and_critical_after(
+def test_faults_that_curation_removes_are_warnings_unless_strict(
     tmp_path: Path, row: dict[str, Any], column: str
 ) -> None:
     verdict = judge(tmp_path, "pairs", [pair(0), row])
@@ -130,7 +130,7 @@ def test_what_curation_removes_is_a_warning_before_it_and_critical_after(
         ({"lines": [{"text": None, "x0": 1, "y0": 2, "x1": 5, "y1": 9}]}, "line_fault", "without text"),
     ],
 )
-def test_bad_pairs_are_refused_and_named(tmp_path: Path, changes: dict[str, Any], column: str, said: str) -> None:
+def test_invalid_pairs_are_refused_by_uid(tmp_path: Path, changes: dict[str, Any], column: str, said: str) -> None:
     with pytest.raises(GateError) as caught:
         judge(tmp_path, "pairs", [pair(0), pair(1, **changes), pair(2)])
     line = str(caught.value)
@@ -140,7 +140,7 @@ def test_bad_pairs_are_refused_and_named(tmp_path: Path, changes: dict[str, Any]
     assert not verdict["success"] and failures(verdict)[column] == ("critical", 1)
 
 
-def test_the_faults_of_a_later_batch_are_found(tmp_path: Path) -> None:
+def test_faults_in_later_batches_are_found(tmp_path: Path) -> None:
     rows = [pair(i % 200, uid=f"u{i}") for i in range(600)]
     outside = {"phrase": "p", "category": "", "x0": 1, "y0": 2, "x1": 99, "y1": 9}
     rows[515]["regions"] = [rows[0]["regions"][0], outside]
@@ -148,7 +148,7 @@ def test_the_faults_of_a_later_batch_are_found(tmp_path: Path) -> None:
         judge(tmp_path, "pairs", rows)
 
 
-def test_a_picture_in_both_splits_is_a_warning(tmp_path: Path) -> None:
+def test_an_image_in_both_splits_is_a_warning(tmp_path: Path) -> None:
     rows = [pair(0), pair(1, image=picture(0), split="test"), pair(2, split="test")]
     assert failures(judge(tmp_path, "pairs", rows)) == {"split_fault": ("warning", 1)}
 
@@ -156,7 +156,7 @@ def test_a_picture_in_both_splits_is_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "make"), [("pairs", pair), ("conversations", conversation), ("preferences", preference)]
 )
-def test_nothing_is_learned_from_an_evaluation_set(tmp_path: Path, schema: str, make: Any) -> None:
+def test_training_rows_with_evaluation_images_are_critical(tmp_path: Path, schema: str, make: Any) -> None:
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     drawing = Image.radial_gradient("L")
@@ -178,16 +178,16 @@ def test_nothing_is_learned_from_an_evaluation_set(tmp_path: Path, schema: str, 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (conversation(1, "What?"), "not the assistant's"),
+        (conversation(1, "What?"), "not from the assistant"),
         (conversation(1, "What?", " "), "is empty"),
-        (conversation(1, "What?", "A <image>."), "holds <image>"),
-        (conversation(1, "<image><image>What?", "A cat."), "2 <image> for 1 pictures"),
+        (conversation(1, "What?", "A <image>."), "contains <image>"),
+        (conversation(1, "<image><image>What?", "A cat."), "2 <image> markers for 1 images"),
         (conversation(1, messages=[]), "no message"),
         (conversation(1, messages=[{"role": "assistant", "content": "Hi"}]), "'assistant'"),
-        (conversation(1, messages=[None]), "message 1 is by ''"),
-        (conversation(1, images=[None]), "not a picture"),
-        (conversation(1, images=[]), "no picture"),
-        (conversation(1, images=[picture(), b"torn"]), "not a picture"),
+        (conversation(1, messages=[None]), "message 1 has role ''"),
+        (conversation(1, images=[None]), "not an image"),
+        (conversation(1, images=[]), "no image"),
+        (conversation(1, images=[picture(), b"torn"]), "not an image"),
     ],
 )
 def test_bad_conversations_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -203,7 +203,7 @@ def test_bad_conversations_are_refused(tmp_path: Path, row: dict[str, Any], said
         conversation(1, messages=[{"role": role, "content": "x"} for role in ("system", "user", "assistant")]),
     ],
 )
-def test_good_forms_of_conversations(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_valid_conversations_pass(tmp_path: Path, row: dict[str, Any]) -> None:
     assert failures(judge(tmp_path, "conversations", [row])) == {}
 
 
@@ -243,14 +243,14 @@ def spoiled(encoded: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("encoded", [jpeg(0), picture()], ids=["jpeg", "png"])
-def test_a_picture_cut_off_is_found_whatever_the_sample(tmp_path: Path, encoded: bytes) -> None:
+def test_truncated_images_are_found_outside_the_sample(tmp_path: Path, encoded: bytes) -> None:
     rows = [pair(0), pair(1, image=encoded), pair(2, image=encoded[: len(encoded) * 3 // 4])]
     verdict = judge(tmp_path, "pairs", rows, decode=0)
     assert failures(verdict) == {"image_fault": ("warning", 1)}
     assert "cannot be decoded" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_sample_that_is_decoded_goes_by_content(tmp_path: Path) -> None:
+def test_the_decoded_sample_depends_on_content_alone(tmp_path: Path) -> None:
     rows = [pair(i, image=spoiled(jpeg(i))) for i in range(200)]
     found = {}
     for name, order, decode in (("none", rows, 0), ("all", rows, None), ("some", rows, 40), ("turned", rows[::-1], 40)):
@@ -265,7 +265,7 @@ def test_the_sample_that_is_decoded_goes_by_content(tmp_path: Path) -> None:
     [{}, {"progressive": True}, {"comment": b"x" * 999}, {"exif": turned()}, {"icc_profile": b"x" * 70000}],
     ids=["plain", "progressive", "comment", "turned", "profile"],
 )
-def test_the_quick_look_at_a_jpeg_agrees_with_pillow(options: dict[str, Any]) -> None:
+def test_the_fast_jpeg_size_agrees_with_pillow(options: dict[str, Any]) -> None:
     encoded = jpeg(3, **options)
     quick = read_jpeg_size(encoded)
     assert (quick is None) == ("exif" in options)  # a picture that may be turned gets the closer look
@@ -275,20 +275,20 @@ def test_the_quick_look_at_a_jpeg_agrees_with_pillow(options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("schema", list(ROWS))
-def test_no_rows_is_refused(tmp_path: Path, schema: str) -> None:
+def test_an_empty_dataset_is_refused(tmp_path: Path, schema: str) -> None:
     with pytest.raises(GateError, match="row_count_to_be_between: observed 0"):
         judge(tmp_path, schema, [])
 
 
-def test_the_report_asks_nothing_of_the_network_and_runs_nothing(tmp_path: Path) -> None:
+def test_the_report_loads_nothing_and_runs_no_script(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     judge(tmp_path, "pairs", [pair(0, image=b"torn"), pair(1, uid=evil, image=b"")])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "not a picture" in page and "Every picture's header can be read".replace("'", "&#39;") in page
+    assert "not an image" in page and "Every image has a readable header".replace("'", "&#39;") in page
     assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page)
 
 
-def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+def test_usage_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a dataset folder"):
         validate(tmp_path, ValidateConfig(), tmp_path / "r.html", tmp_path / "v.json")
     with pytest.raises(RecipeError, match="min_rows"):
@@ -297,7 +297,7 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         load(ValidateConfig, {"validate": {"decode": -1}}, "validate")
 
 
-def test_a_section_that_is_not_there_judges_nothing_and_says_so(tmp_path: Path) -> None:
+def test_a_missing_section_skips_validation(tmp_path: Path) -> None:
     dataset.write(tmp_path / "data", "pairs", [pair(0, split="val")])
     places = {name: str(tmp_path / name) for name in ("report", "verdict")}
     run_step("validate", "validate_curated: null\n", {"data": str(tmp_path / "data")}, places,
@@ -306,16 +306,18 @@ def test_a_section_that_is_not_there_judges_nothing_and_says_so(tmp_path: Path) 
     assert "no section" in Path(places["report"]).read_text(encoding="utf-8")
 
 
-def test_a_refusal_leaves_its_page(tmp_path: Path) -> None:
+def test_a_failed_validation_still_writes_its_report(tmp_path: Path) -> None:
     dataset.write(tmp_path / "data", "pairs", [pair(0, split="val")])
     places = {name: str(tmp_path / name) for name in ("report", "verdict")}
     with pytest.raises(GateError, match="split"):
         run_step("validate", "validate: {}\n", {"data": str(tmp_path / "data")}, places, {})
     assert not json.loads(Path(places["verdict"]).read_text(encoding="utf-8"))["success"]
-    assert "Refused" in Path(places["report"]).read_text(encoding="utf-8")
+    assert "Failed" in Path(places["report"]).read_text(encoding="utf-8")
 
 
-def test_a_refusals_page_is_in_the_run_and_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_of_a_failed_validation_is_in_the_run_and_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "home" / "1"
     monkeypatch.setenv("VLMFLOW_HOME", str(run.parent))
     monkeypatch.setenv("VLMFLOW_RUN", str(run))
@@ -333,10 +335,10 @@ def test_a_refusals_page_is_in_the_run_and_in_mlflow(tmp_path: Path, monkeypatch
     assert main([*call, "--executor_input", given]) == 2
     record = _failed_record(run)
     assert f"see {place / 'report'}" in str(_as_exception(record, run, RuntimeError()))
-    assert "Refused" in (run / "validate-raw" / "report").read_text(encoding="utf-8")
+    assert "Failed" in (run / "validate-raw" / "report").read_text(encoding="utf-8")
     _log_step(run, record, None)
     written = json.loads((run / "steps" / "validate-raw.json").read_text(encoding="utf-8"))
-    client = mlflow_run.client()
+    client = mlflow_store.client()
     assert [file.path for file in client.list_artifacts(written["mlflow_run_id"])] == ["report.html"]
     tags = client.get_run(written["mlflow_run_id"]).data.tags
     assert (tags["status"], tags["data_revision"]) == ("failed", "abc123")

@@ -1,4 +1,4 @@
-"""Addresses of files: on this machine, or behind a protocol such as s3://."""
+"""Addresses of files: local paths, or URLs with a protocol such as s3://."""
 
 import re
 
@@ -6,5 +6,5 @@ _PROTOCOL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is an address with a protocol, not a file's name."""
+    """Return whether `path` is a URL with a protocol, not a local path."""
     return bool(_PROTOCOL.match(path))

@@ -1,6 +1,5 @@
-"""The model artifact: a Hugging Face folder that `from_pretrained` loads, and a `card.json`."""
+"""The model artifact: a Hugging Face folder that `from_pretrained` loads, with a `card.json`."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -8,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmflow.artifacts.maker import made
+from vlmflow.artifacts.hashing import content_hash
+from vlmflow.artifacts.producer import producer
 from vlmflow.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -17,52 +17,55 @@ CARD = "card.json"
 
 
 class Checkpoint:
-    """A model artifact that exists.
+    """An existing model artifact.
 
     Args:
         path: its folder.
 
     Raises:
-        ModelError: the folder holds no model.
+        ModelError: the folder contains no model.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not (self.path / "config.json").exists():
-            raise ModelError(f"{path}: no model here (no config.json); give a folder that save_pretrained wrote")
+            raise ModelError(f"{path}: not a model folder (config.json is missing); use one from save_pretrained")
         card = self.path / CARD
         self.card: dict[str, Any] = json.loads(card.read_text(encoding="utf-8")) if card.exists() else {}
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over the names and contents of every file but the card, in order."""
-        digest = hashlib.sha256()
-        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != CARD):
-            digest.update(str(file.relative_to(self.path)).encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        """SHA-256 of the sorted names and contents of all files except the card."""
+        return content_hash(self.path, exclude={CARD})
 
 
 def save(path: str | Path, model: Any, processor: Any, *, weights: Any = None, **card: Any) -> Checkpoint:
-    """Write a model, its processor and its card: hash, family, step, recipe, parent, datasets, curve, notes.
+    """Write a model, its processor and its card.
 
     Args:
-        weights: the state dict where the model has but a share of it.
+        path: the folder to write.
+        model: a model with `save_pretrained`.
+        processor: a processor with `save_pretrained`.
+        weights: the full state dict, if the model holds only a shard of it.
+        card: entries of the card, such as family, step, recipe, parent, datasets, curve and notes; `hash` and
+            `producer` are added.
     """
     folder = Path(path)
     model.save_pretrained(folder, state_dict=weights)
     processor.save_pretrained(folder)
     saved = Checkpoint(folder)
-    card = {"hash": saved.hash, **card, **({"made": by} if (by := made()) else {})}
-    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_card(folder, {"hash": saved.hash, **card, **({"producer": by} if (by := producer()) else {})})
     return Checkpoint(folder)
 
 
-def hand_on(model_in: str | Path, out: str | Path, reason: str) -> Checkpoint:
-    """Pass a model through a step that has nothing to do: the same files, and a card that says why."""
-    before = Checkpoint(model_in)
-    logger.warning("skipped: %s; the model is handed on unchanged", reason)
-    shutil.copytree(before.path, out, dirs_exist_ok=True)
-    card = {**before.card, "skipped": reason}
-    (Path(out) / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def copy_unchanged(model_in: str | Path, out: str | Path, reason: str) -> Checkpoint:
+    """Copy a model through a step that has nothing to do; the new card contains the reason as `skipped`."""
+    source = Checkpoint(model_in)
+    logger.warning("skipped: %s; the model is copied unchanged", reason)
+    shutil.copytree(source.path, out, dirs_exist_ok=True)
+    _write_card(Path(out), {**source.card, "skipped": reason})
     return Checkpoint(out)
+
+
+def _write_card(folder: Path, card: dict[str, Any]) -> None:
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

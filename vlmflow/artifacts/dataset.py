@@ -1,7 +1,7 @@
 """The dataset artifact: a folder of parquet shards and a `card.json`.
 
-Three schemas, each written down once. An image is kept as its encoded bytes inside the row, so that
-a dataset is a handful of files, and `datasets.load_dataset(folder)` decodes it as it is.
+There are three schemas. Each row contains its images as encoded bytes, so a dataset is a handful of files, and
+`datasets.load_dataset(folder)` decodes them.
 """
 
 import hashlib
@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from vlmflow.artifacts.maker import made
+from vlmflow.artifacts.hashing import file_sha256
+from vlmflow.artifacts.producer import producer
 from vlmflow.errors import DataError
 
 VERSION = 1
 SHARD_ROWS = 8192
-SHARD_BYTES = 2**28  # of pictures: what is in memory while a shard is filled
+SHARD_BYTES = 2**28  # of images; limits the memory while a shard is filled
 
 _box = {"x0": Value("float32"), "y0": Value("float32"), "x1": Value("float32"), "y1": Value("float32")}
 
@@ -34,7 +35,7 @@ PAIRS = Features(
         "height": Value("int32"),
         "source": Value("string"),
         "licence": Value("string"),
-        "split": Value("string"),  # train or test: decided once, at ingest
+        "split": Value("string"),  # train or test; assigned once, at ingest
         "label": Value("string"),  # a class name for zero-shot classification, or ""
         "regions": List({"phrase": Value("string"), "category": Value("string"), **_box}),
         "lines": List({"text": Value("string"), **_box}),
@@ -43,7 +44,7 @@ PAIRS = Features(
 CONVERSATIONS = Features(
     {
         "uid": Value("string"),
-        "pair": Value("string"),  # uid of the pair that it was made from
+        "pair": Value("string"),  # uid of the source pair
         "images": List(Image(decode=False)),
         "messages": List({"role": Value("string"), "content": Value("string")}),
         "task": Value("string"),  # caption, objects, ground, read or vqa
@@ -66,7 +67,7 @@ SCHEMAS: dict[str, Features] = {"pairs": PAIRS, "conversations": CONVERSATIONS, 
 
 
 def uid(image: bytes, *texts: str) -> str:
-    """128-bit content hash of a picture and its texts: the same on every machine, in any order of rows."""
+    """Return the 128-bit content hash of an image and its texts; it does not depend on the machine or the row order."""
     digest = hashlib.blake2b(image, digest_size=16)
     for text in texts:
         digest.update(b"\0" + text.encode("utf-8"))
@@ -75,22 +76,22 @@ def uid(image: bytes, *texts: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a dataset says of itself (`card.json`)."""
+    """The metadata of a dataset (`card.json`)."""
 
     schema: str
     version: int = VERSION
     rows: int
     shards: list[dict[str, Any]]  # name, rows, sha256
-    parents: list[str] = field(default_factory=list)  # hashes of the datasets and checkpoints it was made from
+    parents: list[str] = field(default_factory=list)  # hashes of the datasets and checkpoints that it was built from
     step: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
-    revision: str = ""  # commit of the repository that the data is versioned in; "" where it is not
-    made: dict[str, str] = field(default_factory=dict)  # kfp_run, image and code's revision, in a cluster
+    revision: str = ""  # commit of the repository that versions the data; "" if none does
+    producer: dict[str, str] = field(default_factory=dict)  # kfp_run, image and code revision, in a cluster
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
-        """Content hash: of the schema and the shards in order, not of who wrote them or when."""
+        """Content hash of the schema and the shards in order; it does not depend on who wrote them or when."""
         content = [self.schema, str(self.version), *(shard["sha256"] for shard in self.shards)]
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
@@ -101,13 +102,14 @@ class Card:
 
 
 class Dataset:
-    """A dataset artifact that exists; `open` it, or `write` one.
+    """An existing dataset artifact; `write` creates one.
 
     Args:
         path: the artifact's folder.
+        schema: the expected schema; None accepts any.
 
     Raises:
-        DataError: the folder, its card or one of its shards is missing, or the schema is another.
+        DataError: the folder, its card or one of its shards is missing, or the schema differs.
     """
 
     def __init__(self, path: str | Path, schema: str | None = None):
@@ -115,49 +117,51 @@ class Dataset:
         try:
             content = json.loads((self.path / "card.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{path}: no dataset here (no card.json); make one with `vlmflow step ingest`") from None
+            raise DataError(
+                f"{path}: not a dataset folder (card.json is missing); create one with `vlmflow step ingest`"
+            ) from None
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}/card.json: damaged: {error}; make the dataset again") from None
+            raise DataError(f"{path}/card.json: invalid JSON: {error}; create the dataset again") from None
         if content.get("schema") not in SCHEMAS or content.get("version") != VERSION:
             found = f"schema {content.get('schema')!r}, version {content.get('version')!r}"
-            raise DataError(f"{path}: no dataset of this version (card.json says {found}); make the dataset again")
+            raise DataError(f"{path}: unsupported dataset (card.json has {found}); create the dataset again")
         self.card = Card(**content)
         if schema is not None and self.card.schema != schema:
-            raise DataError(f"{path}: holds {self.card.schema}, expected {schema}")
+            raise DataError(f"{path}: contains {self.card.schema}, expected {schema}")
         for shard in self.card.shards:
             if not (self.path / shard["name"]).exists():
-                raise DataError(f"{path}: shard {shard['name']} is missing; make the dataset again")
+                raise DataError(f"{path}: shard {shard['name']} is missing; create the dataset again")
 
     def __len__(self) -> int:
         return self.card.rows
 
     @cached_property
     def hash(self) -> str:
-        """The content hash that lineage goes by."""
+        """The content hash that identifies the dataset in its lineage."""
         return self.card.hash
 
     def verify(self) -> None:
-        """Raises DataError if a shard is not what the card says."""
+        """Raise DataError if the content of a shard does not match the card."""
         for shard in self.card.shards:
-            found = _sha256(self.path / shard["name"])
+            found = file_sha256(self.path / shard["name"])
             if found != shard["sha256"]:
                 raise DataError(
-                    f"{self.path}/{shard['name']}: sha256 {found[:12]}… is not the card's {shard['sha256'][:12]}…"
+                    f"{self.path}/{shard['name']}: SHA-256 {found[:12]} does not match the card's {shard['sha256'][:12]}"
                 )
 
     def batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
-        """Stream the rows in order, `size` at a time, so that memory does not grow with the dataset."""
+        """Stream the rows in order, `size` at a time, in constant memory."""
         for shard in self.card.shards:
             with pq.ParquetFile(self.path / shard["name"]) as file:
                 yield from file.iter_batches(batch_size=size, columns=columns)
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Stream the rows as plain mappings; an image is `{"bytes": …, "path": …}`."""
+        """Stream the rows as dictionaries; an image is `{"bytes": …, "path": …}`."""
         for batch in self.batches(columns):
             yield from batch.to_pylist()
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """The whole dataset (or some of its columns) in memory."""
+        """Load the whole dataset, or some of its columns, into memory."""
         schema = SCHEMAS[self.card.schema].arrow_schema
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
@@ -175,14 +179,16 @@ def write(
     notes: dict[str, Any] | None = None,
     revision: str = "",
 ) -> Dataset:
-    """Write `rows` as a dataset artifact: shards first, the card last, so that half a dataset has no card.
+    """Write `rows` as a dataset artifact: shards first, the card last, so that an incomplete dataset has no card.
 
     Args:
-        path: a folder; made if it is not there.
+        path: a folder; created if it does not exist.
         schema: `pairs`, `conversations` or `preferences`.
         rows: mappings with the schema's columns; an image is encoded bytes or `{"bytes": …, "path": …}`.
-        revision: of the data that it was made from: that of the parents' cards.
-        notes: facts of the making worth keeping on the card (counts, a mapping of columns).
+        step, recipe: the step that writes it, and its recipe section, for the card.
+        parents: hashes of the datasets and checkpoints that it was built from.
+        notes: further entries of the card, such as counts or a mapping of columns.
+        revision: commit of the source data, from the parents' cards.
 
     Raises:
         DataError: a row does not fit the schema.
@@ -199,7 +205,7 @@ def write(
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise DataError(f"{folder}: a row does not fit the schema {schema}: {error}") from None
         pq.write_table(table, folder / name, row_group_size=1024, compression="zstd")
-        digest = _sha256(folder / name)
+        digest = file_sha256(folder / name)
         shards.append({"name": name, "rows": len(pending), "sha256": digest})
         pending.clear()
 
@@ -220,7 +226,7 @@ def write(
         step=step,
         recipe=recipe or {},
         revision=revision,
-        made=made(),
+        producer=producer(),
         notes=notes or {},
     )
     card.save(folder)
@@ -239,8 +245,3 @@ def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
 def _image_bytes(row: dict[str, Any]) -> int:
     images = [row["image"]] if "image" in row else row["images"]
     return sum(len(image["bytes"] or b"") for image in images if image)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

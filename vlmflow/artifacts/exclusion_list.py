@@ -1,7 +1,7 @@
-"""The exclusion list: what was taken down and may not come back.
+"""The exclusion list: images and pairs that were taken down and must not enter a dataset again.
 
-A line holds 32 hex digits: the uid of a pair, or that of a picture alone (`dataset.uid` of its bytes), which stands
-for every pair of that picture whatever its texts. `#` begins a comment.
+Each line holds 32 hex digits: the uid of a pair, or the uid of an image alone (`dataset.uid` of its bytes), which
+excludes every pair with that image, whatever its texts. `#` starts a comment.
 """
 
 import re
@@ -13,34 +13,38 @@ _ENTRY = re.compile(r"[0-9a-f]{32}")
 
 
 def read(path: str | Path) -> frozenset[str]:
-    """The uids that a list holds.
+    """Return the uids of a list.
 
     Raises:
-        DataError: it cannot be read, or a line is none of ours.
+        DataError: the file cannot be read, or a line is not a uid.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"exclude {path}: cannot be read: {error}; `vlmflow takedown` writes such a list") from None
-    found = set()
+        raise DataError(f"exclude {path}: cannot read the file: {error}; `vlmflow takedown` writes this list") from None
+    uids = set()
     for number, line in enumerate(lines, 1):
         entry = line.partition("#")[0].strip()
         if entry and not _ENTRY.fullmatch(entry):
-            raise DataError(f"exclude {path}: line {number}: {entry[:40]!r} is no uid; give 32 hex digits a line")
-        found.add(entry)
-    return frozenset(found - {""})
+            raise DataError(f"exclude {path}: line {number}: {entry[:40]!r} is not a uid; write 32 hex digits per line")
+        uids.add(entry)
+    return frozenset(uids - {""})
 
 
 def add(path: Path, entries: dict[str, str]) -> None:
-    """Append the `entries` (uid → what it is, a comment) that the list does not hold; it is made if it is not there.
+    """Append the entries that the list does not contain yet; the file is created if it does not exist.
+
+    Args:
+        path: the list.
+        entries: uid → description, written as a comment.
 
     Raises:
-        DataError: what is there is no such list, or it cannot be written.
+        DataError: the existing file is not an exclusion list, or it cannot be written.
     """
-    held = read(path) if path.exists() else frozenset[str]()
-    lines = [f"{uid}  # {said}\n" for uid, said in entries.items() if uid not in held]
+    listed = read(path) if path.exists() else frozenset[str]()
+    lines = [f"{uid}  # {description}\n" for uid, description in entries.items() if uid not in listed]
     try:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; give another place with --out") from None
+        raise DataError(f"{path}: cannot write the file: {error.strerror}; choose another path with --out") from None

@@ -1,8 +1,8 @@
-"""Where an artifact comes from, as the artifact itself says: its card, its version, its manifest.
+"""The origin of an artifact, read from the artifact itself: its card, its registered version or its manifest.
 
-A dataset and a checkpoint go by their content hash, a registered version by `models:/name/version`, an endpoint by
-its namespace, its name and the version behind it. `tags` puts the same into the MLflow run of the step that made
-them, so that the chain can be walked where the artifacts are out of reach.
+A dataset and a checkpoint are identified by their content hash, a registered version by `models:/name/version`, an
+endpoint by its namespace, its name and the version that it serves. `origin_tags` stores the same in the MLflow run of
+the step, so that the lineage can be followed without access to the artifacts.
 """
 
 import json
@@ -15,29 +15,31 @@ from typing import Any, Literal
 from vlmflow.errors import DataError, ModelError
 
 ANNOTATION = "vlmflow.dev/"
-TAG = "origin."
-_MOUNTS = ("/s3/", "/minio/", "/gcs/")  # where KFP's launcher keeps what it takes from, and brings to, a bucket
+ORIGIN_TAG = "origin."
+_MOUNTS = ("/s3/", "/minio/", "/gcs/")  # where KFP's launcher mounts artifacts of a bucket
 
 Kind = Literal["dataset", "model", "version", "endpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """One artifact, and what it was made from."""
+    """An artifact and what it was built from."""
 
     id: str
     kind: Kind
-    name: str = ""  # what a person knows it by: `710 pairs`, a family, aliases
+    name: str = ""  # for display: `710 pairs`, a family or aliases
     step: str = ""
     parents: list[str] = field(default_factory=list)  # ids
     facts: dict[str, str] = field(default_factory=dict)  # kfp_run, image, code, data_revision, …
 
 
-def read(folder: Path) -> list[Origin]:
-    """What lies in `folder`: a dataset or a checkpoint, or a registered version, or manifests; else nothing.
+def read_origins(folder: Path) -> list[Origin]:
+    """Return the origins of the artifact in `folder`: a dataset, a checkpoint, a registered version, or manifests.
+
+    The list is empty for any other folder.
 
     Raises:
-        DataError, ModelError: it is damaged.
+        DataError, ModelError: the artifact cannot be read.
     """
     if (folder / "config.json").is_file():
         return [_checkpoint(folder)]
@@ -45,32 +47,32 @@ def read(folder: Path) -> list[Origin]:
         return _dataset(folder)
     if (folder / "version.json").is_file():
         return [_version(_json(folder / "version.json"))]
-    return [origin for file in sorted(folder.glob("*.yaml")) for origin in manifest(file)]
+    return [origin for file in sorted(folder.glob("*.yaml")) for origin in manifest_origins(file)]
 
 
-def manifest(file: Path) -> list[Origin]:
-    """The endpoints of a file of manifests, each after the version that it serves.
+def manifest_origins(file: Path) -> list[Origin]:
+    """Return the endpoints in a file of manifests, each preceded by the version that it serves.
 
     Raises:
-        DataError: it is no YAML, or an endpoint does not say which model it serves.
+        DataError: the file is not YAML, or an endpoint has no annotation with its model.
     """
     text = file.read_text(encoding="utf-8")
     return [*_endpoints(text, file)] if "InferenceService" in text else []
 
 
-def tags(outputs: dict[str, Path]) -> dict[str, str]:
-    """An MLflow tag for each output of a step that has an origin: JSON with its place and what `read` says of it."""
-    found = {}
+def origin_tags(outputs: dict[str, Path]) -> dict[str, str]:
+    """Return an MLflow tag for each output with an origin: JSON with its storage address and its origins."""
+    tags = {}
     for name, path in outputs.items():
-        with suppress(DataError, ModelError):  # what is damaged tells nothing, and is the next step's to refuse
-            if path.is_dir() and (origins := read(path)):
-                told = {"place": address(path), "origins": [asdict(origin) for origin in origins]}
-                found[f"{TAG}{name}"] = json.dumps(told)
-    return found
+        with suppress(DataError, ModelError):  # the next step reports an unreadable artifact
+            if path.is_dir() and (origins := read_origins(path)):
+                content = {"place": storage_address(path), "origins": [asdict(origin) for origin in origins]}
+                tags[f"{ORIGIN_TAG}{name}"] = json.dumps(content)
+    return tags
 
 
-def address(path: Path) -> str:
-    """The path, or in a pod of KFP's the address in the bucket that stands for it."""
+def storage_address(path: Path) -> str:
+    """Return the path, or in a KFP pod the URL in the bucket that is mounted there."""
     if not str(path).startswith(_MOUNTS):
         return str(path)
     from kfp.dsl.types.artifact_types import convert_local_path_to_remote_path
@@ -89,7 +91,7 @@ def _checkpoint(folder: Path) -> Origin:
         name=card.get("family") or "",
         step=card.get("step") or "",
         parents=[*filter(None, [card.get("parent")]), *(card.get("datasets") or [])],
-        facts=card.get("made") or {},
+        facts=card.get("producer") or {},
     )
 
 
@@ -97,17 +99,17 @@ def _dataset(folder: Path) -> list[Origin]:
     from vlmflow.artifacts.dataset import Dataset
 
     if "schema" not in _json(folder / "card.json"):
-        return []  # such as curation's scorer, where it is a name and no checkpoint
+        return []  # another artifact with a card, such as curation's scorer given by name
     data = Dataset(folder)
     card = data.card
-    facts = {**card.made, **({"data_revision": card.revision} if card.revision else {})}
+    facts = {**card.producer, **({"data_revision": card.revision} if card.revision else {})}
     name = f"{card.rows} {card.schema}"
     return [Origin(id=data.hash, kind="dataset", name=name, step=card.step, parents=card.parents, facts=facts)]
 
 
-def _version(said: dict[str, Any]) -> Origin:
-    facts = {"mlflow_run": said["run_id"]} if said.get("run_id") else {}
-    return Origin(id=said["uri"], kind="version", step="register", parents=[said["model_hash"]], facts=facts)
+def _version(content: dict[str, Any]) -> Origin:
+    facts = {"mlflow_run": content["run_id"]} if content.get("run_id") else {}
+    return Origin(id=content["uri"], kind="version", step="register", parents=[content["model_hash"]], facts=facts)
 
 
 def _endpoints(text: str, file: Path) -> Iterator[Origin]:
@@ -129,7 +131,9 @@ def _endpoints(text: str, file: Path) -> Iterator[Origin]:
         name = f"{metadata.get('namespace') or 'default'}/{metadata.get('name')}"
         uri, model = notes.pop("model_uri", ""), notes.pop("model_sha256", "")
         if not (uri or model):
-            raise DataError(f"{file}: InferenceService {name} has no annotation {ANNOTATION}model-uri; `deploy` adds")
+            raise DataError(
+                f"{file}: InferenceService {name} has no annotation {ANNOTATION}model-uri; `deploy` adds it"
+            )
         if uri and model:
             yield Origin(id=uri, kind="version", step="register", parents=[model])
         yield Origin(
@@ -146,4 +150,4 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}: damaged: {error}; run the step that wrote it again") from None
+        raise DataError(f"{file}: invalid JSON: {error}; run the step that writes it again") from None

@@ -1,4 +1,4 @@
-"""Which of the repository's files a module stands on, found by reading its imports."""
+"""A hash of the code that a module depends on, found by reading its imports."""
 
 import ast
 import hashlib
@@ -8,22 +8,22 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ("models", "vlmflow", "components", "pipelines")
-_PLACE = re.compile(r"^((?:models|vlmflow|components)(?:\.\w+)+):\w+$")  # a builder named as text
+LAYERS = ("models", "vlmflow", "components", "pipelines")
+_BUILDER = re.compile(r"^((?:models|vlmflow|components)(?:\.\w+)+):\w+$")  # a builder given as a string
 
 
-def file_of(module: str) -> Path | None:
-    """The file of one of our modules, or None for a name inside a module and for other people's code."""
-    place = ROOT.joinpath(*module.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
+def module_file(module: str) -> Path | None:
+    """Return the file of one of our modules; None for a name inside a module and for third-party code."""
+    base = ROOT.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.exists():
             return path
     return None
 
 
 @cache
-def imports(path: Path) -> frozenset[str]:
-    """Our modules that `path` imports anywhere in it, in a function's body too."""
+def imported_modules(path: Path) -> frozenset[str]:
+    """Return our modules that a file imports, at the top or in a function's body."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -31,30 +31,30 @@ def imports(path: Path) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (match := _PLACE.match(node.value)):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and (match := _BUILDER.match(node.value)):
             found.add(match[1])
-    return frozenset(name for name in found if name.split(".")[0] in FLOORS and file_of(name))
+    return frozenset(name for name in found if name.split(".")[0] in LAYERS and module_file(name))
 
 
-def closure(module: str) -> list[Path]:
-    """Every file of ours that running `module` can reach, sorted."""
+def import_closure(module: str) -> list[Path]:
+    """Return all our files that `module` imports, directly or indirectly, sorted."""
 
     def walk(name: str, seen: set[Path]) -> Iterator[Path]:
-        path = file_of(name)
+        path = module_file(name)
         if path is None or path in seen:
             return
         seen.add(path)
         yield path
-        for imported in imports(path):
+        for imported in imported_modules(path):
             yield from walk(imported, seen)
 
     return sorted(walk(module, set()))
 
 
 def code_hash(module: str) -> str:
-    """sha256 over the names and contents of `closure(module)` and the lock of what is installed."""
+    """Return the SHA-256 of the names and contents of `import_closure(module)` and of requirements.lock."""
     digest = hashlib.sha256()
     lock = ROOT / "requirements.lock"
-    for path in [*closure(module), *([lock] if lock.exists() else [])]:
+    for path in [*import_closure(module), *([lock] if lock.exists() else [])]:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How each of our processes starts: one thread, one line a message."""
+"""Settings of each of our processes: the number of threads, logging, and how workers are started."""
 
 import logging
 import os
@@ -7,16 +7,16 @@ import warnings
 from typing import Literal
 
 
-def one_thread() -> None:
-    """Let each process use one thread, unless OMP_NUM_THREADS says otherwise; before torch is imported.
+def limit_threads() -> None:
+    """Use one thread per process unless OMP_NUM_THREADS is set; must be called before torch is imported.
 
-    Two threads on cores that are not idle can be ten times slower than one; work is spread over processes.
+    Two threads on busy cores can be ten times slower than one; the work is parallelised with processes.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def configure_logging() -> None:
-    """One line a message, with the time; chatter of libraries only from warnings on, and none for their own authors."""
+    """Log one line per message, with the time; for libraries, warnings and errors only."""
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     for name in ("models", "vlmflow", "components", "pipelines"):
@@ -24,7 +24,7 @@ def configure_logging() -> None:
 
 
 def start_method() -> Literal["fork", "spawn"]:
-    """How a step starts its workers: a fork has everything imported already, but CUDA does not survive one."""
+    """Return how a step starts its workers: a fork is fast, because everything is imported, but breaks CUDA."""
     import torch
 
     return "spawn" if torch.cuda.is_available() or sys.platform != "linux" else "fork"

@@ -1,65 +1,49 @@
-"""How a plain function becomes a pipeline step: one image, one entry point, one way."""
+"""The decorator `step`, which turns a plain function into a pipeline step."""
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from kfp import dsl
 from kfp.dsl.python_component import PythonComponent
 
+from vlmflow.runtime.traits import StepTraits
 
-@cache
-def revision() -> str:
-    """The code's git revision, marked where files differ from it; `unversioned` outside of a checkout.
-
-    An image holds no repository: there VLMFLOW_REVISION says what it was built from.
-    """
-    if given := os.environ.get("VLMFLOW_REVISION"):
-        return given
-    head = _git("rev-parse", "--short=12", "HEAD").strip()
-    changed = (
-        _git("diff", "HEAD", "--", "models", "vlmflow", "components", "pipelines", "requirements.lock") if head else ""
-    )
-    return f"{head}-{hashlib.sha256(changed.encode()).hexdigest()[:8]}" if changed else head or "unversioned"
+# Only a placeholder, so that importing a step does not run git: `pipelines.placement` and the local runner with
+# containers set the name with the revision.
+BASE_IMAGE = "vlmflow-step"
 
 
-def _git(*arguments: str) -> str:
-    """What git prints; nothing where there is no git or no repository."""
-    place = Path(__file__).parents[2]
-    try:
-        return subprocess.run(["git", *arguments], cwd=place, capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        return ""
+@overload
+def step(function: Callable[..., Any]) -> PythonComponent: ...
 
 
-def image(target: str) -> str:
-    """The name of an image of ours: by revision, never by a moving tag, or KFP's cache would lie.
+@overload
+def step(
+    *,
+    whole_recipe: bool = False,
+    always_run: bool = False,
+    uses_registry: bool = False,
+    tracking_optional: bool = False,
+) -> Callable[[Callable[..., Any]], PythonComponent]: ...
 
-    VLMFLOW_STEP_IMAGE, VLMFLOW_TRAIN_IMAGE and VLMFLOW_SERVE_IMAGE name one whole, best by its digest;
-    VLMFLOW_REGISTRY says where all of them are.
+
+def step(function: Callable[..., Any] | None = None, **traits: bool) -> Any:
+    """Make `function` a pipeline step; used as `@step`, or with traits as `@step(always_run=True)`.
+
+    The container calls `vlmflow.runtime.step_runner`, which wraps KFP's executor: errors of one line, outputs that
+    are complete or absent, and no second run of an unchanged step.
 
     Args:
-        target: `step`, `train` or `serve`, as in infra/images/Containerfile.
+        function: a function with KFP's annotations, in a module of its own.
+        traits: fields of `StepTraits`.
     """
-    registry = os.environ.get("VLMFLOW_REGISTRY", "localhost")
-    return os.environ.get(f"VLMFLOW_{target.upper()}_IMAGE") or f"{registry}/vlmflow-{target}:{revision()}"
+    if function is None:
+        return lambda decorated: _component(decorated, StepTraits(**traits))
+    return _component(function, StepTraits(**traits))
 
 
-IMAGE = image("step")
-
-
-def step(function: Callable[..., Any]) -> PythonComponent:
-    """Make `function` a pipeline step that runs in the repository's own image, from its own module.
-
-    The container calls `vlmflow.runtime.step_runner`, which wraps KFP's executor with what every step needs: errors
-    in one line, outputs that are whole or absent, and no second run of what has not changed.
-    """
-    component: Any = dsl.component(function, base_image=IMAGE, install_kfp_package=False)
+def _component(function: Callable[..., Any], traits: StepTraits) -> PythonComponent:
+    component: Any = dsl.component(function, base_image=BASE_IMAGE, install_kfp_package=False)
     container = component.component_spec.implementation.container
     assert container is not None
     container.command = ["python", "-m", "vlmflow.runtime.step_runner", "kfp.dsl.executor_main"]
@@ -68,13 +52,10 @@ def step(function: Callable[..., Any]) -> PythonComponent:
         function.__module__,
         "--function",
         function.__name__,
+        *traits.flags(),
         "--executor_input",
         "{{$}}",
         "--run",
         "{{$.pipeline_job_uuid}}",
     ]
     return component
-
-
-if __name__ == "__main__":  # for the Makefile: `revision`, or `image TARGET`
-    print(revision() if sys.argv[1] == "revision" else image(sys.argv[2]))  # noqa: T201

@@ -1,99 +1,59 @@
-"""A step whose inputs, recipe section and code are unchanged is not run again.
+"""The step cache: an unchanged step is not run again.
 
-A finished step leaves a note of what went in and what came out, by content. The next time the same goes in,
-what came out is checked against the note, byte for byte, and linked into the new run; an output that was
-touched or deleted is not trusted, and the step runs again.
+Each finished step has an entry with the paths and content hashes of its outputs. If the same step is due again, the
+outputs are verified against the entry and linked into the new run. If an output was changed or deleted, the entry is
+not used and the step runs.
 """
 
-import glob
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmflow.artifacts.hashing import content_hash
 
-def content_hash(path: Path) -> str:
-    """sha256 of a file, or of a folder's names and contents; `absent` where there is nothing."""
-    if not path.exists():
-        return "absent"
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+FOLDER = ".step_cache"  # in VLMFLOW_HOME
 
 
-def named(section: Any) -> dict[str, str]:
-    """The content of each file and folder on this machine that a section of a recipe names, also by a pattern."""
-    found = {}
-    for text in filter(None, _texts(section)):
-        for path in glob.glob(text, recursive=True) if glob.has_magic(text) else [text]:
-            if Path(path).exists():
-                found[path] = content_hash(Path(path))
-    return found
-
-
-def far(section: Any) -> bool:
-    """Whether a section names a place elsewhere, such as s3://bucket, where things change without our seeing it."""
-    return any("://" in text for text in _texts(section))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
-
-
-def key(**parts: Any) -> str:
-    """The name of a note: a hash of everything that decides a step's outcome."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-class Memo:
-    """Notes of finished steps, in a folder.
+class StepCache:
+    """The entries of finished steps, in a folder.
 
     Args:
-        folder: where the notes are; made on the first note.
+        folder: the folder of the entries; created when the first one is stored.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def recall(self, name: str, outputs: dict[str, Path]) -> dict[str, Any] | None:
-        """Link what note `name` remembers to `outputs`; None where there is no note, or it is no longer true."""
-        file = self.folder / f"{name}.json"
+    def lookup(self, key: str, outputs: dict[str, Path]) -> dict[str, Any] | None:
+        """Link the outputs of entry `key` to the paths `outputs`; None if there is no entry or it is outdated."""
+        file = self.folder / f"{key}.json"
         if not file.exists():
             return None
-        note = json.loads(file.read_text(encoding="utf-8"))
-        if set(note["outputs"]) != set(outputs):
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        if set(entry["outputs"]) != set(outputs):
             return None
-        for output in note["outputs"].values():
+        for output in entry["outputs"].values():
             if content_hash(Path(output["path"])) != output["hash"]:
                 return None
-        for label, path in outputs.items():
-            _link(Path(note["outputs"][label]["path"]), path)
-        return note
+        for name, path in outputs.items():
+            _link(Path(entry["outputs"][name]["path"]), path)
+        return entry
 
-    def remember(self, name: str, outputs: dict[str, Path], **facts: Any) -> dict[str, Any]:
-        """Write note `name`: the outputs' places and contents, and further facts (JSON)."""
+    def store(self, key: str, outputs: dict[str, Path], **metadata: Any) -> dict[str, Any]:
+        """Write entry `key`: the paths and hashes of the outputs, and further JSON values; return it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = {label: {"path": str(path), "hash": content_hash(path)} for label, path in outputs.items()}
-        note = {"outputs": found, **facts}
-        beside = self.folder / f"{name}.{os.getpid()}.partial"
-        beside.write_text(json.dumps(note, indent=1), encoding="utf-8")
-        beside.replace(self.folder / f"{name}.json")
-        return note
+        hashed = {name: {"path": str(path), "hash": content_hash(path)} for name, path in outputs.items()}
+        entry = {"outputs": hashed, **metadata}
+        partial = self.folder / f"{key}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(entry, indent=1), encoding="utf-8")
+        partial.replace(self.folder / f"{key}.json")
+        return entry
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link a file or a folder's files; copy where the file system has no links."""
+    """Hard-link a file or all files of a folder; copy where the file system has no hard links."""
     if not source.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

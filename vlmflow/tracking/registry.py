@@ -1,18 +1,17 @@
-"""The registry as the other steps read it: which version is the champion, and where its files are."""
+"""The model registry as the steps read it: the versions, the champion, and the files of a version."""
 
 import atexit
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
 from vlmflow.config.section import Section
 from vlmflow.errors import ModelError
-from vlmflow.tracking import mlflow_run
+from vlmflow.tracking import mlflow_store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -51,90 +50,75 @@ class Version:
 
     @property
     def model_hash(self) -> str:
-        """Hash of the checkpoint that was registered."""
+        """Hash of the registered checkpoint."""
         return self.tags.get("model_hash", "")
 
 
-def champion(name: str) -> Version | None:
-    """The version with the alias `champion`, or None where there is none yet."""
-    return at_alias(name, CHAMPION)
+def champion_version(name: str) -> Version | None:
+    """Return the version of model `name` with the alias `champion`, or None."""
+    return version_by_alias(name, CHAMPION)
 
 
-def at_alias(name: str, alias: str) -> Version | None:
-    """The version of `name` with that alias, or None."""
-    return next((version for version in versions(name) if alias in version.aliases), None)
+def version_by_alias(name: str, alias: str) -> Version | None:
+    """Return the version of model `name` with this alias, or None."""
+    return next((version for version in list_versions(name) if alias in version.aliases), None)
 
 
-def by_hash(name: str, model_hash: str) -> Version | None:
-    """The version of `name` that holds the checkpoint `model_hash`, or None."""
-    return next((version for version in versions(name) if version.model_hash == model_hash), None)
+def version_by_hash(name: str, model_hash: str) -> Version | None:
+    """Return the version of model `name` that contains the checkpoint with this hash, or None."""
+    return next((version for version in list_versions(name) if version.model_hash == model_hash), None)
 
 
-def versions(name: str) -> list[Version]:
-    """Every version of `name`, newest first; empty where the model was never registered."""
-    client = mlflow_run.client()
-    registered = [model for model in client.search_registered_models() if model.name == name]
-    if not registered:
+def list_versions(name: str) -> list[Version]:
+    """Return all versions of model `name`, newest first; empty if it was never registered."""
+    client = mlflow_store.client()
+    models = [model for model in client.search_registered_models() if model.name == name]
+    if not models:
         return []
     aliases: dict[str, list[str]] = {}
-    for alias, version in registered[0].aliases.items():
+    for alias, version in models[0].aliases.items():
         aliases.setdefault(str(version), []).append(alias)
-    found: list[ModelVersion] = []
+    registered: list[ModelVersion] = []
     token: str | None = None
-    while True:  # the store hands versions out in pages
+    while True:  # the store returns pages
         page = client.search_model_versions(f"name='{name}'", page_token=token)
-        found.extend(page)
+        registered.extend(page)
         token = page.token
         if not token:
             break
-    made = [
+    versions = [
         Version(v.name, str(v.version), v.run_id or "", dict(v.tags), tuple(aliases.get(str(v.version), ())))
-        for v in found
+        for v in registered
     ]
-    return sorted(made, key=lambda version: -int(version.version))
+    return sorted(versions, key=lambda version: -int(version.version))
 
 
 def download(uri: str) -> Path:
-    """The folder that holds a registered version's `model/` and `scores/`, until this process ends.
+    """Return a folder with the `model/` and `scores/` of a registered version; it exists until this process ends.
 
     Args:
         uri: `models:/name/version` or `models:/name@alias`.
 
     Raises:
-        ModelError: there is no such version; the message lists those that are.
+        ModelError: the version does not exist; the message lists the registered ones.
     """
-    mlflow_run.client()
+    mlflow_store.client()
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    place = None  # a local store's files are used where they lie
-    if mlflow_run.store().startswith(("http://", "https://")):
-        place = tempfile.mkdtemp(prefix="vlmflow-")
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    folder = None  # files of a local store are used in place
+    if mlflow_store.uri().startswith(("http://", "https://")):
+        folder = tempfile.mkdtemp(prefix="vlmflow-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        return Path(download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=place))
+        return Path(download_artifacts(artifact_uri=f"{uri}/artifacts", dst_path=folder))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{uri}: cannot be fetched: {reason}; registered: {listing()}") from None
+        raise ModelError(f"{uri}: cannot download: {reason}; registered versions: {format_versions()}") from None
 
 
-def listing() -> str:
-    """What is registered, for a message: `models:/vlm/2 (champion), …`."""
-    names = [model.name for model in mlflow_run.client().search_registered_models()]
-    found = [version for name in names for version in versions(name)]
-    return ", ".join(f"{v.uri} ({', '.join(v.aliases)})" if v.aliases else v.uri for v in found) or "nothing yet"
-
-
-def read_json(folder: str | Path, name: str) -> dict[str, Any]:
-    """Read a JSON file of an artifact.
-
-    Raises:
-        ModelError: it is not there, or damaged.
-    """
-    path = Path(folder) / name
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: missing; run the step before this one again") from None
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: damaged: {error}; run the step that wrote it again") from None
+def format_versions() -> str:
+    """Return all registered versions for a message: `models:/vlm/2 (champion), …`."""
+    names = [model.name for model in mlflow_store.client().search_registered_models()]
+    versions = [version for name in names for version in list_versions(name)]
+    return ", ".join(f"{v.uri} ({', '.join(v.aliases)})" if v.aliases else v.uri for v in versions) or "none"

@@ -1,7 +1,7 @@
-"""A step's record in MLflow: what went in, how long it took, what came out, the curve and the scores.
+"""Log a step's record to MLflow: inputs, duration, outputs, loss curve and scores.
 
-On this machine the runner writes it, beside the work. In a pod of a cluster the step itself does, under the run
-of its pipeline, which is found by KFP's run id.
+On this machine the local runner does it, in parallel to the steps. In a pod of a cluster the step does it, under the
+MLflow run of its pipeline, which is found by the KFP run ID.
 """
 
 import json
@@ -11,98 +11,109 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.artifacts import provenance
-from vlmflow.tracking import mlflow_run
+from vlmflow.runtime.container_image import revision
+from vlmflow.tracking import mlflow_run, mlflow_store
 
-KFP_RUN = "vlmflow.kfp_run"  # the tag of a pipeline's run and of its steps' runs
-LOGGED = ("seconds", "peak_mb", "core_seconds")
+KFP_RUN = "vlmflow.kfp_run"  # tag of a pipeline's run and of its steps' runs
+STEP_METRICS = ("seconds", "peak_mb", "core_seconds")
 
 
-def log(record: dict[str, Any], parent: str | None) -> str | None:
-    """Write one nested run.
+def log_step(record: dict[str, Any], parent: str | None) -> str | None:
+    """Log a step's record as a nested run.
 
     Args:
-        record: a step's record, as `vlmflow.runtime.step_runner` makes it.
-        parent: id of the pipeline's run.
+        record: as `vlmflow.runtime.step_record` creates it.
+        parent: ID of the pipeline's run.
 
     Returns:
-        The run's id; None where tracking is off.
+        The ID of the step's run; None if tracking is off.
 
     Raises:
-        ServiceError: the store is out of reach.
+        ServiceError: the store is unreachable.
     """
-    from vlmflow.runtime.step import revision  # brings kfp with it
-
-    made = record.get("outputs", {})
-    outputs = {f"output.{name}": output["hash"] for name, output in made.items() if "hash" in output}
-    inputs = {f"input.{name}": digest for name, digest in record.get("inputs", {}).items()}
-    tags = {"vlmflow.step": record["step"], "code": record.get("code"), "status": record["status"], **inputs, **outputs}
-    tags |= {"cached": record.get("cached", False), "data_revision": revisions(record) or None}
-    tags |= {
-        "git_revision": revision(),
-        **provenance.tags({name: Path(output["path"]) for name, output in made.items()}),
-    }
-    tags |= {"error": record.get("error"), "image": record.get("image"), KFP_RUN: record.get("kfp_run")}
     section = record.get("section") or {}
-    with mlflow_run.run(record["label"], parent_id=parent, params=section, tags=tags) as here:
-        here.log_metrics({name: record[name] for name in LOGGED if record.get(name) is not None})
-        for name, output in made.items():
-            path = Path(output["path"])
-            if is_page(path):
-                with tempfile.TemporaryDirectory() as place:
-                    here.log_artifact(shutil.copy2(path, Path(place) / f"{name}.html"))
-            if (path / "scores.json").exists():
-                scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["capabilities"]
-                here.log_metrics({name.replace(" ", "_"): score["value"] for name, score in scores.items()})
-            if (path / "card.json").exists():
-                card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-                for point in card.get("curve", []) if not record.get("cached") else []:
-                    here.log_metrics({"loss": point["loss"]}, step=int(point["step"]))
-                here.log_artifact(path / "card.json", path.name)
-    if here.id and record["status"] == "failed":
-        with mlflow_run.answering(mlflow_run.store()):
-            mlflow_run.client().set_terminated(here.id, "FAILED")
-    return here.id
+    with mlflow_run.start_run(record["label"], parent_id=parent, params=section, tags=_tags(record)) as run:
+        run.log_metrics({name: record[name] for name in STEP_METRICS if record.get(name) is not None})
+        for name, output in record.get("outputs", {}).items():
+            _log_output(run, name, Path(output["path"]), cached=record.get("cached", False))
+    if run.id and record["status"] == "failed":
+        with mlflow_store.service_errors():
+            mlflow_store.client().set_terminated(run.id, "FAILED")
+    return run.id
 
 
-def pipeline_run(kfp_run: str) -> str:
-    """The id of the MLflow run of a KFP run: the one that another step has made, or a new one.
+def _tags(record: dict[str, Any]) -> dict[str, Any]:
+    outputs = record.get("outputs", {})
+    return {
+        "vlmflow.step": record["step"],
+        "code": record.get("code"),
+        "status": record["status"],
+        **{f"input.{name}": digest for name, digest in record.get("inputs", {}).items()},
+        **{f"output.{name}": output["hash"] for name, output in outputs.items() if "hash" in output},
+        "cached": record.get("cached", False),
+        "data_revision": data_revisions(record) or None,
+        "git_revision": revision(),
+        **provenance.origin_tags({name: Path(output["path"]) for name, output in outputs.items()}),
+        "error": record.get("error"),
+        "image": record.get("image"),
+        KFP_RUN: record.get("kfp_run"),
+    }
 
-    Two steps may begin at once and make two: the older one stays, and both know it by the same rule.
+
+def _log_output(run: mlflow_run.Run | mlflow_run.NullRun, name: str, path: Path, *, cached: bool) -> None:
+    """Log an HTML page as a file, scores as metrics, and a card as a file and, if the step ran, as a loss curve."""
+    if is_html_page(path):
+        with tempfile.TemporaryDirectory() as folder:
+            run.log_artifact(shutil.copy2(path, Path(folder) / f"{name}.html"))
+    if (path / "scores.json").exists():
+        scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))["capabilities"]
+        run.log_metrics({name.replace(" ", "_"): score["value"] for name, score in scores.items()})
+    if (path / "card.json").exists():
+        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+        for point in card.get("curve", []) if not cached else []:
+            run.log_metrics({"loss": point["loss"]}, step=int(point["step"]))
+        run.log_artifact(path / "card.json", path.name)
+
+
+def find_or_create_pipeline_run(kfp_run: str) -> str:
+    """Return the ID of the MLflow run of a KFP run; the first step creates it.
+
+    If two steps start at once and both create one, both choose the older one, and the other is deleted.
 
     Raises:
-        ServiceError: the store is out of reach.
+        ServiceError: the store is unreachable.
     """
-    client = mlflow_run.client()
-    with mlflow_run.answering(mlflow_run.store()):
-        experiment = client.get_experiment_by_name(mlflow_run.EXPERIMENT)
-        assert experiment is not None  # `client` has made it
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
+        experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT)
+        assert experiment is not None  # `mlflow_store.client` creates it
 
-        def oldest() -> str | None:
-            tagged = f"tags.`{KFP_RUN}` = '{kfp_run}' and tags.`vlmflow.pipeline` = 'true'"
-            found = client.search_runs([experiment.experiment_id], tagged)
-            return min(found, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if found else None
+        def find_oldest() -> str | None:
+            query = f"tags.`{KFP_RUN}` = '{kfp_run}' and tags.`vlmflow.pipeline` = 'true'"
+            runs = client.search_runs([experiment.experiment_id], query)
+            return min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if runs else None
 
-        if (known := oldest()) is not None:
-            return known
+        if (existing := find_oldest()) is not None:
+            return existing
         tags = {KFP_RUN: kfp_run, "vlmflow.pipeline": "true"}
-        mine = client.create_run(experiment.experiment_id, run_name=f"kfp {kfp_run}", tags=tags).info.run_id
-        chosen = oldest() or mine
-        if chosen != mine:
-            client.delete_run(mine)
+        created = client.create_run(experiment.experiment_id, run_name=f"kfp {kfp_run}", tags=tags).info.run_id
+        chosen = find_oldest() or created
+        if chosen != created:
+            client.delete_run(created)
         return chosen
 
 
-def is_page(path: Path) -> bool:
-    """Whether an artifact is an HTML page; KFP gives its file no ending."""
+def is_html_page(path: Path) -> bool:
+    """Return whether an artifact is an HTML page; KFP's files have no suffix."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
         return file.read(14).lower() == b"<!doctype html"
 
 
-def revisions(record: dict[str, Any]) -> str:
-    """The data revisions that the step's datasets name."""
-    places = [*record["input_paths"].values(), *(output["path"] for output in record.get("outputs", {}).values())]
-    cards = [Path(place) / "card.json" for place in places]
-    named = {json.loads(card.read_text(encoding="utf-8")).get("revision") for card in cards if card.is_file()}
-    return ", ".join(sorted(named - {None, ""}))
+def data_revisions(record: dict[str, Any]) -> str:
+    """Return the data revisions in the cards of the step's datasets, separated by commas."""
+    paths = [*record["input_paths"].values(), *(output["path"] for output in record.get("outputs", {}).values())]
+    cards = [Path(path) / "card.json" for path in paths]
+    revisions = {json.loads(card.read_text(encoding="utf-8")).get("revision") for card in cards if card.is_file()}
+    return ", ".join(sorted(revisions - {None, ""}))

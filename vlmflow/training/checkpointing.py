@@ -1,12 +1,13 @@
-"""Checkpoints while a training runs: one that is killed or loses a node is run again, and ends as if it had not been.
+"""Checkpoints during a training, so that a run that was killed or lost a node resumes and gives the same result.
 
-    with checkpoints(training, step="pretrain", data=data.hash, section=section.model_dump()) as kept:
-        trainer = Trainer(args=TrainingArguments(**arguments(training, kept.folder)), callbacks=[*kept.callbacks])
-        kept.train(trainer)
+    with open_checkpoints(training, step="pretrain", data=data.hash, section=section.model_dump()) as checkpoints:
+        args = TrainingArguments(**trainer_arguments(training, checkpoints.folder))
+        trainer = Trainer(args=args, callbacks=[*callbacks, *checkpoints.callbacks])
+        checkpoints.train(trainer)
 
-Weights, optimizer, schedule, random numbers and the loss curve go on from the newest whole checkpoint; the batches
-that were seen are skipped. Checkpoints lie in VLMFLOW_CHECKPOINTS, a volume that every node mounts, or else beside the
-runs of this machine, in a folder named by a hash of all that decides the outcome.
+Weights, optimizer, schedule, random state and loss curve resume from the newest complete checkpoint, and batches that
+were trained on are skipped. Checkpoints are in VLMFLOW_CHECKPOINTS, a volume that every node mounts, or else next to
+the runs of this machine. Their folder is named by a hash of everything that determines the outcome.
 """
 
 import json
@@ -24,39 +25,39 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vlmflow.runtime.step_cache import cache_key
-from vlmflow.tracking import mlflow_run
+from vlmflow.artifacts.hashing import cache_key
+from vlmflow.tracking import mlflow_store
 from vlmflow.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-MARKER = "whole.json"  # written last: the names and sizes of all other files of a checkpoint
+MARKER = "complete.json"  # written last: names and sizes of all other files of a checkpoint
 
 
 @contextmanager
-def open_checkpoints(training: TrainingConfig, **what: Any) -> Iterator["Checkpoints"]:
-    """The checkpoints of a training; removed when it has ended well. Without `training.save_every` there are none.
+def open_checkpoints(training: TrainingConfig, **identity: Any) -> Iterator["Checkpoints"]:
+    """The checkpoints of a training, removed after it succeeds. Without `training.save_every` none are saved.
 
     Args:
-        what: all that decides the outcome; the same again finds what a killed training left.
+        identity: everything that determines the outcome; a training with the same identity resumes a killed one.
     """
     if not training.save_every:
         with tempfile.TemporaryDirectory() as folder:
             yield Checkpoints(Path(folder))
         return
-    root = Path(os.environ.get("VLMFLOW_CHECKPOINTS") or mlflow_run.home() / ".checkpoints")
-    kept = Checkpoints(root / cache_key(**what), training)
-    yield kept
+    root = Path(os.environ.get("VLMFLOW_CHECKPOINTS") or mlflow_store.home() / ".checkpoints")
+    checkpoints = Checkpoints(root / cache_key(**identity), training)
+    yield checkpoints
     if os.environ.get("RANK", "0") == "0":
-        shutil.rmtree(kept.folder, ignore_errors=True)
+        shutil.rmtree(checkpoints.folder, ignore_errors=True)
 
 
 class Checkpoints:
-    """A folder of checkpoints, and what a trainer needs to write them and to go on from the newest.
+    """A folder of checkpoints, and the callbacks that save to it and resume from it.
 
     Attributes:
-        folder: the trainer's `output_dir`.
-        callbacks: to come after all others, since they say when a checkpoint is whole.
+        folder: the `output_dir` of the trainer.
+        callbacks: must come after all other callbacks, because they mark a checkpoint as complete.
     """
 
     def __init__(self, folder: Path, training: TrainingConfig | None = None):
@@ -65,33 +66,33 @@ class Checkpoints:
         self.callbacks: list[TrainerCallback] = [self.saving] if self.saving else []
 
     def make_repeatable(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """`collate` with random draws that a resumed training repeats; itself where nothing is saved."""
+        """`collate` with random draws that a resumed training repeats; unchanged if nothing is saved."""
         if not (self.saving and self.training):
             return collate
-        self.saving.draws = SeededCollator(collate, self.training.seed)
-        return self.saving.draws
+        self.saving.seeded_collator = SeededCollator(collate, self.training.seed)
+        return self.saving.seeded_collator
 
     def train(self, trainer: Trainer) -> None:
-        """Train, from the newest whole checkpoint where there is one; each process calls it."""
+        """Train, from the newest complete checkpoint if there is one. Every process must call it."""
         newest = [self._newest() if trainer.is_world_process_zero() and self.saving else None]
         if trainer.args.world_size > 1:
             dist.broadcast_object_list(newest)
         trainer.train(resume_from_checkpoint=newest[0])
 
     def _newest(self) -> str | None:
-        """The newest whole checkpoint; what was half-written is removed."""
-        found = sorted(self.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
-        for path in found:
+        """The newest complete checkpoint; incomplete ones are removed."""
+        newest_first = sorted(self.folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
+        for path in newest_first:
             if is_complete(path):
-                logger.info("going on from step %s of %s", path.name.split("-")[1], path.parent)
+                logger.info("resuming from step %s of %s", path.name.split("-")[1], path.parent)
                 return str(path)
-            logger.warning("%s: half-written, by a process that was killed meanwhile; skipped", path)
+            logger.warning("%s: incomplete, because a process was killed while saving; removed", path)
             shutil.rmtree(path, ignore_errors=True)
         return None
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file that was written to `checkpoint` is there, in its size."""
+    """Whether every file of `checkpoint` exists with the size that was written."""
     try:
         sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -100,37 +101,38 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 class SaveCallback(TrainerCallback):
-    """Checkpoints between the first step and the last, each marked when all processes have written their part.
+    """Saves a checkpoint every few steps, and marks it when all processes have written their part.
 
-    The loss is logged with each, since what a killed process had summed up for the next line is gone with it.
+    The loss is logged with each checkpoint: a killed process loses the sum that it kept for its next log line.
     """
 
     def __init__(self, every: int):
         self.every = every
-        self.draws: SeededCollator | None = None
+        self.seeded_collator: SeededCollator | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any, **_: Any
     ) -> None:
-        """Let the order of the rows and what is drawn for a batch go on too."""
-        each, batches = args.gradient_accumulation_steps, len(train_dataloader)
-        epoch, step = divmod(state.global_step, max(1, -(-batches // each)))
-        # accelerate 1.15 does not reach the sampler of several processes through the batches that it skips.
+        """Resume the order of the rows and the random draws of the batches."""
+        accumulation, batches = args.gradient_accumulation_steps, len(train_dataloader)
+        epoch, step = divmod(state.global_step, max(1, -(-batches // accumulation)))
+        # accelerate 1.15 does not set the epoch of the sampler inside the loader that skips batches.
         sampler = train_dataloader.batch_sampler
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
         if hasattr(sampler.sampler, "set_epoch"):
             sampler.sampler.set_epoch(epoch)
-        if self.draws:
-            self.draws.batch_index, self.draws.process = epoch * batches + step * each, args.process_index
+        if self.seeded_collator:
+            self.seeded_collator.batch_index = epoch * batches + step * accumulation
+            self.seeded_collator.process = args.process_index
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A checkpoint at the end would be of no use: what comes then is the model itself."""
+        """Save every few steps, but not after the last one, where the model itself is written."""
         control.should_save = state.global_step % self.every == 0 and state.global_step < state.max_steps
         control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint."""
+        """Mark the checkpoint as complete."""
         if args.world_size > 1:
             dist.barrier()
         if not state.is_world_process_zero:
@@ -138,16 +140,16 @@ class SaveCallback(TrainerCallback):
         checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
         files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARKER)
         sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-        beside = checkpoint / f"{MARKER}.partial"
-        beside.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-        beside.replace(checkpoint / MARKER)
+        partial = checkpoint / f"{MARKER}.partial"
+        partial.write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+        partial.replace(checkpoint / MARKER)
 
 
 class SeededCollator:
-    """A collator whose draws (crops, views, negatives) are decided by the seed and the number of the batch alone.
+    """A collator whose random draws (crops, views, negatives) depend only on the seed and the index of the batch.
 
-    Batches are made ahead of the step that takes them, so that the state of torch's generator at the time of a
-    checkpoint says nothing of the batch to come.
+    Batches are made ahead of the step that uses them. So the state of torch's generator at the time of a checkpoint
+    does not determine the draws of the next batch.
     """
 
     def __init__(self, collate: Callable[[Any], Any], seed: int):

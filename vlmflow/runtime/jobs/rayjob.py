@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.runtime.code_hash import ROOT, code_hash
+from vlmflow.runtime.container_image import image_name
 from vlmflow.runtime.jobs.cluster import Cluster, Kind
 from vlmflow.runtime.jobs.shared_volume import VOLUME, Place
-from vlmflow.runtime.step import image
-from vlmflow.runtime.step_cache import content_hash, key
 
 TEMPLATE = ROOT / "infra" / "ray" / "rayjob.yaml"
 LABEL = "vlmflow.dev/job"
@@ -31,7 +31,7 @@ def on_ray(
         ServiceError: no cluster, no shared volume, or the job failed.
     """
     contents = {name: content_hash(path) for name, path in inputs.items()}
-    digest = key(section=section, contents=contents, code=code_hash(f"components.{step}.component"))
+    digest = cache_key(section=section, contents=contents, code=code_hash(f"components.{step}.component"))
     place = Place(f"{step}-{digest[:10]}")
     brought: dict[str, Path] = {}
 
@@ -74,7 +74,7 @@ def manifest(name: str, workers: int) -> dict[str, Any]:
     for template in templates:
         template["metadata"]["labels"] = {**template["metadata"]["labels"], LABEL: name}
         for container in template["spec"]["containers"]:
-            container["image"] = image("step")
+            container["image"] = image_name("step")
     return job
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.config.section import Section
 from vlmflow.runtime.code_hash import code_hash
+from vlmflow.runtime.container_image import image_name
 from vlmflow.runtime.jobs.cluster import Cluster, Kind
 from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, Place
-from vlmflow.runtime.step import image_name
-from vlmflow.runtime.step_cache import cache_key, content_hash
 from vlmflow.training.config import TrainingConfig
 
 RUNTIME = "vlmflow-torch"

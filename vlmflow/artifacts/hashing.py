@@ -1,0 +1,35 @@
+"""SHA-256 hashes of files, folders and parameters."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(path: Path, exclude: Collection[str] = ()) -> str:
+    """Return the SHA-256 of a file's content, or of a folder's relative file names and contents in sorted order.
+
+    Args:
+        path: a file or a folder; `absent` is returned if it does not exist.
+        exclude: names of files to skip, in every folder.
+    """
+    if not path.exists():
+        return "absent"
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in exclude)
+    for file in files:
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        digest.update(bytes.fromhex(file_sha256(file)))
+    return digest.hexdigest()
+
+
+def cache_key(**parts: Any) -> str:
+    """Return a hash, 32 hex digits, of everything that determines a result; values are serialised as JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
