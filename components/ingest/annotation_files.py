@@ -1,4 +1,4 @@
-"""Sets with an annotation file for each picture, told to belong together by their names."""
+"""Formats with one annotation file per image, matched by file name."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,32 +16,32 @@ SkippedItems = list[tuple[str, RecordError]]
 
 def paired_records(
     root: UPath,
-    pictures: Iterable[UPath],
+    images: Iterable[UPath],
     annotations: Iterable[UPath],
     read: Callable[[UPath, SkippedItems], dict[str, Any]],
     *,
     prefix: str = "",
     optional: bool = False,
 ) -> Iterator[Record]:
-    """Yield a record for each picture and for each annotation without one, in order of the pictures' names.
+    """Yield a record for each image, in the given order, then for each annotation without an image.
 
     Args:
-        root: of the set; names are as seen from it, and a folder's name may give the split.
-        read: gives an annotation's columns, and adds what it must leave out to the list; raises RecordError.
-        prefix: what an annotation's stem may begin with (`gt_`).
-        optional: whether a picture may have no annotation; otherwise that is its fault.
+        root: root of the dataset; names are relative to it, and a folder name may give the split.
+        read: return the columns of an annotation file and append unreadable items to the list; may raise RecordError.
+        prefix: optional prefix of the stems of the annotation files (`gt_`).
+        optional: accept images without an annotation file; otherwise these get an error.
     """
-    for name, picture, annotation in _pair_files(root, pictures, annotations, prefix):
+    for name, image, annotation in _pair_files(root, images, annotations, prefix):
         values: dict[str, Any] = {"image": name, "split": split_from_folders(name)}
         refused: SkippedItems = []
         fault = None
         try:
-            if picture is None:
-                raise RecordError("no such file", f"no picture for {name}")
+            if image is None:
+                raise RecordError("no such file", f"no image for {name}")
             if annotation is not None:
                 values |= read(annotation, refused)
             elif not optional:
-                raise RecordError("no annotation", f"no file is named like {name}")
+                raise RecordError("no annotation", f"no annotation file for {name}")
         except RecordError as reason:
             fault = reason
         source = root.absolute().name
@@ -49,24 +49,24 @@ def paired_records(
 
 
 def _pair_files(
-    root: UPath, pictures: Iterable[UPath], annotations: Iterable[UPath], prefix: str
+    root: UPath, images: Iterable[UPath], annotations: Iterable[UPath], prefix: str
 ) -> Iterator[tuple[str, UPath | None, UPath | None]]:
-    """Files of one stem belong together; where several have it (training, test), those that stand nearest."""
+    """Pair files with the same stem; of several candidates (train and test), the one in the nearest folder."""
     waiting: dict[str, list[UPath]] = defaultdict(list)
     for annotation in annotations:
         waiting[annotation.stem.removeprefix(prefix)].append(annotation)
-    for picture in pictures:
-        near = min(waiting[picture.stem], key=lambda file: _distance(file, picture), default=None)
+    for image in images:
+        near = min(waiting[image.stem], key=lambda file: _distance(file, image), default=None)
         if near is not None:
-            waiting[picture.stem].remove(near)
-        yield relative_name(picture, root), picture, near
+            waiting[image.stem].remove(near)
+        yield relative_name(image, root), image, near
     for rest in waiting.values():
         for annotation in rest:
             yield relative_name(annotation, root), None, annotation
 
 
 def _distance(one: UPath, other: UPath) -> tuple[int, str]:
-    """How many folders apart they are, counting those that differ in either's path."""
+    """Return the number of folders in which the two paths differ, and the first path to break ties."""
     a, b = PurePosixPath(str(one)).parent.parts, PurePosixPath(str(other)).parent.parts
     shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return len(a) + len(b) - 2 * shared, str(one)

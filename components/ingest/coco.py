@@ -1,7 +1,11 @@
 """The `coco` source: one JSON document with `images`, `annotations` and `categories`.
 
-Annotations with a `caption` become captions, each a pair; those with a `bbox` ([x, y, width, height], pixels)
-become regions that their category names. Source: Lin et al. 2014, the data format of COCO's site.
+    {"images":      [{"id": 1, "file_name": "000000000001.jpg", …}],
+     "annotations": [{"id": 7, "image_id": 1, "category_id": 18, "bbox": [x, y, width, height], "iscrowd": 0}],
+     "categories":  [{"id": 18, "name": "dog"}]}
+
+Annotations with a `caption` become captions, each of which makes a pair. Annotations with a `bbox` in pixels become
+regions named by their category. Source: Lin et al. 2014; the data format on the COCO site.
 """
 
 from collections import defaultdict
@@ -30,14 +34,14 @@ IMAGE_FOLDERS = (
 
 
 class CocoReader:
-    """A folder of pictures with COCO's JSON in it.
+    """Read a folder of images and a COCO annotation file.
 
     Args:
-        path: the folder, or the JSON itself.
-        index: the JSON within the folder; "" takes the only one in it or in its `annotations`.
+        path: the folder, or the annotation file.
+        index: the annotation file in the folder; "" uses the only one in it or in its `annotations` folder.
 
     Raises:
-        DataError: there is no such JSON, or several.
+        DataError: there is no such file, or several.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -50,12 +54,12 @@ class CocoReader:
         self.annotations = Annotations(self.index)
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         captioned = "caption" if self.annotations.captions else ""
         return ColumnsConfig(image="image", caption=captioned, boxes="boxes", box_format="xywh")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in the document's order."""
+        """Stream the images in the order of the document."""
         known, folders, name = self.annotations, image_folders(self.root, self.index), self.root.absolute().name
         seen = set()
         for image in stream_entries(self.index, "images", "id"):
@@ -70,20 +74,20 @@ class CocoReader:
                     "boxes": [{"label": known.category(one), "bbox": box} for one, box in known.boxes.get(number, [])],
                 },
                 folders=folders,
-                skipped=[("regions", RecordError("a crowd", "the box holds many of its category"))]
+                skipped=[("regions", RecordError("crowd", "the box covers a group of objects (iscrowd)"))]
                 * known.crowds.get(number, 0),
             )
         for lost in dict.fromkeys([*known.boxes, *known.captions]):
             if lost not in seen:
-                fault = RecordError("no picture", f"annotations of image {lost!r}, which the document does not list")
+                fault = RecordError("no image", f"annotations of image {lost!r}, which is not in `images`")
                 yield Record(location=f"{self.index.name}:{lost}", source=name, error=fault)
 
 
 class Annotations:
-    """A document's annotations by the id of their picture, without its masks, which are most of it.
+    """The annotations of a document by image id, without the masks, which take most of its size.
 
     Raises:
-        DataError: it is no COCO document.
+        DataError: the file is not a COCO document.
     """
 
     def __init__(self, index: UPath):
@@ -103,18 +107,20 @@ class Annotations:
             elif "bbox" in entry:
                 self.boxes[entry["image_id"]].append((entry.get("category_id"), entry["bbox"]))
         if empty:
-            raise DataError(f"{index}: no COCO document: it has no `annotations`; name another by ingest.index")
+            raise DataError(
+                f"{index}: not a COCO document: `annotations` is missing or empty; set ingest.index to another file"
+            )
 
     def category(self, number: Any) -> str:
-        """The name of a category; its number where the document does not name it."""
+        """Return the name of a category; its id if the document does not name it."""
         return self.categories.get(number, "" if number is None else str(number))
 
 
 def stream_entries(index: UPath, what: str, *keys: str) -> Iterator[dict[str, Any]]:
-    """Stream one of the document's lists.
+    """Stream the list `what` of the document.
 
     Raises:
-        DataError: an entry of it has no number or text under one of `keys`.
+        DataError: an entry has no integer or string under one of `keys`.
     """
     for entry in stream_json(index, f"{what}.item"):
         if not (isinstance(entry, dict) and all(isinstance(entry.get(key), int | str) for key in keys)):
@@ -123,7 +129,7 @@ def stream_entries(index: UPath, what: str, *keys: str) -> Iterator[dict[str, An
 
 
 def image_folders(root: UPath, index: UPath) -> list[UPath]:
-    """Return where the pictures of a COCO-like set usually are, those that exist, the nearest first."""
+    """Return the existing folders in which a COCO-like set usually keeps its images, nearest first."""
     near = [root, *(root / name for name in IMAGE_FOLDERS), *(root / "images" / name for name in IMAGE_FOLDERS[1:])]
     mscoco = [root.parent / "images" / "mscoco" / "images" / "train2014", root.parent / "train2014"]
     return [folder for folder in dict.fromkeys([*near, index.parent, *mscoco]) if folder.is_dir()]
@@ -133,5 +139,5 @@ def _find_index(root: UPath) -> str:
     found = sorted([*root.glob("*.json"), *root.glob("annotations/*.json")], key=str)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise DataError(f"ingest.path: {str(root)!r}: one *.json expected, there: {names}; set ingest.index")
+        raise DataError(f"ingest.path: {str(root)!r}: expected one *.json, found: {names}; set ingest.index")
     return str(found[0].relative_to(root))

@@ -1,4 +1,4 @@
-"""The mapping from a source's columns to what a pair holds."""
+"""The mapping from the columns of a source to the columns of a pair."""
 
 import math
 from typing import Any, Literal
@@ -44,32 +44,32 @@ class ColumnsConfig(Section):
         """The mapping without its empty entries."""
         return {key: column for key, column in self.model_dump().items() if column and key != "box_format"}
 
-    def found_in(self, there: list[str], path: str) -> "ColumnsConfig":
-        """Return the mapping for a source with the columns `there`.
+    def match_columns(self, available: list[str], path: str) -> "ColumnsConfig":
+        """Return the mapping for a source with the columns `available`.
 
-        A caption column that only the default names may be missing where boxes or lines are mapped:
-        data sets of boxes or receipts have none.
+        The default caption column may be missing if boxes or lines are mapped: datasets of boxes or receipts have no
+        captions.
 
         Raises:
-            DataError: a mapped column is not there.
+            DataError: a mapped column does not exist.
         """
         for key, column in self.mapped.items():
-            if column in there:
+            if column in available:
                 continue
             if key == "caption" and column == DEFAULT_CAPTION and (self.boxes or self.lines):
-                return self.model_copy(update={"caption": ""}).found_in(there, path)
+                return self.model_copy(update={"caption": ""}).match_columns(available, path)
             raise DataError(
-                f"{path}: ingest.columns.{key}: no column {column!r}; {nearest(column, there)}, "
-                f"all: {', '.join(there) or 'none'}"
+                f"{path}: ingest.columns.{key}: no column {column!r}; {nearest(column, available)}, "
+                f"all: {', '.join(available) or 'none'}"
             )
         return self
 
 
 def text(value: Any) -> str:
-    """Return a column's value as text; null is "".
+    """Return the value of a column as text; null and NaN become "".
 
     Raises:
-        RecordError: it is a list or a mapping, or not valid Unicode.
+        RecordError: the value is a list, a dict or bytes, or not valid Unicode.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -5,7 +5,7 @@ from vlmflow.runtime.step import step
 
 @step
 def ingest(recipe: str, raw: dsl.Output[dsl.Dataset], section: str = "ingest"):
-    """Read pictures and texts from any source into pairs; what cannot be used goes to a quarantine with its reason."""
+    """Read images and texts from any source into pairs; unusable rows go to the quarantine with a reason."""
     from pathlib import Path
 
     from components.ingest.config import IngestConfig

@@ -1,4 +1,4 @@
-"""From a record of talk to a row of the schema `conversations` or `preferences`."""
+"""Records of conversations or preferences, converted to rows of the schema of that name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,19 +21,19 @@ ParseRow = Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]
 
 
 class ConversationReader:
-    """Rows in parquet, JSON or JSONL, and their pictures in the rows or in the folder.
+    """Read rows from parquet, JSON or JSONL, with images in the rows or in the folder.
 
     Raises:
-        DataError: nothing is there, or the choice of an index is not clear.
+        DataError: the source does not exist, or `index` is empty and the folder has several index files.
     """
 
     def __init__(self, path: str, index: str = ""):
-        found = open_path(path)
-        in_tables = found.suffix == ".parquet" or (found.is_dir() and not index and _has_parquet(found))
-        self.reader = ParquetReader(path) if in_tables else FolderReader(path, index)
+        root = open_path(path)
+        is_parquet = root.suffix == ".parquet" or (root.is_dir() and not index and _has_parquet(root))
+        self.reader = ParquetReader(path) if is_parquet else FolderReader(path, index)
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the mapping: these rows have shapes, not columns, but for a split's."""
+        """Return the mapping as it is: only its split column is used, and it may be missing."""
         return wanted
 
     def records(self) -> Iterator[Record]:
@@ -42,48 +42,55 @@ class ConversationReader:
 
 
 class ConversationBuilder:
-    """Makes rows of `conversations` or `preferences`; what cannot be used goes to the quarantine.
+    """Build rows of `conversations` or `preferences`; unusable records go to the quarantine.
 
     Args:
-        parse: gives a row's pictures and its columns of the schema; raises RecordError.
-        filled: columns for rows that do not have their own.
-        split: the column of the split; "" draws it by the first picture.
-        quarantine: takes what is left out.
-        holdout: share of the pictures that is drawn into the test split.
-        seed: of that draw.
+        parse: return the images of a row and its columns of the schema; may raise RecordError.
+        defaults: columns for rows that do not have their own.
+        split: the column of the split; "" splits by a hash of the first image.
+        quarantine: receives the skipped records.
+        holdout: fraction of images hashed into the test split.
+        seed: seed of the hash.
     """
 
     def __init__(
-        self, parse: ParseRow, filled: dict[str, Any], split: str, quarantine: Quarantine, *, holdout: float, seed: int
+        self,
+        parse: ParseRow,
+        defaults: dict[str, Any],
+        split: str,
+        quarantine: Quarantine,
+        *,
+        holdout: float,
+        seed: int,
     ):
-        self.parse, self.defaults, self.split, self.quarantine = parse, filled, split, quarantine
+        self.parse, self.defaults, self.split, self.quarantine = parse, defaults, split, quarantine
         self.holdout, self.seed = holdout, seed
         self.records = 0
-        self.clipped = 0  # boxes, of which it has none
+        self.clipped = 0  # always 0: these rows have no boxes
 
     def read_images(self, record: Record) -> list[bytes]:
-        """Return the record's pictures.
+        """Return the encoded images of the record.
 
         Raises:
-            RecordError: one of them is not there, or the record is damaged.
+            RecordError: an image is missing, or the record is malformed.
         """
         if record.error:
             raise record.error
         return [image_bytes.read(image, record.folders) for image in self.parse(record.values)[0]]
 
-    def rows(self, record: Record, looked: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
-        """Return the row of `record`; none if it goes to the quarantine.
+    def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
+        """Return the row of `record`, or [] if it goes to the quarantine.
 
         Raises:
-            DataError: the record's split is neither train nor test.
+            DataError: the split of the record is unknown.
         """
         self.records += 1
-        if isinstance(looked, RecordError):
+        if isinstance(decoded, RecordError):
             image = next((str(record.values[name]) for name in ("image", "images") if record.values.get(name)), "")
-            self.quarantine.add("rows", record.location, image[:200], looked)
+            self.quarantine.add("rows", record.location, image[:200], decoded)
             return []
         columns = self.parse(record.values)[1]
-        images = [one.encoded for one in looked]
+        images = [image.encoded for image in decoded]
         texts = [f"{m['role']}\n{m['content']}" for m in columns.get("messages", [])]
         texts += [columns[name] for name in ("prompt", "chosen", "rejected") if name in columns]
         return [

@@ -1,4 +1,4 @@
-"""Pairs back out as webdataset shards, with the parquet beside each that img2dataset writes."""
+"""Export of pairs as webdataset shards, each with the parquet file that img2dataset writes beside it."""
 
 import io
 import itertools
@@ -24,16 +24,16 @@ MAGIC_SUFFIXES = {
 
 
 def export_webdataset(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> int:
-    """Write `pairs` as tar shards `00000.tar`, … with `{key}.jpg`, `.txt` and `.json`; return how many shards.
+    """Write `pairs` as tar shards `00000.tar`, … with `{key}.jpg`, `.txt` and `.json`; return the number of shards.
 
-    Read in again by the source `webdataset`, they give the same uids: bytes and captions are as they were. The
-    JSON and the parquet hold the row's other columns, boxes too. A shard is made in a temporary file and copied
-    when it is whole.
+    Image bytes and captions are unchanged, so that the source `webdataset` reads the same uids. The JSON and the
+    parquet file hold the other columns of the row, including boxes. A shard is written to a temporary file and copied
+    when it is complete.
 
     Args:
         pairs: a dataset of the schema `pairs`.
-        out: a folder, here or at any address that fsspec knows.
-        rows_per_shard: at most; 10,000 is img2dataset's own.
+        out: a folder, local or any URL that fsspec supports.
+        rows_per_shard: maximum number of rows of a shard; 10,000 is the default of img2dataset.
 
     Raises:
         SpaceError: `out` cannot be written.
@@ -42,41 +42,41 @@ def export_webdataset(pairs: Dataset, out: str, rows_per_shard: int = 10000) -> 
     arrow = PAIRS.arrow_schema
     schema = pa.schema([pa.field("key", pa.string()), *(arrow.field(name) for name in METADATA_COLUMNS)])
     for shard in itertools.count():
-        some = itertools.islice(rows, rows_per_shard)
-        first = next(some, None)
+        shard_rows = itertools.islice(rows, rows_per_shard)
+        first = next(shard_rows, None)
         if first is None:
             return shard
         with tempfile.TemporaryFile() as file:
-            facts = _write_tar(file, shard, itertools.chain([first], some))
+            metadata = _write_tar(file, shard, itertools.chain([first], shard_rows))
             table = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(facts, schema=schema), table)
+            pq.write_table(pa.Table.from_pylist(metadata, schema=schema), table)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 _upload(file, folder / f"{shard:05d}.tar")
                 _upload(table, folder / f"{shard:05d}.parquet")
             except OSError as error:
-                raise SpaceError(f"{out}: cannot be written: {error}; give another folder or make room") from None
-    raise AssertionError  # the count has no end
+                raise SpaceError(f"{out}: cannot be written: {error}; use another folder or free space") from None
+    raise AssertionError  # itertools.count never ends
 
 
 def _write_tar(file: IO[bytes], shard: int, rows: itertools.chain[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = []
+    rows_metadata = []
     with tarfile.open(fileobj=file, mode="w") as tar:
         for number, row in enumerate(rows):
-            facts = {"key": f"{shard:05d}{number:04d}", **{name: row[name] for name in METADATA_COLUMNS}}
+            metadata = {"key": f"{shard:05d}{number:04d}", **{name: row[name] for name in METADATA_COLUMNS}}
             encoded = row["image"]["bytes"]
-            text, described = row["caption"].encode(), json.dumps(facts).encode()
+            text, described = row["caption"].encode(), json.dumps(metadata).encode()
             for suffix, content in ((_suffix(encoded), encoded), ("txt", text), ("json", described)):
-                info = tarfile.TarInfo(f"{facts['key']}.{suffix}")
+                info = tarfile.TarInfo(f"{metadata['key']}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-            kept.append(facts)
-    return kept
+            rows_metadata.append(metadata)
+    return rows_metadata
 
 
-def _upload(file: IO[bytes], place: UPath) -> None:
+def _upload(file: IO[bytes], path: UPath) -> None:
     file.seek(0)
-    with place.open("wb") as target:
+    with path.open("wb") as target:
         shutil.copyfileobj(file, target)
 
 

@@ -1,7 +1,7 @@
-"""Where a source's files are: a local path, `s3://…` or any other address that fsspec knows.
+"""Access to the files of a source: a local path, `s3://…` or any other URL that fsspec supports.
 
-Credentials and endpoints are the protocol's own: for S3 the standard AWS variables (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL) or an instance's role.
+Credentials and endpoints come from the standard settings of each protocol: for S3 the environment variables
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or the role of the instance.
 """
 
 import re
@@ -20,27 +20,27 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 
 def open_path(path: str) -> UPath:
-    """Return `path` as a place that exists: a file or a folder, here or far away.
+    """Return `path`, an existing file or folder, local or remote.
 
     Raises:
-        DataError: nothing is there, its protocol is not known, or it cannot be reached.
+        DataError: it does not exist, its protocol is unknown, or it cannot be reached.
     """
-    found, missing = resolve_path(path), f"ingest.path: {path!r}: no such folder or file"
+    resolved, missing = resolve_path(path), f"ingest.path: {path!r}: no such folder or file"
     try:
-        exists = found.exists()
-    except Exception as error:  # each protocol has errors of its own: no credentials, no route, no right
+        exists = resolved.exists()
+    except Exception as error:  # each protocol raises its own types: credentials, network, permissions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: cannot be reached: {reason}; check the address and its credentials") from None
+        raise DataError(f"{path}: cannot be reached: {reason}; check the URL and the credentials") from None
     if not exists:
         raise DataError(missing)
-    return found
+    return resolved
 
 
 def matching_files(path: str, suffix: str) -> list[UPath]:
-    """Return the files that `path` stands for: itself, all with `suffix` below a folder, or a glob's matches, sorted.
+    """Return the sorted files of `path`: the file, all files with `suffix` below the folder, or all glob matches.
 
     Raises:
-        DataError: there is none.
+        DataError: no file matches.
     """
     if any(sign in path for sign in "*?["):
         cut = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
@@ -49,24 +49,24 @@ def matching_files(path: str, suffix: str) -> list[UPath]:
     else:
         root = open_path(path)
         found = root.rglob(f"*{suffix}") if root.is_dir() else [root]
-    there = sorted((file for file in found if file.is_file()), key=str)
-    if not there:
-        raise DataError(f"ingest.path: {path!r}: no {suffix.lstrip('.')} file here")
-    return there
+    matches = sorted((file for file in found if file.is_file()), key=str)
+    if not matches:
+        raise DataError(f"ingest.path: {path!r}: no {suffix.lstrip('.')} file found")
+    return matches
 
 
 def image_files(root: UPath) -> list[UPath]:
-    """Return every file below `root` that is named like a picture, sorted."""
+    """Return every file below `root` with an image suffix, sorted."""
     return sorted((file for file in root.rglob("*.*") if file.suffix.lower() in IMAGE_SUFFIXES), key=str)
 
 
 def relative_name(file: UPath, root: UPath) -> str:
-    """Return the file's name as seen from `root`, the same wherever `root` is."""
+    """Return the path of `file` relative to `root`, the same for local and remote roots."""
     return str(file.relative_to(root))
 
 
 def split_from_folders(name: str) -> str:
-    """Return train or test where one of the folders in `name` says so (`images/val2017`, `testing_data`), else ""."""
+    """Return the split that a folder in `name` gives (`images/val2017`, `testing_data`): train, test or ""."""
     for part in reversed(PurePosixPath(name.lower()).parent.parts):
         stem = re.sub(r"(_data|[\d_-])+$", "", part)
         if stem in SPLITS:
@@ -75,10 +75,10 @@ def split_from_folders(name: str) -> str:
 
 
 def stream_json(file: UPath, prefix: str) -> Iterator[Any]:
-    """Stream what stands at `prefix` of one JSON document (`item`: of an array; `images.item`: of an array in it).
+    """Stream the items at `prefix` of a JSON document: `item` for a top-level array, `images.item` for a nested one.
 
     Raises:
-        DataError: the file is no JSON, or cut off.
+        DataError: the file is not JSON, or truncated.
     """
     import ijson
 
@@ -88,18 +88,20 @@ def stream_json(file: UPath, prefix: str) -> Iterator[Any]:
                 yield float(item) if isinstance(item, Decimal) else item
     except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: not JSON: {reason}; get the file again") from None
+        raise DataError(f"{file}: not valid JSON: {reason}; get the file again") from None
 
 
 def resolve_path(path: str) -> UPath:
-    """Return `path` as a place, whether or not something is there.
+    """Return `path` as a local or remote path, which need not exist.
 
     Raises:
-        DataError: its protocol is not known.
+        DataError: its protocol is unknown.
     """
     try:
-        found = UPath(path).expanduser() if not is_remote(path) else UPath(path)
-        _ = found.fs  # imports what the protocol needs
+        resolved = UPath(path).expanduser() if not is_remote(path) else UPath(path)
+        _ = resolved.fs  # imports the package of the protocol
     except (ValueError, ImportError) as error:
-        raise DataError(f"ingest.path: {path!r}: {error}; local paths and fsspec's protocols are known") from None
-    return found
+        raise DataError(
+            f"ingest.path: {path!r}: {error}; use a local path or a protocol that fsspec supports"
+        ) from None
+    return resolved

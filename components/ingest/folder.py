@@ -1,4 +1,12 @@
-"""The `folder` source: pictures and an index, a JSON, JSONL or CSV file with a row for each picture."""
+"""The `folder` source: a folder of images and an index with one row per image (JSON, JSONL, CSV or TSV).
+
+    my_set/
+      index.jsonl    {"image": "images/0.png", "caption": "a cat"}
+      images/0.png
+
+The index is UTF-8: a JSON array of objects, one JSON object per line, or CSV or TSV with a header. Image paths are
+relative to the folder of the index or to the root.
+"""
 
 import csv
 import io
@@ -17,14 +25,14 @@ INDEX_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
 
 
 class FolderReader:
-    """A folder with pictures and an index.
+    """Read a folder of images and its index.
 
     Args:
-        path: the folder, or the index itself.
-        index: name of the index within the folder; "" takes the only one that is there.
+        path: the folder, or the index file.
+        index: name of the index in the folder; "" uses the only one.
 
     Raises:
-        DataError: there is no such folder or index, or the choice is not clear.
+        DataError: the folder or index does not exist, or `index` is empty and the folder has several.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -37,27 +45,25 @@ class FolderReader:
         self.index = root / (index or _find_index(root))
         if not self.index.is_file():
             raise DataError(
-                f"ingest.index: {index!r}: no such file in {path!r}; there: {_format_names(_index_files(root))}"
+                f"ingest.index: {index!r}: no such file in {path!r}; found: {_format_names(_index_files(root))}"
             )
         if self.index.suffix.lower() not in INDEX_SUFFIXES:
-            raise DataError(
-                f"ingest.index: {index!r}: not one of {', '.join(INDEX_SUFFIXES)}; write the rows as JSON lines"
-            )
+            raise DataError(f"ingest.index: {index!r}: unknown suffix, use one of {', '.join(INDEX_SUFFIXES)}")
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Find the mapped columns; reading stops once all of them have been seen."""
+        """Check that the mapped columns exist; stops reading as soon as all were found."""
         seen: dict[str, None] = {}
         for record in self.records():
             seen.update(dict.fromkeys(record.values))
             if set(wanted.mapped.values()) <= seen.keys():
                 break
-        return wanted.found_in(list(seen), str(self.root)) if seen else wanted  # no column: no row to read
+        return wanted.match_columns(list(seen), str(self.root)) if seen else wanted  # no column: no row to read
 
     def records(self) -> Iterator[Record]:
-        """Stream the index's rows in order.
+        """Stream the rows of the index in order.
 
         Raises:
-            DataError: the index is no text in UTF-8, no JSON, or one JSON array that is named like lines.
+            DataError: the index is not UTF-8, not JSON or CSV, or a JSON array in a file named like JSONL.
         """
         name, folders = self.root.absolute().name, [self.index.parent, self.root]
         for line, values, fault in read_index(self.index):
@@ -65,13 +71,13 @@ class FolderReader:
 
 
 def read_index(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    """Stream an index: the number of each line or item, its columns, and why it cannot be read."""
+    """Stream an index: for each line or item its number, its columns, and the error if it cannot be read."""
     suffix = index.suffix.lower()
     read = _read_csv if suffix in (".csv", ".tsv") else _read_json if suffix == ".json" else _read_jsonl
     try:
         yield from read(index)
     except UnicodeDecodeError as error:
-        raise DataError(f"{index}: not UTF-8 text (byte {error.start}); convert it first") from None
+        raise DataError(f"{index}: not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
 
 
 def _as_object(values: Any) -> tuple[dict[str, Any], RecordError | None]:
@@ -91,7 +97,9 @@ def _read_jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError
             if not line.strip():
                 continue
             if line.lstrip().startswith("["):
-                raise DataError(f"{index}:{number}: a JSON array; name it .json, or write one object on each line")
+                raise DataError(
+                    f"{index}:{number}: a JSON array in a JSONL file; rename it to .json, or write one object per line"
+                )
             try:
                 values, fault = _as_object(json.loads(line))
             except (ValueError, RecursionError) as error:
@@ -100,23 +108,25 @@ def _read_jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError
 
 
 def _read_csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    csv.field_size_limit(2**31 - 1)  # the lines of one receipt exceed the default of 128 KiB
+    csv.field_size_limit(2**31 - 1)  # the text of one receipt can exceed the default of 128 KiB
     with _open_text(index) as file:
         reader = csv.DictReader(file, delimiter="\t" if index.suffix.lower() == ".tsv" else ",", strict=True)
         try:
             for values in reader:
-                extra = values.pop(None, None)  # where csv puts fields that no header names
+                extra = values.pop(None, None)  # csv collects fields without a header under None
                 yield (
                     reader.line_num,
                     values,
                     malformed(f"more fields than the header: {extra!r:.80}") if extra else None,
                 )
         except csv.Error as error:
-            raise DataError(f"{index}:{reader.line_num}: not CSV: {error}; mend the line or write JSON lines") from None
+            raise DataError(f"{index}:{reader.line_num}: not valid CSV: {error}; fix the line, or use JSONL") from None
 
 
 def _open_text(index: UPath) -> io.TextIOWrapper:
-    return io.TextIOWrapper(index.open("rb"), encoding="utf-8-sig", newline="")  # CSV wants its own line ends
+    return io.TextIOWrapper(
+        index.open("rb"), encoding="utf-8-sig", newline=""
+    )  # the csv module handles line endings itself
 
 
 def _index_files(root: UPath) -> list[UPath]:
@@ -125,10 +135,12 @@ def _index_files(root: UPath) -> list[UPath]:
 
 def _find_index(root: UPath) -> str:
     found = _index_files(root)
-    found = [file for file in found if file.suffix.lower() != ".json"] or found  # which may be something else
+    found = [
+        file for file in found if file.suffix.lower() != ".json"
+    ] or found  # prefer other suffixes: a .json file may be something else
     if len(found) != 1:
         raise DataError(
-            f"ingest.path: {str(root)!r}: one index expected, there: {_format_names(found)}; set ingest.index"
+            f"ingest.path: {str(root)!r}: expected one index, found: {_format_names(found)}; set ingest.index"
         )
     return found[0].name
 

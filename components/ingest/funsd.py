@@ -1,6 +1,11 @@
-"""The `funsd` source: forms whose JSON gives every entity's words and their boxes.
+"""The `funsd` source: scanned forms, one JSON file per image with the entities, their words and boxes.
 
-An entity's words that stand beside each other are one line of text. The split is that of the folder
+    funsd/training_data/
+      images/f.png
+      annotations/f.json    {"form": [{"text": "Due by:", "box": [x0, y0, x1, y1],
+                                       "words": [{"box": [x0, y0, x1, y1], "text": "Due"}, …]}]}
+
+The words of an entity that are on the same row become one line of text. The split is that of the folder
 (`training_data`, `testing_data`). Source: Jaume et al. 2019.
 """
 
@@ -19,24 +24,24 @@ from vlmflow.errors import DataError, RecordError
 
 
 class FunsdReader:
-    """A folder with pictures (in `images`) and JSON (in `annotations`).
+    """Read a folder with images (in `images`) and JSON files (in `annotations`).
 
     Raises:
-        DataError: there is no JSON in it.
+        DataError: the folder has no JSON file.
     """
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
         self.forms = sorted(self.root.rglob("*.json"), key=str)
         if not self.forms:
-            raise DataError(f"ingest.path: {path!r}: no *.json in it")
+            raise DataError(f"ingest.path: {path!r}: no *.json file found")
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         return ColumnsConfig(image="image", caption="", lines="lines", split="split")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in order of their names."""
+        """Stream the images in order of their names."""
         return paired_records(self.root, image_files(self.root), self.forms, _read_form)
 
 
@@ -48,23 +53,23 @@ def _entities(form: UPath) -> list[Any]:
     try:
         entities = json.loads(form.read_bytes())["form"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise malformed(f"{form.name}: no form: {type(error).__name__}: {error}") from None
+        raise malformed(f"{form.name}: `form` cannot be read: {type(error).__name__}: {error}") from None
     if not isinstance(entities, list):
-        raise malformed(f"{form.name}: no form: {entities!r:.80}")
+        raise malformed(f"{form.name}: `form` is not a list: {entities!r:.80}")
     return entities
 
 
 def _entity_lines(entity: Any, refused: SkippedItems) -> list[dict[str, Any]]:
     words = entity.get("words") if isinstance(entity, dict) else None
-    places = []
+    words_with_boxes = []
     for word in words or ([entity] if isinstance(entity, dict) else []):
-        said = boxes.text_field(word, boxes.TEXT_KEYS)
+        text = boxes.text_field(word, boxes.TEXT_KEYS)
         try:
             box = [float(number) for number in word["box"]]
-            places.append({"text": said, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))})
+            words_with_boxes.append({"text": text, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))})
         except (KeyError, TypeError, ValueError):
-            refused.append(("lines", RecordError("not a box", f"{word!r:.80}")))
-    rows = boxes.group_lines(places)
+            refused.append(("lines", RecordError("invalid box", f"{word!r:.80}")))
+    rows = boxes.group_lines(words_with_boxes)
     texts = [(" ".join(word["text"] for word in row if word["text"]), row) for row in rows]
     return [
         {"text": text, "box": [min(w["x0"] for w in row), min(w["y0"] for w in row),

@@ -1,7 +1,16 @@
-"""The `datasets` source: what `datasets.load_dataset` streams, from the Hugging Face hub or a folder."""
+"""The `datasets` source: any dataset that `datasets.load_dataset` can stream, from the Hugging Face hub or a folder.
+
+    ingest:
+      source: datasets
+      path: owner/name         # or a local folder
+      index: configuration     # "" uses the default configuration
+      columns: {image: image, caption: caption, label: label}
+
+Class labels are replaced by their names. If the dataset has several splits, all with known names, and no split
+column is mapped, its own splits are used.
+"""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from components.ingest.columns import ColumnsConfig
@@ -9,18 +18,18 @@ from components.ingest.record import Record
 from components.ingest.split import SPLITS
 from vlmflow.errors import DataError
 
-SPLIT_COLUMN = "split"  # the column that the name of the split becomes, unless the data has one of that name
+SPLIT_COLUMN = "split"  # holds the name of the split, unless the data has a column of this name
 
 
 class HubReader:
-    """A data set by its name or folder, streamed: nothing is downloaded but what is read.
+    """Stream a dataset by name or folder; only the rows that are read are downloaded.
 
     Args:
-        path: `owner/name`, a folder, or an address that the library knows.
-        index: the configuration; "" takes the default.
+        path: `owner/name`, a folder, or a URL that the library supports.
+        index: the configuration; "" uses the default.
 
     Raises:
-        DataError: there is no such data set, or it cannot be reached.
+        DataError: the dataset does not exist or cannot be reached.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -30,22 +39,22 @@ class HubReader:
         try:
             found = datasets.load_dataset(path, index or None, streaming=True)
             self.splits = {str(name): _without_decoding(split) for name, split in found.items()}
-        except Exception as error:  # the library's, the hub's and the network's own, of many types
+        except Exception as error:  # the library, the hub and the network raise many types
             reason = " ".join(str(error).split())[:300]
-            raise DataError(f"ingest.path: {path!r}: `datasets` cannot load it: {reason}") from None
+            raise DataError(f"ingest.path: {path!r}: the `datasets` library cannot load it: {reason}") from None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Find the mapped columns; where none is mapped for it, the split is the data set's own."""
+        """Check that the mapped columns exist; without a split column, use the splits of the dataset."""
         features = next(iter(self.splits.values())).features
-        found = wanted.found_in(list(features), self.path)
+        found = wanted.match_columns(list(features), self.path)
         named = len(self.splits) > 1 and not found.split and all(name in SPLITS for name in self.splits)
-        return replace(found, split=SPLIT_COLUMN) if named else found
+        return found.model_copy(update={"split": SPLIT_COLUMN}) if named else found
 
     def records(self) -> Iterator[Record]:
         """Stream the rows of every split, in order.
 
         Raises:
-            DataError: the source breaks off.
+            DataError: reading fails.
         """
         name = self.path.rstrip("/").rpartition("/")[2]
         for split, rows in self.splits.items():
@@ -58,17 +67,17 @@ class HubReader:
                 raise
             except Exception as error:  # as above
                 reason = " ".join(str(error).split())[:300]
-                raise DataError(f"{self.path}: {split}: broke off after row {number}: {reason}") from None
+                raise DataError(f"{self.path}: {split}: reading failed after row {number}: {reason}") from None
 
 
 def _without_decoding(split: Any) -> Any:
-    """The same rows with pictures as their encoded bytes, wherever they stand in a row."""
+    """Return the rows with images as encoded bytes, at any depth of a row."""
     known = split if split.features else split._resolve_features()
     return known.decode(False)
 
 
 def _class_names(feature: Any, value: Any) -> Any:
-    """The names of classes for their numbers, also within lists and mappings."""
+    """Replace class numbers by class names, also in lists and dicts."""
     from datasets import ClassLabel, LargeList, List
 
     if value is None:

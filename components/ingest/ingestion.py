@@ -1,4 +1,4 @@
-"""Ingest: any source of pictures and texts becomes rows of the schema `pairs`, and nothing is lost silently."""
+"""Ingest: convert any source of images and texts to a dataset, and record everything that is skipped."""
 
 import itertools
 import logging
@@ -26,19 +26,20 @@ logger = logging.getLogger(__name__)
 PARSERS = {
     "conversations": parse_conversation,
     "preferences": parse_preference,
-}  # sources that give rows of the schema so named
+}  # by source; each gives rows of the schema of its name
 
 
 def ingest(section: IngestConfig, out: Path) -> Dataset:
-    """Write the source's rows as a dataset at `out`, and beside them `quarantine.jsonl` with what was left out.
+    """Write the rows of the source as a dataset at `out`, with `quarantine.jsonl` for everything skipped.
 
-    The card's notes count what was read, left out by reason, clipped, and kept in each split.
+    The notes of the card count the rows read, the skipped items by kind of error, the clipped boxes, and the rows of
+    each split.
 
     Raises:
-        DataError: the source or a mapped column is not there, or no row of it can be used.
+        DataError: the source or a mapped column does not exist, or no row is usable.
     """
     out.mkdir(parents=True, exist_ok=True)
-    notes: dict[str, Any] = {"source": section.source}  # filled while the rows stream through; the card comes last
+    notes: dict[str, Any] = {"source": section.source}  # filled while the rows are written; the card is written last
     if section.source == "scenes":
         rows = itertools.islice(generate(section.scenes, section.seed), section.limit)
     else:
@@ -55,39 +56,39 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
 
     source = open_reader(section.source, section.path, section.index)
     columns = source.columns(section.columns)
-    bounds = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
-    with Quarantine(out) as quarantine, DecoderPool(bounds) as examiners:
+    limits = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
+    with Quarantine(out) as quarantine, DecoderPool(limits) as decoders:
         builder = _make_builder(section, columns, quarantine, notes)
-        looked = examiners.map(source.records(), builder.read_images)
-        listed = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
+        decoded = decoders.map(source.records(), builder.read_images)
+        excluded = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
             row
-            for record, pictures in looked
-            for row in builder.rows(record, pictures)
-            if not _is_excluded(row, record.location, listed, quarantine)
+            for record, images in decoded
+            for row in builder.rows(record, images)
+            if not _is_excluded(row, record.location, excluded, quarantine)
         )
         first = next(rows, None)
         if first is None:
             read = builder.records
             raise DataError(
-                f"{section.path}: none of its {read} rows can be used; the first: {quarantine.first}"
+                f"{section.path}: none of its {read} rows is usable; the first error: {quarantine.first_entry}"
                 if read
-                else f"{section.path}: there are no rows in it; give a row for each picture"
+                else f"{section.path}: the source has no rows"
             )
         yield from itertools.islice(itertools.chain([first], rows), section.limit)
         notes["rows_read"] = builder.records
         notes["clipped_boxes"] = builder.clipped
         notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
-    if quarantine.first:
-        logger.warning("%s: left out, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
+    if quarantine.first_entry:
+        logger.warning("%s: skipped items, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
 
 
-def _is_excluded(row: dict[str, Any], place: str, listed: frozenset[str], quarantine: Quarantine) -> bool:
-    """Whether the exclusion list names the pair or one of its pictures; the quarantine takes note of it."""
+def _is_excluded(row: dict[str, Any], location: str, excluded: frozenset[str], quarantine: Quarantine) -> bool:
+    """Whether the exclusion list has the row or one of its images; if so, add it to the quarantine."""
     images = row["images"] if "images" in row else [row["image"]]
-    if not listed or not listed & {row["uid"], *(dataset.uid(image) for image in images)}:
+    if not excluded or not excluded & {row["uid"], *(dataset.uid(image) for image in images)}:
         return False
-    quarantine.add("rows", place, "", RecordError("taken down", row["uid"]))
+    quarantine.add("rows", location, "", RecordError("taken down", row["uid"]))
     return True
 
 
@@ -96,14 +97,14 @@ def _make_builder(
 ) -> PairBuilder | ConversationBuilder:
     split: dict[str, Any] = {"holdout": section.holdout, "seed": section.seed}
     if section.source in PARSERS:
-        filled = {"source": section.preference_source} if section.source == "preferences" else {}
-        return ConversationBuilder(PARSERS[section.source], filled, columns.split, quarantine, **split)
+        defaults = {"source": section.preference_source} if section.source == "preferences" else {}
+        return ConversationBuilder(PARSERS[section.source], defaults, columns.split, quarantine, **split)
     notes["columns"] = columns.mapped
     notes["captions"] = f"column {columns.caption}"
     if not columns.caption:
         notes["captions"] = "made from " + " or ".join(key for key in ("boxes", "lines") if key in columns.mapped)
         if section.columns.caption:
-            logger.warning("%s: there are no captions: they are %s", section.path, notes["captions"])
+            logger.warning("%s: no caption column; captions are %s", section.path, notes["captions"])
     return PairBuilder(columns, quarantine, licence=section.licence, **split)
 
 
@@ -113,7 +114,7 @@ def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iter
         splits[row["split"]] += 1
         yield row
     if not splits.total():
-        raise DataError("ingest: no row: every number of pictures in ingest.scenes is 0")
+        raise DataError("ingest.scenes: no rows, because every number of images is 0; set one of them")
     notes["splits"] = dict(splits)
     if not splits["train"]:
-        logger.warning("no row is in the split train: %s", notes["splits"])
+        logger.warning("the split train is empty: %s", notes["splits"])

@@ -1,4 +1,4 @@
-"""From a record of a source to the pairs it makes."""
+"""Records of a source, converted to image-text pairs."""
 
 from typing import Any
 
@@ -14,66 +14,66 @@ from vlmflow.images import image_bytes
 
 
 class PairBuilder:
-    """Makes rows of the schema `pairs`; what cannot be used goes to the quarantine.
+    """Build rows of the schema `pairs`; unusable records, regions and lines go to the quarantine.
 
     Args:
-        columns: the mapping, with columns that are there.
-        quarantine: takes the rows, regions and lines that are left out.
-        licence: of the rows whose own is not given.
-        holdout: share of the pictures that is drawn into the test split, where no column says it.
-        seed: of that draw.
+        columns: the checked mapping of columns.
+        quarantine: receives the skipped rows, regions and lines.
+        licence: licence of rows without their own.
+        holdout: fraction of images hashed into the test split, if no column gives it.
+        seed: seed of the hash.
     """
 
     def __init__(self, columns: ColumnsConfig, quarantine: Quarantine, *, licence: str, holdout: float, seed: int):
         self.columns, self.quarantine = columns, quarantine
         self.licence, self.holdout, self.seed = licence, holdout, seed
         self.records = 0
-        self.clipped = 0  # boxes whose overhang was cut off
+        self.clipped = 0  # number of clipped boxes
 
     def read_images(self, record: Record) -> list[bytes]:
-        """Return the record's picture.
+        """Return the encoded image of the record, as a list of one.
 
         Raises:
-            RecordError: there is none, or the record is damaged.
+            RecordError: there is no image, or the record is malformed.
         """
         if record.error:
             raise record.error
         return [image_bytes.read(record.values.get(self.columns.image), record.folders)]
 
-    def rows(self, record: Record, looked: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
-        """Return a pair for each caption of `record`; none if the record goes to the quarantine.
+    def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
+        """Return a pair for each caption of `record`, or [] if the record goes to the quarantine.
 
         Raises:
-            DataError: the record's split is neither train nor test.
+            DataError: the split of the record is unknown.
         """
         self.records += 1
         name = _name(record.values.get(self.columns.image))
         try:
-            if isinstance(looked, RecordError):
-                raise looked
-            seen = looked[0]
+            if isinstance(decoded, RecordError):
+                raise decoded
+            image = decoded[0]
             captions = self._captions(record)
             row = {
-                "image": seen.encoded,
-                "width": seen.size[0],
-                "height": seen.size[1],
+                "image": image.encoded,
+                "width": image.size[0],
+                "height": image.size[1],
                 "source": f"{record.source}/{name or record.location}",
                 "licence": text(self._value(record, "licence")) or self.licence,
                 "split": resolve_split(
-                    self._value(record, "split"), seen.encoded, record.location, self.seed, self.holdout
+                    self._value(record, "split"), image.encoded, record.location, self.seed, self.holdout
                 ),
                 "label": "" if isinstance(self._value(record, "label"), list) else text(self._value(record, "label")),
             }
         except RecordError as reason:
             self.quarantine.add("rows", record.location, name, reason)
             return []
-        refused = list(record.skipped)
-        row["regions"] = self._regions(record, seen, [row["label"], *captions], refused)
-        row["lines"] = self._lines(record, seen, refused)
+        skipped = list(record.skipped)
+        row["regions"] = self._regions(record, image, [row["label"], *captions], skipped)
+        row["lines"] = self._lines(record, image, skipped)
         if not self.columns.caption:
             captions = [_caption_from(row["regions"], row["lines"])]
-        pairs = [{"uid": dataset.uid(seen.encoded, caption), "caption": caption, **row} for caption in captions]
-        for what, reason in refused:
+        pairs = [{"uid": dataset.uid(image.encoded, caption), "caption": caption, **row} for caption in captions]
+        for what, reason in skipped:
             self.quarantine.add(what, record.location, name, reason, [pair["uid"] for pair in pairs])
         return pairs
 
@@ -86,10 +86,10 @@ class PairBuilder:
         return [text(entry) for entry in value or [None]] if isinstance(value, list) else [text(value)]
 
     def _regions(
-        self, record: Record, seen: DecodedImage, described: list[str], refused: list[tuple[str, RecordError]]
+        self, record: Record, image: DecodedImage, fallbacks: list[str], skipped: list[tuple[str, RecordError]]
     ) -> list[dict[str, Any]]:
-        """Read the record's boxes; one without words of its own takes them from the label, else the caption."""
-        items = _items(self._value(record, "boxes"), "regions", refused)
+        """Parse the boxes of the record; a box without a phrase uses the label, or else the caption."""
+        items = _items(self._value(record, "boxes"), "regions", skipped)
         names = self._value(record, "label")
         regions = []
         for i, item in enumerate(items):
@@ -97,49 +97,49 @@ class PairBuilder:
                 phrase = boxes.text_field(item, boxes.PHRASE_KEYS)
                 if not phrase and isinstance(names, list) and len(names) == len(items):
                     phrase = text(names[i]).strip()
-                phrase = phrase or next((words.strip() for words in described if words.strip()), "")
+                phrase = phrase or next((words.strip() for words in fallbacks if words.strip()), "")
                 if not phrase:
-                    raise RecordError("no phrase", "the box, the label and the caption are silent")
-                place = self._place(item, seen)
-                regions.append({"phrase": phrase, "category": boxes.text_field(item, boxes.CATEGORY_KEYS), **place})
+                    raise RecordError("no phrase", "box, label and caption have no text")
+                box = self._parse_box(item, image)
+                regions.append({"phrase": phrase, "category": boxes.text_field(item, boxes.CATEGORY_KEYS), **box})
             except RecordError as reason:
-                refused.append(("regions", reason))
+                skipped.append(("regions", reason))
         return regions
 
     def _lines(
-        self, record: Record, seen: DecodedImage, refused: list[tuple[str, RecordError]]
+        self, record: Record, image: DecodedImage, skipped: list[tuple[str, RecordError]]
     ) -> list[dict[str, Any]]:
         lines = []
-        for item in _items(self._value(record, "lines"), "lines", refused):
+        for item in _items(self._value(record, "lines"), "lines", skipped):
             try:
                 words = boxes.text_field(item, boxes.TEXT_KEYS)
                 if not words:
-                    raise RecordError("no text", "the line has a box and no words")
-                lines.append({"text": words, **self._place(item, seen)})
+                    raise RecordError("no text", "the line has a box but no text")
+                lines.append({"text": words, **self._parse_box(item, image)})
             except RecordError as reason:
-                refused.append(("lines", reason))
+                skipped.append(("lines", reason))
         return lines
 
-    def _place(self, item: Any, seen: DecodedImage) -> dict[str, float]:
-        place, clipped = boxes.parse_box(item, *seen.original_size, self.columns.box_format)
+    def _parse_box(self, item: Any, image: DecodedImage) -> dict[str, float]:
+        box, clipped = boxes.parse_box(item, *image.original_size, self.columns.box_format)
         self.clipped += clipped
-        across, down = (
-            seen.size[0] / seen.original_size[0],
-            seen.size[1] / seen.original_size[1],
-        )  # 1 unless it was made smaller
-        return {corner: value * (across if corner[0] == "x" else down) for corner, value in place.items()}
+        x_scale, y_scale = (
+            image.size[0] / image.original_size[0],
+            image.size[1] / image.original_size[1],
+        )  # 1 unless the image was shrunk
+        return {corner: value * (x_scale if corner[0] == "x" else y_scale) for corner, value in box.items()}
 
 
-def _items(value: Any, what: str, refused: list[tuple[str, RecordError]]) -> list[Any]:
+def _items(value: Any, what: str, skipped: list[tuple[str, RecordError]]) -> list[Any]:
     try:
         return boxes.parse_boxes(value)
     except RecordError as reason:
-        refused.append((what, reason))
+        skipped.append((what, reason))
         return []
 
 
 def _name(image: Any) -> str:
-    """The picture's name as the source gives it, or "" where it is bytes alone."""
+    """Return the file name of the image as the source gives it, or "" if it has only bytes."""
     if isinstance(image, list) and len(image) == 1:
         image = image[0]
     if isinstance(image, dict):
@@ -150,6 +150,6 @@ def _name(image: Any) -> str:
 
 
 def _caption_from(regions: list[dict[str, Any]], lines: list[dict[str, Any]]) -> str:
-    """The regions' phrases, each once, in order of reading; where there are none, the lines' texts."""
+    """Join the distinct phrases of the regions in reading order, or else the texts of the lines."""
     phrases = dict.fromkeys(region["phrase"] for region in boxes.reading_order(regions))
     return ", ".join(phrases) or " ".join(line["text"] for line in lines)

@@ -1,4 +1,10 @@
-"""The `parquet` source: tables whose picture column holds bytes, `{"bytes", "path"}`, or a file's name."""
+"""The `parquet` source: tables with a column of images.
+
+An image is bytes, a struct `{"bytes", "path"}` (Hugging Face), or a file name relative to the table's folder:
+
+    image (binary)    caption (string)    objects (struct)
+    b"\\x89PNG…"      "a cat"             {"bbox": [[1, 2, 3, 4]], "category": ["cat"]}
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +18,14 @@ from components.ingest.filesystem import matching_files
 from components.ingest.record import Record
 from vlmflow.errors import DataError
 
-BATCH_ROWS = 64  # pictures of some MB each stay within some 100 MB
+BATCH_ROWS = 64  # limits memory to a few 100 MB for images of a few MB each
 
 
 class ParquetReader:
-    """One parquet file, a folder of them, or a glob pattern.
+    """Read one parquet file, a folder of them, or a glob pattern.
 
     Raises:
-        DataError: nothing is there.
+        DataError: no file matches.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -28,13 +34,13 @@ class ParquetReader:
         self.wanted: set[str] | None = None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Find the mapped columns in every file; only these are read by `records`."""
+        """Check that every file has the mapped columns; `records` reads only these."""
         self.wanted = set(wanted.mapped.values())
         schemas = [_column_names(file) for file in self.files]
-        return wanted.found_in([name for name in schemas[0] if all(name in names for names in schemas)], self.path)
+        return wanted.match_columns([name for name in schemas[0] if all(name in names for names in schemas)], self.path)
 
     def records(self) -> Iterator[Record]:
-        """Stream the rows in order of the files' names, a few at a time.
+        """Stream the rows in order of the file names, in small batches.
 
         Raises:
             DataError: a file is damaged.
@@ -46,10 +52,10 @@ class ParquetReader:
 
 
 def read_rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stream one file's rows with their numbers; only the `wanted` columns.
+    """Stream the rows of one file with their numbers, from 1; only the `wanted` columns, or all if None.
 
     Raises:
-        DataError: the file is no parquet, or damaged.
+        DataError: the file is not parquet, or damaged.
     """
     number = 0
     try:

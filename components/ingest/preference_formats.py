@@ -1,9 +1,10 @@
-"""The `preferences` source: rows that say which of two answers is better, in any of the shapes that are around.
+"""The `preferences` source: rows that prefer one of two answers, in any of the common formats.
 
-- TRL: `prompt`, `chosen` and `rejected`, texts or messages (the prompt may lead both answers instead), `images`;
-- RLHF-V: `text` as JSON with `question`, `chosen` and `rejected`; RLAIF-V has them as columns;
-- Label Studio's JSON export of a pairwise comparison: `data` with the prompt and two answers, and `annotations`
-  whose results select `left` or `right`; of several annotators the majority counts.
+- TRL: `{"images": […], "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}`; prompt and answers are
+  texts or lists of messages, and both answers may start with the prompt instead;
+- RLAIF-V: columns `question`, `chosen` and `rejected`; RLHF-V has them as JSON in a column `text`;
+- Label Studio, JSON export of a pairwise comparison: `data` with the prompt and two answers, and `annotations` whose
+  results select `left` or `right`; the majority of the annotators counts.
 """
 
 import json
@@ -18,48 +19,48 @@ PROMPT_COLUMNS = ("prompt", "question", "instruction")
 ANSWER_COLUMNS = (("answer1", "answer2"), ("left", "right"), ("response1", "response2"), ("response_a", "response_b"),
            ("text1", "text2"))  # fmt: skip
 PREFERENCE_SOURCES = ("human", "rule", "model")
-LOCAL_FILE_PREFIXES = ("?d=", "/data/upload/")  # how Label Studio writes a file's name
+LOCAL_FILE_PREFIXES = ("?d=", "/data/upload/")  # of file names in exports of Label Studio
 
 
 def parse_preference(values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Return a row's pictures as it gives them, and its columns of the schema `preferences`.
+    """Return the images of a row in their original form, and its columns of the schema `preferences`.
 
-    `source` is among them where the row says who judged.
+    The columns include `source` (human, rule or model) if the row names it.
 
     Raises:
-        RecordError: there is no picture, no verdict, or more than one question.
+        RecordError: there is no image, no preference, or more than one question.
     """
-    judged: dict[str, Any] = {}
+    source: dict[str, Any] = {}
     if isinstance(values.get("annotations"), list) and isinstance(values.get("data"), dict):
-        values, judged = _from_label_studio(values["data"], values["annotations"]), {"source": "human"}
+        values, source = _from_label_studio(values["data"], values["annotations"]), {"source": "human"}
     elif values.get("source") in PREFERENCE_SOURCES:
-        judged = {"source": values["source"]}
+        source = {"source": values["source"]}
     if "chosen" not in values and isinstance(values.get("text"), str):
         try:
             values = {**values, **json.loads(values["text"])}
         except (ValueError, TypeError) as error:
             raise malformed(f"text: not a JSON object: {error}") from None
-    prompt, shown = _parse_prompt(values)
-    images = image_values(values) or shown
+    prompt, inline_images = _parse_prompt(values)
+    images = image_values(values) or inline_images
     (question,) = with_image_markers([{"role": "user", "content": prompt}], len(images))
     if not question["content"].strip():
         raise RecordError("no text", "the prompt is empty")
     chosen, rejected = (_parse_answer(values.get(name), name) for name in ("chosen", "rejected"))
     if chosen == rejected:
-        raise RecordError("no verdict", "the chosen answer is the rejected one")
-    return images, {"prompt": question["content"], "chosen": chosen, "rejected": rejected, **judged}
+        raise RecordError("no preference", "chosen and rejected are equal")
+    return images, {"prompt": question["content"], "chosen": chosen, "rejected": rejected, **source}
 
 
 def _parse_prompt(values: dict[str, Any]) -> tuple[str, list[Any]]:
-    given = next((values[name] for name in PROMPT_COLUMNS if values.get(name)), None)
-    if given is None and isinstance(values.get("chosen"), list):
-        given = values["chosen"][:-1]  # the answers hold the whole conversation
-    if not isinstance(given, list):
-        return text(given), []
-    messages, shown = to_messages(given)
+    prompt = next((values[name] for name in PROMPT_COLUMNS if values.get(name)), None)
+    if prompt is None and isinstance(values.get("chosen"), list):
+        prompt = values["chosen"][:-1]  # the answers contain the whole conversation
+    if not isinstance(prompt, list):
+        return text(prompt), []
+    messages, inline_images = to_messages(prompt)
     if [message["role"] for message in messages] != ["user"]:
-        raise RecordError("several turns", f"the prompt has {len(messages)} messages; one of the user's is expected")
-    return messages[0]["content"], shown
+        raise RecordError("several turns", f"the prompt has {len(messages)} messages; expected one user message")
+    return messages[0]["content"], inline_images
 
 
 def _parse_answer(given: Any, name: str) -> str:
@@ -74,11 +75,12 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _from_label_studio(data: dict[str, Any], annotations: list[Any]) -> dict[str, Any]:
-    """A task of Label Studio's as a row with `chosen` and `rejected`."""
+    """Convert a task of Label Studio to a row with `chosen` and `rejected`."""
     sides = next((names for names in ANSWER_COLUMNS if all(name in data for name in names)), None)
     if sides is None:
         raise malformed(
-            f"no two answers among {', '.join(data)}; known: {', '.join('/'.join(names) for names in ANSWER_COLUMNS)}"
+            f"no pair of answers among {', '.join(data)}; "
+            f"supported: {', '.join('/'.join(names) for names in ANSWER_COLUMNS)}"
         )
     votes = [
         result["value"].get("selected")
@@ -89,10 +91,10 @@ def _from_label_studio(data: dict[str, Any], annotations: list[Any]) -> dict[str
     ]
     left, right = votes.count("left"), votes.count("right")
     if left == right:
-        raise RecordError("no verdict", f"{left} for the left answer, {right} for the right one")
+        raise RecordError("no preference", f"{left} votes for the left answer, {right} for the right one")
     better, worse = sides if left > right else sides[::-1]
     image = data.get("image")
     if isinstance(image, str):
-        for mark in LOCAL_FILE_PREFIXES:
-            image = image.rpartition(mark)[2]
+        for prefix in LOCAL_FILE_PREFIXES:
+            image = image.rpartition(prefix)[2]
     return {**data, "image": image, "chosen": data[better], "rejected": data[worse]}

@@ -1,4 +1,4 @@
-"""What ingest could not use, each with its reason: `quarantine.jsonl` beside the shards."""
+"""The quarantine: `quarantine.jsonl` beside the shards lists everything that ingest skipped, with the reason."""
 
 import json
 from collections import Counter
@@ -11,17 +11,16 @@ FILE_NAME = "quarantine.jsonl"
 
 
 class Quarantine:
-    """Writes an entry for everything that is left out, and counts by kind.
+    """Write an entry for each skipped row, region or line, and count them by kind of error.
 
-    An entry names its `place` in the index, the `image` as the index gives it, `what` was left out (a row
-    of the index, a region or a line), the `reason`, and, where the row itself was kept, its `uids` (one
-    for each caption).
+    Keys of an entry: `what` was skipped (`row`, `region` or `line`), its `location` in the index, the `image` as the
+    index gives it, the `reason`, and the `uids` of the pairs of its row, one per caption; empty for a skipped row.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / FILE_NAME
         self.counts: dict[str, Counter[str]] = {"rows": Counter(), "regions": Counter(), "lines": Counter()}
-        self.first = ""
+        self.first_entry = ""
 
     def __enter__(self) -> Self:
         self._file = self.path.open("w", encoding="utf-8")
@@ -30,11 +29,10 @@ class Quarantine:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def add(self, what: str, place: str, image: str, reason: RecordError, uids: list[str] | None = None) -> None:
-        """Record that `what` (rows, regions or lines) lost one entry."""
+    def add(self, what: str, location: str, image: str, reason: RecordError, uids: list[str] | None = None) -> None:
+        """Add an entry; `what` is rows, regions or lines."""
         self.counts[what][reason.kind] += 1
-        self.first = self.first or f"{place}: {reason}"
-        entry = {"what": what.removesuffix("s"), "place": place, "image": image, "reason": str(reason)}
-        self._file.write(
-            json.dumps(entry | {"uids": uids or []}) + "\n"
-        )  # ASCII, so that no text of the index can fail to be written
+        self.first_entry = self.first_entry or f"{location}: {reason}"
+        entry = {"what": what.removesuffix("s"), "location": location, "image": image, "reason": str(reason)}
+        # json.dumps escapes to ASCII, so that any text of the index can be written, even invalid Unicode.
+        self._file.write(json.dumps(entry | {"uids": uids or []}) + "\n")

@@ -1,4 +1,4 @@
-"""A row of a source as it stands, before its columns are mapped; and what every reader of a source can do."""
+"""A record: one row of a source before its columns are mapped, and the interface of every reader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,24 +12,24 @@ from vlmflow.errors import RecordError
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A row of the source."""
+    """One row of a source."""
 
-    location: str  # file and line, row or key, for a person to find it
-    source: str  # the data set's name
+    location: str  # file and line, row or key; written to the quarantine
+    source: str  # name of the dataset
     values: dict[str, Any] = field(default_factory=dict)
-    folders: list[UPath] = field(default_factory=list)  # where the picture's file may be
-    error: RecordError | None = None  # why the row cannot be read at all
-    skipped: list[tuple[str, RecordError]] = field(default_factory=list)  # its regions or lines that cannot be read
+    folders: list[UPath] = field(default_factory=list)  # folders to search for the image file
+    error: RecordError | None = None  # set if the whole row cannot be read
+    skipped: list[tuple[str, RecordError]] = field(default_factory=list)  # unreadable regions or lines
 
 
 class Reader(Protocol):
-    """Streams a source's records in an order that does not change."""
+    """Streams the records of a source in a stable order."""
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the mapping that holds: `wanted` as it was found, or the format's own.
+        """Return the column mapping to use: `wanted`, checked, or the fixed mapping of the format.
 
         Raises:
-            DataError: a mapped column is not there.
+            DataError: a mapped column does not exist.
         """
         ...
 
@@ -37,11 +37,11 @@ class Reader(Protocol):
         """Yield the records.
 
         Raises:
-            DataError: a file of the source is missing or damaged as a whole.
+            DataError: a file of the source is missing or unreadable.
         """
         ...
 
 
 def malformed(detail: str) -> RecordError:
-    """The fault of a row that is not what its format asks."""
-    return RecordError("damaged row", detail)
+    """Return the error for a row that does not follow its format."""
+    return RecordError("malformed row", detail)

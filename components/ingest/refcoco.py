@@ -1,8 +1,13 @@
-"""The `refcoco` source: RefCOCO, RefCOCO+ and RefCOCOg as `refer` distributes them.
+"""The `refcoco` source: RefCOCO, RefCOCO+ and RefCOCOg in the layout of the `refer` toolkit.
 
-`refs(unc).p` says which expressions refer to which annotation of `instances.json`. A picture becomes one record
-with a region for each expression; it is in the test split if one of its expressions is. Its folder of pictures
-is looked for beside it (`train2014`, `images`) and at `../images/mscoco/images/train2014`.
+    refcoco/
+      refs(unc).p       [{"ref_id": 0, "ann_id": 5, "image_id": 1, "category_id": 18, "split": "train",
+                          "sentences": [{"sent": "left dog", …}]}]
+      instances.json    a COCO document with the boxes
+
+The refs map referring expressions to annotations of `instances.json`. Each image becomes one record with a region for
+each expression. An image is in the test split if any of its expressions is. Images are searched beside the refs
+(`train2014`, `images`) and in `../images/mscoco/images/train2014`.
 
 Source: Yu et al. 2016; github.com/lichengunc/refer.
 """
@@ -23,14 +28,14 @@ from vlmflow.errors import DataError, RecordError
 
 
 class RefCocoReader:
-    """A folder with the refs and `instances.json`.
+    """Read a folder with a refs file and `instances.json`.
 
     Args:
         path: the folder.
-        index: the refs file in it, `.p` or `.json`; "" takes the only `refs(…)` there.
+        index: the refs file in the folder, `.p` or `.json`; "" uses the only `refs(…)` file.
 
     Raises:
-        DataError: one of the two is not there, or no refs.
+        DataError: one of the two files is missing.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -38,17 +43,17 @@ class RefCocoReader:
         found = [self.root / index] if index else sorted(self.root.glob("refs(*).*"), key=str)
         if len(found) != 1 or not found[0].is_file():
             names = ", ".join(file.name for file in found) or "none"
-            raise DataError(f"ingest.path: {path!r}: one refs(….).p expected, there: {names}; set ingest.index")
+            raise DataError(f"ingest.path: {path!r}: expected one refs(…).p, found: {names}; set ingest.index")
         self.index, self.instances = found[0], self.root / "instances.json"
         if not self.instances.is_file():
-            raise DataError(f"ingest.path: {path!r}: no instances.json beside {self.index.name}")
+            raise DataError(f"ingest.path: {path!r}: instances.json is missing beside {self.index.name}")
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         return ColumnsConfig(image="image", caption="", boxes="boxes", box_format="xywh", split="split")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in the refs' order.
+        """Stream the images in the order of the refs.
 
         Raises:
             DataError: one of the files is damaged.
@@ -76,9 +81,9 @@ class RefCocoReader:
                     "image": images.get(image),
                     "split": next((ref["split"] for ref in group if ref["split"] != "train"), "train"),
                     "boxes": [
-                        {"phrase": said["sent"], "category": categories.get(ref.get("category_id"), ""),
+                        {"phrase": sentence["sent"], "category": categories.get(ref.get("category_id"), ""),
                          "bbox": boxes[ref["ann_id"]]}
-                        for ref in group if ref["ann_id"] in boxes for said in ref["sentences"]
+                        for ref in group if ref["ann_id"] in boxes for sentence in ref["sentences"]
                     ],
                 },
                 folders=folders,
@@ -87,10 +92,10 @@ class RefCocoReader:
 
 
 class _SafeUnpickler(pickle.Unpickler):
-    """Reads lists, mappings, texts and numbers, which need no code; anything else in a pickle could run some."""
+    """Unpickler for lists, dicts, strings and numbers; refuses everything else, because it could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}: only plain data is allowed")
 
 
 def _load_refs(index: UPath) -> list[dict[str, Any]]:
@@ -98,11 +103,11 @@ def _load_refs(index: UPath) -> list[dict[str, Any]]:
     try:
         if index.suffix == ".json":
             refs = json.loads(content)
-        else:  # written by Python 2, whose texts are bytes
+        else:  # written by Python 2, whose strings are bytes
             refs = _SafeUnpickler(io.BytesIO(content), encoding="utf-8", errors="replace").load()
         for ref in refs:
-            _ = ref["ann_id"], ref["image_id"], ref["split"], [said["sent"] for said in ref["sentences"]]
-    except Exception as error:  # a damaged pickle raises nearly every type there is
+            _ = ref["ann_id"], ref["image_id"], ref["split"], [sentence["sent"] for sentence in ref["sentences"]]
+    except Exception as error:  # a damaged pickle can raise almost any type
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{index}: cannot be read as refs: {reason}; get the file again") from None
     return refs

@@ -1,20 +1,20 @@
-"""Which revision of its repository a source is at."""
+"""The git revision of a source."""
 
 import subprocess
 from pathlib import Path
 
 
 def source_revision(source: str) -> str:
-    """The commit of the git repository that tracks `source`, or the `.dvc` file of it or of a folder above it.
+    """Return the commit of the git repository that tracks `source`, or its `.dvc` file, or that of a parent folder.
 
-    `-dirty` follows where what git tracks of it is not as committed; "" stands for a source that no repository
-    tracks. Whether the data is what its `.dvc` file says is for `dvc status` to find: that reads all of it.
+    The suffix `-dirty` means that the tracked files have uncommitted changes. Returns "" if no repository tracks the
+    source. Whether the data matches its `.dvc` file is not checked, because that reads all of it; use `dvc status`.
     """
     path = Path(source).expanduser().absolute()
     if not source or not path.exists():
-        return ""  # drawn here, or at an address
-    beside = (place.with_name(f"{place.name}.dvc") for place in (path, *path.parents) if place.name)
-    tracked = [str(place) for place in (path, *(file for file in beside if file.is_file()))]
+        return ""  # synthetic, or remote
+    dvc_files = (parent.with_name(f"{parent.name}.dvc") for parent in (path, *path.parents) if parent.name)
+    tracked = [str(file) for file in (path, *(file for file in dvc_files if file.is_file()))]
     folder = path if path.is_dir() else path.parent
     if not _git(folder, "ls-files", "--", *tracked):
         return ""
@@ -24,9 +24,9 @@ def source_revision(source: str) -> str:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "--no-optional-locks", *arguments], cwd=folder, capture_output=True, text=True, errors="replace"
         )
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

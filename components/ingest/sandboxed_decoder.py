@@ -1,8 +1,8 @@
-"""Looks at pictures in processes of their own, so that no file can hang or end a run.
+"""Decode images in worker processes, so that no file can hang or crash a run.
 
-A decoder is C code that reads what strangers wrote. Each picture is decoded once by a child that has 10 s
-of processor time for it and 2 GiB of memory; a child that dies takes one picture with it, by name. Rows come
-back in their order, whatever the number of children, and reading far files overlaps with looking at near ones.
+Decoders are C code that reads untrusted files. Each image is decoded once by a worker, which has 10 s of processor time
+per image and 2 GiB of memory. If a worker dies, only its current image is lost, with a reason. Rows keep their order
+for any number of workers, and remote files are read while other images are decoded.
 """
 
 import io
@@ -23,20 +23,20 @@ from typing import Self, TypeVar
 from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
 
-CPU_SECONDS = 10  # of processor time for one picture, so that a busy machine changes nothing
-TIMEOUT_SECONDS = 60  # seconds by the clock, for a decoder that would sleep
-MEMORY_BYTES = 2**31  # bytes of address space for a child
-JPEG_QUALITY = 90  # of the JPEG that replaces a picture of more than the declared size
+CPU_SECONDS = 10  # processor time per image; independent of the load of the machine
+TIMEOUT_SECONDS = 60  # wall-clock time per image, for a decoder that sleeps
+MEMORY_BYTES = 2**31  # address space of a worker
+JPEG_QUALITY = 90  # of the JPEG that replaces an image above the size limits
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """A picture that decodes.
+    """An image that can be decoded.
 
-    `kept` is the encoded file that goes into the dataset: as it came, unless it was larger than declared.
-    Sizes are in pixels, as it is seen: `size` of what is kept, `came` of what came.
+    `encoded` is the file for the dataset: the original bytes, or a smaller JPEG if the original exceeds the limits.
+    Sizes are (width, height) in pixels of the upright image: `size` of `encoded`, `original_size` of the source file.
     """
 
     encoded: bytes
@@ -46,25 +46,25 @@ class DecodedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """The declared size beyond which a picture is made smaller; None where there is none."""
+    """Size above which an image is shrunk; None means no limit."""
 
     max_side: int | None = None  # pixels
     max_bytes: int | None = None
 
 
 class DecoderPool:
-    """Some children, each started with the first picture it gets.
+    """A pool of workers; each starts with its first image.
 
     Args:
-        bounds: the declared size of pictures.
-        count: how many children; None: as many as there are processors.
+        limits: the size limits of images.
+        count: number of workers; None uses the number of processors.
     """
 
-    def __init__(self, bounds: SizeLimits, count: int | None = None):
+    def __init__(self, limits: SizeLimits, count: int | None = None):
         self.count = count or os.cpu_count() or 1
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for _ in range(self.count):
-            self._idle.put(_Worker(bounds))
+            self._idle.put(_Worker(limits))
 
     def __enter__(self) -> Self:
         self._threads = ThreadPoolExecutor(self.count)
@@ -76,43 +76,46 @@ class DecoderPool:
             self._idle.get().stop()
 
     def map(
-        self, things: Iterable[T], read: Callable[[T], list[bytes]]
+        self, items: Iterable[T], read_images: Callable[[T], list[bytes]]
     ) -> Iterator[tuple[T, list[DecodedImage] | RecordError]]:
-        """Yield each thing with its pictures, which `read` fetches, or with why one of them cannot be used."""
-        ahead: deque[tuple[T, Future[list[DecodedImage] | RecordError]]] = deque()
-        for thing in things:
-            ahead.append((thing, self._threads.submit(self._decode_item, thing, read)))
-            if len(ahead) > 4 * self.count:
-                first, looked = ahead.popleft()
-                yield first, looked.result()
-        for thing, looked in ahead:
-            yield thing, looked.result()
+        """Yield each item with its decoded images, or with the error of the first unusable one, in order.
 
-    def _decode_item(self, thing: T, read: Callable[[T], list[bytes]]) -> list[DecodedImage] | RecordError:
-        child = None
+        `read_images` returns the encoded images of an item.
+        """
+        pending: deque[tuple[T, Future[list[DecodedImage] | RecordError]]] = deque()
+        for item in items:
+            pending.append((item, self._threads.submit(self._decode_item, item, read_images)))
+            if len(pending) > 4 * self.count:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for item, future in pending:
+            yield item, future.result()
+
+    def _decode_item(self, item: T, read_images: Callable[[T], list[bytes]]) -> list[DecodedImage] | RecordError:
+        worker = None
         try:
-            encoded = read(thing)
-            child = self._idle.get()
-            return [child.decode(one) for one in encoded]
+            encoded = read_images(item)
+            worker = self._idle.get()
+            return [worker.decode(image) for image in encoded]
         except RecordError as reason:
             return reason
         finally:
-            if child is not None:
-                self._idle.put(child)
+            if worker is not None:
+                self._idle.put(worker)
 
 
 class _Worker:
-    """One process that decodes, from the side of its parent."""
+    """The parent's handle of one decoding process."""
 
-    def __init__(self, bounds: SizeLimits):
-        self.bounds = bounds
+    def __init__(self, limits: SizeLimits):
+        self.limits = limits
         self.process: subprocess.Popen[bytes] | None = None
 
     def decode(self, encoded: bytes) -> DecodedImage:
-        """Return what the child found.
+        """Decode an image in the process.
 
         Raises:
-            RecordError: the picture cannot be decoded, or only with more time or memory than there is.
+            RecordError: the image cannot be decoded within the limits of time and memory.
         """
         if self.process is None:
             self._start()
@@ -120,99 +123,103 @@ class _Worker:
             self.pipe.send_bytes(encoded)
             if not self.pipe.poll(TIMEOUT_SECONDS):
                 raise TimeoutError
-            found = json.loads(self.pipe.recv_bytes())
-            if "kind" in found:
-                raise RecordError(found["kind"], found["detail"])
-            kept = self.pipe.recv_bytes() if found["changed"] else encoded
-            return DecodedImage(encoded=kept, size=tuple(found["size"]), original_size=tuple(found["came"]))
-        except (OSError, EOFError) as error:  # of the pipe: TimeoutError, a broken pipe, its end
+            reply = json.loads(self.pipe.recv_bytes())
+            if "kind" in reply:
+                raise RecordError(reply["kind"], reply["detail"])
+            output = self.pipe.recv_bytes() if reply["changed"] else encoded
+            return DecodedImage(encoded=output, size=tuple(reply["size"]), original_size=tuple(reply["original_size"]))
+        except (OSError, EOFError) as error:  # TimeoutError, or the pipe is broken or closed
             raise self._post_mortem(isinstance(error, TimeoutError)) from None
 
     def stop(self) -> None:
-        """Let the process go."""
+        """Stop the process."""
         if self.process is not None:
-            self.pipe.close()  # at which it ends by itself
+            self.pipe.close()  # the process exits when the pipe closes
             self.process.wait()
             self.process = None
 
     def _start(self) -> None:
         from vlmflow.runtime.code_hash import ROOT
 
-        self.pipe, theirs = Pipe()
+        self.pipe, worker_end = Pipe()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # One arena and one thread: otherwise each reserves much of the address space and uses none of it.
-        quiet = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": os.pathsep.join(paths)}
-        bounds = json.dumps(vars(self.bounds))
-        command = [sys.executable, "-m", "components.ingest.sandboxed_decoder", str(theirs.fileno()), bounds]
+        # One arena and one thread: more of them reserve much of the limited address space without using it.
+        environment = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        limits = json.dumps(vars(self.limits))
+        command = [sys.executable, "-m", "components.ingest.sandboxed_decoder", str(worker_end.fileno()), limits]
         self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], env=os.environ | quiet,
+            command, pass_fds=[worker_end.fileno()], env=os.environ | environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        theirs.close()
+        worker_end.close()
 
-    def _post_mortem(self, late: bool) -> RecordError:
+    def _post_mortem(self, timed_out: bool) -> RecordError:
         process, self.process = self.process, None
         assert process is not None
         self.pipe.close()
-        if late:
+        if timed_out:
             process.kill()
         code = process.wait()
-        if late or code == -signal.SIGPROF:
-            return RecordError("too slow", f"more than {CPU_SECONDS} s to decode")
+        if timed_out or code == -signal.SIGPROF:
+            return RecordError("decoding timeout", f"decoding takes more than {CPU_SECONDS} s")
         if code < 0:
             return RecordError("decoder crashed", signal.Signals(-code).name)
-        raise RuntimeError(f"the process that looks at pictures ended with code {code}: `{' '.join(process.args)}`")  # type: ignore[arg-type]
+        raise RuntimeError(f"the image decoding process exited with code {code}: `{' '.join(process.args)}`")  # type: ignore[arg-type]
 
 
-def decode_and_shrink(encoded: bytes, bounds: SizeLimits) -> DecodedImage:
-    """Decode a picture, and make it smaller if it is larger than declared.
+def decode_and_shrink(encoded: bytes, limits: SizeLimits) -> DecodedImage:
+    """Decode an image, and shrink it if it exceeds the limits.
 
     Raises:
-        RecordError: it is no picture, has too many pixels, or its pixels are damaged or cut off.
+        RecordError: it is not an image, has too many pixels, or its pixels are damaged or truncated.
     """
     from vlmflow.images.decoding import decode
 
     try:
-        came = image_bytes.read_size(encoded)
-        large = max(came) > (bounds.max_side or max(came)) or len(encoded) > (bounds.max_bytes or len(encoded))
+        original_size = image_bytes.read_size(encoded)
+        large = max(original_size) > (limits.max_side or max(original_size)) or len(encoded) > (
+            limits.max_bytes or len(encoded)
+        )
         pixels = decode(encoded, at_least=None if large else 1)
-        kept = _shrink(pixels, bounds) if large else encoded
+        output = _shrink(pixels, limits) if large else encoded
     except RecordError:
         raise
     except MemoryError:
-        raise RecordError("too much memory", f"more than {MEMORY_BYTES >> 20} MiB to decode") from None
-    except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
-        raise RecordError("damaged picture", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    return DecodedImage(encoded=kept, size=image_bytes.read_size(kept) if large else came, original_size=came)
+        raise RecordError("out of memory", f"decoding takes more than {MEMORY_BYTES >> 20} MiB") from None
+    except Exception as error:  # Pillow's plugins can raise almost any type on a damaged file
+        raise RecordError("damaged image", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    return DecodedImage(
+        encoded=output, size=image_bytes.read_size(output) if large else original_size, original_size=original_size
+    )
 
 
-def _shrink(pixels: "image_bytes.Image.Image", bounds: SizeLimits) -> bytes:
-    side = min(bounds.max_side or max(pixels.size), max(pixels.size))
+def _shrink(pixels: "image_bytes.Image.Image", limits: SizeLimits) -> bytes:
+    side = min(limits.max_side or max(pixels.size), max(pixels.size))
     while True:
         ratio = side / max(pixels.size)
         shape = max(1, round(pixels.width * ratio)), max(1, round(pixels.height * ratio))
         buffer = io.BytesIO()
         pixels.resize(shape, image_bytes.Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=JPEG_QUALITY)
-        if bounds.max_bytes is None or buffer.tell() <= bounds.max_bytes or side == 1:
+        if limits.max_bytes is None or buffer.tell() <= limits.max_bytes or side == 1:
             return buffer.getvalue()
         side = max(1, side * 3 // 4)
 
 
-def _serve(pipe: Connection, bounds: SizeLimits) -> None:
-    """Answer with JSON for each picture until the parent closes the pipe; the kept bytes follow if they changed."""
+def _serve(pipe: Connection, limits: SizeLimits) -> None:
+    """Decode images until the parent closes the pipe; answer with JSON, then the new bytes if the image was shrunk."""
     while True:
         try:
             encoded = pipe.recv_bytes()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # at its end the process ends, C code or not
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # SIGPROF ends the process, even inside C code
         try:
-            found = decode_and_shrink(encoded, bounds)
+            decoded = decode_and_shrink(encoded, limits)
         except RecordError as reason:
             answer, changed = {"kind": reason.kind, "detail": reason.detail}, b""
         else:
-            changed = b"" if found.encoded is encoded else found.encoded
-            answer = {"size": found.size, "came": found.original_size, "changed": bool(changed)}
+            changed = b"" if decoded.encoded is encoded else decoded.encoded
+            answer = {"size": decoded.size, "original_size": decoded.original_size, "changed": bool(changed)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send_bytes(json.dumps(answer).encode())
         if changed:

@@ -1,4 +1,4 @@
-"""Says what a scene shows: captions, and expressions that refer to one thing of it."""
+"""Captions of synthetic scenes, and expressions that refer to one object of a scene."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from components.ingest.scene_renderer import SceneObject
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 
-def describe_scene(things: list[SceneObject], rng: np.random.Generator) -> str:
-    """A caption with attributes, counts and relations, in one of a few wordings."""
-    names = [f"{t.size} {t.phrase}" if rng.random() < 0.5 else t.phrase for t in things]
-    if len(things) == 2 and rng.random() < 0.7:
-        text = f"{_one(names[0])} {_relation(things[0].box, things[1].box)} {_one(names[1])}"
+def describe_scene(objects: list[SceneObject], rng: np.random.Generator) -> str:
+    """Return a caption with attributes, counts and relations, in one of a few wordings."""
+    names = [f"{t.size} {t.phrase}" if rng.random() < 0.5 else t.phrase for t in objects]
+    if len(objects) == 2 and rng.random() < 0.7:
+        text = f"{_one(names[0])} {_relation(objects[0].box, objects[1].box)} {_one(names[1])}"
     else:
-        order = sorted({t.phrase for t in things})
-        counted = {c: sum(t.phrase == c for t in things) for c in order}
+        order = sorted({t.phrase for t in objects})
+        counted = {c: sum(t.phrase == c for t in objects) for c in order}
         parts = [
             f"{NUMBERS[n]} {_plural(c)}" if n > 1 else _one(next(m for m in names if m.endswith(c)))
             for c, n in counted.items()
@@ -47,19 +47,22 @@ def _join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def referring_expressions(things: list[SceneObject]) -> list[dict[str, Any]]:
-    """A referring expression for every thing: colour and kind, and as much more as tells it from the others."""
+def referring_expressions(objects: list[SceneObject]) -> list[dict[str, Any]]:
+    """Return a referring expression for each object: colour and kind, plus size or side if several look alike.
+
+    An object that no short expression distinguishes from the others gets none.
+    """
     regions = []
-    for thing in things:
-        phrase = thing.phrase
-        twins = [t for t in things if t.phrase == thing.phrase]
-        if len(twins) > 1 and sum(t.size == thing.size for t in twins) == 1:
-            phrase = f"{thing.size} {phrase}"
-        elif len(twins) > 1:
-            left = [t.box[0] for t in twins]
-            if len(twins) > 2 or left[0] == left[1]:
-                continue  # no short expression tells them apart
-            phrase = f"{'left' if thing.box[0] == min(left) else 'right'} {phrase}"
-        x0, y0, x1, y1 = thing.box
-        regions.append({"phrase": phrase, "category": thing.category, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
+    for item in objects:
+        phrase = item.phrase
+        similar = [t for t in objects if t.phrase == item.phrase]
+        if len(similar) > 1 and sum(t.size == item.size for t in similar) == 1:
+            phrase = f"{item.size} {phrase}"
+        elif len(similar) > 1:
+            left = [t.box[0] for t in similar]
+            if len(similar) > 2 or left[0] == left[1]:
+                continue  # no short expression distinguishes them
+            phrase = f"{'left' if item.box[0] == min(left) else 'right'} {phrase}"
+        x0, y0, x1, y1 = item.box
+        regions.append({"phrase": phrase, "category": item.category, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
     return regions

@@ -1,4 +1,4 @@
-"""Draws the pictures of the `scenes` source: shapes, handwritten digits and printed words over crops of photos."""
+"""Renderer of the `scenes` source: shapes, handwritten digits and printed words over crops of photos."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -55,7 +55,7 @@ TEST_PHOTOS = ("flower.jpg", "motorcycle_left.png", "grass.png", "hubble_deep_fi
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a picture: what it is, how it looks and where it stands (xyxy pixels)."""
+    """One object of an image: its kind, its appearance and its box (xyxy pixels)."""
 
     category: str
     name: str  # "circle", "digit 7", "word sun"
@@ -71,30 +71,33 @@ class SceneObject:
 def render_scene(
     rng: np.random.Generator, split: str, objects: list[tuple[str, str]] | None = None
 ) -> tuple[Image.Image, list[SceneObject]]:
-    """Draw one picture of 64×64 pixels with 1–4 things that do not overlap (or just the `wanted` ones)."""
+    """Draw an image of 64×64 pixels with 1–4 objects that do not overlap.
+
+    `objects` are the (shape, colour) of the objects to draw; None draws random ones.
+    """
     canvas = _background(rng, split, SIDE, SIDE)
-    things: list[SceneObject] = []
+    rendered: list[SceneObject] = []
     for i in range(len(objects) if objects else int(rng.integers(1, 5))):
         kind = objects[i] if objects else None
-        thing, mask = _random_object(rng, split, kind)
+        item, mask = _random_object(rng, split, kind)
         height, width = mask.shape
         for _ in range(12):
             x, y = int(rng.integers(1, SIDE - width)), int(rng.integers(1, SIDE - height))
             box = (x, y, x + width, y + height)
-            if all(_are_disjoint(box, other.box) for other in things):
+            if all(_are_disjoint(box, other.box) for other in rendered):
                 alpha = mask[..., None]
-                colour = np.asarray(COLOURS[thing.colour], np.float32)
+                colour = np.asarray(COLOURS[item.colour], np.float32)
                 area = canvas[y : y + height, x : x + width]
                 canvas[y : y + height, x : x + width] = area * (1 - alpha) + colour * alpha
-                things.append(SceneObject(thing.category, thing.name, thing.colour, thing.size, box))
+                rendered.append(SceneObject(item.category, item.name, item.colour, item.size, box))
                 break
-    return Image.fromarray(canvas.astype(np.uint8)), things
+    return Image.fromarray(canvas.astype(np.uint8)), rendered
 
 
 def _random_object(
     rng: np.random.Generator, split: str, kind: tuple[str, str] | None
 ) -> tuple[SceneObject, np.ndarray]:
-    """Choose a thing and its coverage mask, (height, width) float in 0..1, cut to its bounds."""
+    """Return a random object and its coverage mask, (height, width) float in 0..1, cropped to the object."""
     size = "small" if rng.random() < 0.5 else "large"
     pixels = int(rng.integers(11, 14)) if size == "small" else int(rng.integers(19, 24))
     colour = kind[1] if kind else str(rng.choice(list(COLOURS)))
@@ -116,10 +119,10 @@ def _random_object(
 
 
 def render_sign(rng: np.random.Generator, split: str) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """Draw two plates of 66×24 pixels, one above the other, on 128×96 pixels; return their lines and boxes too.
+    """Draw two plates of 66×24 pixels, one above the other, on 128×96 pixels; return the image, and lines with boxes.
 
-    Like number plates they are of one size, dark on light, in monospaced letters about as wide as a patch of the
-    demo's model, so that it can learn to read them within the demo; lines in any font and colour are harder.
+    Like number plates, they have one size and dark monospaced letters on a light ground. A letter is about as wide as
+    a patch of the demo model, which can therefore learn to read them within the demo; other fonts are harder.
     """
     canvas, lines = _background(rng, split, 128, 96), []
     for row in range(2):
@@ -138,7 +141,7 @@ def render_sign(rng: np.random.Generator, split: str) -> tuple[Image.Image, list
 
 
 def _random_string(rng: np.random.Generator, split: str) -> str:
-    """A random string; the sum of its letters decides which split it belongs to, so that none is in both."""
+    """Return a random string of the split; the sum of its letters decides the split, so that no string is in both."""
     while True:
         text = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(2, 6))))
         if (sum(map(ord, text)) % 5 == 0) == (split == "test"):
@@ -146,7 +149,7 @@ def _random_string(rng: np.random.Generator, split: str) -> str:
 
 
 def _background(rng: np.random.Generator, split: str, width: int, height: int) -> np.ndarray:
-    """A crop of a photo, (height, width, 3) float: mirrored, recoloured, its contrast lowered as behind a caption."""
+    """Return a random crop of a photo, (height, width, 3) float: mirrored, recoloured, with lower contrast."""
     photos = _photos(split)
     photo = photos[rng.integers(len(photos))]
     zoom = rng.uniform(1.0, min(photo.width / width, photo.height / height, 4.0))
@@ -174,7 +177,7 @@ def _photos(split: str) -> list[Image.Image]:
 
 @cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits, (N, 8, 8) uint8 and their values; the last 400 writers' digits are for the test."""
+    """Handwritten digits, (N, 8, 8) uint8 and their values; the last 400 are for the test split."""
     from sklearn.datasets import load_digits
 
     images, target = load_digits(return_X_y=True)
@@ -206,7 +209,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return [(0.5, 0), (1, 1), (0, 1)]
     if shape == "diamond":
         return [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)]
-    angles = np.arange(10) * np.pi / 5 - np.pi / 2  # a star: ten corners, every second one inside
+    angles = np.arange(10) * np.pi / 5 - np.pi / 2  # a star: ten corners, alternating outer and inner
     radii = np.where(np.arange(10) % 2 == 0, 0.5, 0.2)
     return [(0.5 + r * np.cos(a), 0.5 + r * np.sin(a)) for a, r in zip(angles, radii, strict=True)]
 
@@ -216,7 +219,7 @@ def _text_mask(text: str, pixels: int, font: int) -> np.ndarray:
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONTS[font]
-    # Pillow's own layout: the other one is there only where the system has fribidi, and draws otherwise.
+    # Pillow's basic layout: the other one needs fribidi on the system, and renders differently.
     face = ImageFont.truetype(str(file), max(9, pixels), layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = face.getbbox(text)
     image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))

@@ -1,15 +1,22 @@
-"""Every source by its name in a recipe, and what `ingest.path` and `ingest.index` are to it.
+"""The sources: the reader of each, and what `ingest.path` and `ingest.index` mean for it.
 
 | source | path | index |
 |---|---|---|
-| folder | a folder of pictures, or its index | the JSON, JSONL or CSV file in it |
-| parquet | a file, a folder or a glob | |
-| webdataset | tar shards: a file, a folder or a glob | metadata parquet with a column `uid`, within the path |
-| datasets | a name on the Hugging Face hub, or a folder | the configuration |
-| coco | a folder of pictures | the annotations' JSON |
+| folder | a folder of images, or its index file | the JSON, JSONL, CSV or TSV file in the folder |
+| parquet | a file, a folder or a glob pattern | |
+| webdataset | tar shards: a file, a folder or a glob pattern | metadata parquet with a column `uid`, inside `path` |
+| datasets | a dataset name on the Hugging Face hub, or a folder | the configuration |
+| coco | a folder of images, or the annotation file | the annotation file (JSON) |
 | refcoco | a folder with `refs(…).p` and `instances.json` | the refs file |
-| conversations, preferences | parquet, JSON, JSONL, or a folder with one and pictures | the JSON or JSONL in it |
-| voc, yolo, sroie, funsd | a folder of pictures and their annotations | |
+| conversations, preferences | parquet, JSON, JSONL, or a folder with one of them and images | the JSON or JSONL file |
+| voc, sroie, funsd | a folder of images and their annotation files | |
+| yolo | a folder of images and their annotation files | the file with the class names |
+
+The source `scenes` has no reader: `synthetic_scenes.py` generates its rows.
+
+To add a source, write a class with the methods of `record.Reader`, add it to `READERS`, and add its name to
+`SourceName` in `config.py`. The reader yields records with the values of the source; `pair_builder.py` turns
+them into pairs, reads and checks the images, and writes unusable rows to the quarantine.
 """
 
 import importlib
@@ -36,8 +43,8 @@ def open_reader(source: str, path: str, index: str) -> Reader:
     """Open a source.
 
     Raises:
-        DataError: it is not there, or the choice of its index is not clear.
+        DataError: the source does not exist, or `index` is empty and several index files match.
     """
     module, name = READERS[source].split(":")
-    made: Reader = getattr(importlib.import_module(module), name)(path, index)
-    return made
+    opened: Reader = getattr(importlib.import_module(module), name)(path, index)
+    return opened

@@ -1,4 +1,4 @@
-"""Which pictures are for training and which for the test: decided once, here."""
+"""The split of each image, train or test. It is assigned here once, for all later steps."""
 
 import hashlib
 from typing import Any
@@ -19,27 +19,27 @@ SPLITS = {
 }
 
 
-def resolve_split(value: Any, encoded: bytes, place: str, seed: int, holdout: float) -> str:
-    """Return train or test: what the data set calls it, or drawn by the picture where it says nothing.
+def resolve_split(value: Any, encoded: bytes, location: str, seed: int, holdout: float) -> str:
+    """Return train or test: by the dataset's own split name `value`, or by a hash of the image if `value` is empty.
 
     Raises:
-        DataError: `value`, found at `place`, is none of the known names.
+        DataError: `value`, found at `location`, is not a known split name.
     """
     if value in (None, ""):
         return hash_split(encoded, seed, holdout)
     split = SPLITS.get(str(value).strip().lower())
     if split is None:
         raise DataError(
-            f"{place}: ingest.columns.split: {value!r} is no split; known: {', '.join(SPLITS)}; "
-            "map no split column to have the splits drawn"
+            f"{location}: ingest.columns.split: unknown split {value!r}; use one of {', '.join(SPLITS)}, "
+            "or leave columns.split empty to split by ingest.holdout"
         )
     return split
 
 
 def hash_split(encoded: bytes, seed: int, holdout: float) -> str:
-    """Return train or test, by the picture's bytes and the seed alone.
+    """Return train or test, by a hash of the image bytes and the seed.
 
-    So neither the order of the rows nor a second caption of the same picture changes its side.
+    The split depends neither on the order of the rows nor on the number of captions of an image.
     """
     digest = hashlib.blake2b(encoded, digest_size=8, key=str(seed).encode()).digest()
     return "test" if int.from_bytes(digest, "big") < holdout * 2**64 else "train"

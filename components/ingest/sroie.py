@@ -1,8 +1,12 @@
-"""The `sroie` source: lines of text as the ICDAR competitions give them, a text file for each picture.
+"""The `sroie` source: text lines in the layout of the ICDAR competitions, one text file per image.
 
-Each line is a quadrangle and its words, `x1,y1,x2,y2,x3,y3,x4,y4,TOTAL 9.30` (SROIE 2019, ICDAR 2015), or a
-rectangle and its words, `x0, y0, x1, y1, "TOTAL"` (ICDAR 2013). `###` marks what nobody could read. The text file
-stands beside its picture or in another folder (`img`, `box`), and may begin with `gt_`.
+    sroie/train/
+      img/X0.jpg
+      box/X0.txt       1,2,20,2,20,9,1,9,TOTAL 9.30
+
+A line is a quadrilateral and its text, `x1,y1,x2,y2,x3,y3,x4,y4,TOTAL 9.30` (SROIE 2019, ICDAR 2015), or a rectangle
+and its text, `x0, y0, x1, y1, "TOTAL"` (ICDAR 2013). The text `###` marks an illegible line. The text file is beside
+its image or in another folder (`img`, `box`), and its name may begin with `gt_`.
 """
 
 import re
@@ -22,24 +26,24 @@ ILLEGIBLE = "###"
 
 
 class SroieReader:
-    """A folder with pictures and text files.
+    """Read a folder with images and text files.
 
     Raises:
-        DataError: there is no text file in it.
+        DataError: the folder has no text file.
     """
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
         self.texts = sorted(self.root.rglob("*.txt"), key=str)
         if not self.texts:
-            raise DataError(f"ingest.path: {path!r}: no *.txt in it")
+            raise DataError(f"ingest.path: {path!r}: no *.txt file found")
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         return ColumnsConfig(image="image", caption="", lines="lines", split="split")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in order of their names."""
+        """Stream the images in order of their names."""
         return paired_records(self.root, image_files(self.root), self.texts, _read_lines, prefix="gt_")
 
 
@@ -48,7 +52,7 @@ def _read_lines(file: UPath, refused: SkippedItems) -> dict[str, Any]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = content.decode("cp1252", "replace")  # some files of SROIE are, for the sign of a currency
+        text = content.decode("cp1252", "replace")  # some files of SROIE use it for a currency sign
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         parts = line.split(",", 8)

@@ -1,13 +1,13 @@
-"""The `scenes` source: small pictures whose truth is known, for a laptop with no network.
+"""The `scenes` source: small synthetic images with known annotations, for a laptop without network.
 
-Real photos (scikit-image, scikit-learn) carry coloured shapes, real handwritten digits (scikit-learn's
-`load_digits`) and printed words in real fonts (DejaVu, which ships with matplotlib). Five kinds of row:
+Real photos (scikit-image, scikit-learn) are the background of coloured shapes, handwritten digits (scikit-learn's
+`load_digits`) and printed words (DejaVu fonts, part of matplotlib). Five kinds of row:
 
-- web: a picture and its caption, as found on the web: a share of them wrong, doubled, junk or broken;
-- boxes: a picture with referring expressions and their boxes, and no caption, as annotators deliver it;
-- signs: a larger picture with plates, each a line of random letters and its box;
-- classes: a picture of one object and its class, and no caption, for a probe to learn from;
-- the test split: clean pictures with everything, over photos, digits and strings that training never saw.
+- web: an image and a caption, as found on the web: a fraction of them mismatched, duplicated, junk or broken;
+- boxes: an image with referring expressions and boxes, without a caption, as annotators deliver it;
+- signs: a larger image of plates, each with a line of random letters and its box;
+- classes: an image of one object with its class, without a caption, to train a linear probe;
+- the test split: clean images with all annotations, with photos, digits and strings that are not in training.
 """
 
 import io
@@ -37,21 +37,21 @@ JUNK = (
 )
 
 
-CHUNK = 1000  # rows that are drawn from one seed, whatever the number of processes
+CHUNK = 1000  # rows per seed, independent of the number of processes
 
 
 def generate(scenes: ScenesConfig, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the schema `pairs`, training kinds first, then the test split; the same for a seed."""
+    """Yield rows of the schema `pairs`, training kinds first, then the test split, reproducibly for a seed."""
     kinds = (("web", scenes.web), ("boxes", scenes.boxes), ("signs", scenes.signs))
     jobs = [
-        (scenes, kind, min(CHUNK, count - start), [seed, place, start])
-        for place, (kind, count) in enumerate(kinds)
+        (scenes, kind, min(CHUNK, count - start), [seed, number, start])
+        for number, (kind, count) in enumerate(kinds)
         for start in range(0, count, CHUNK)
     ]
     jobs.append((scenes, "test", scenes.test, [seed, len(kinds), 0]))
-    if scenes.classes:  # drawn last, so that asking for them leaves the other rows as they are
+    if scenes.classes:  # last, so that they do not change the seeds of the other rows
         jobs.append((scenes, "classes", scenes.classes, [seed, len(kinds) + 1, 0]))
-    if len(jobs) < 8:  # starting processes would take longer
+    if len(jobs) < 8:  # starting processes would take longer than the work
         for job in jobs:
             yield from _chunk(job)
         return
@@ -73,53 +73,53 @@ def _chunk(job: tuple[ScenesConfig, str, int, list[int]]) -> list[dict[str, Any]
 
 
 def _boxes(rng: np.random.Generator) -> dict[str, Any]:
-    picture, things = render_scene(rng, "train")
-    return _row(_jpeg(picture), "", "boxes", "train", regions=scene_captions.referring_expressions(things))
+    image, objects = render_scene(rng, "train")
+    return _row(_jpeg(image), "", "boxes", "train", regions=scene_captions.referring_expressions(objects))
 
 
 def _sign(rng: np.random.Generator, split: str) -> dict[str, Any]:
-    picture, lines = render_sign(rng, split)
-    return _row(_jpeg(picture), "", "signs" if split == "train" else "test/sign", split, lines=lines)
+    image, lines = render_sign(rng, split)
+    return _row(_jpeg(image), "", "signs" if split == "train" else "test/sign", split, lines=lines)
 
 
 def _web(scenes: ScenesConfig, count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Pairs as the web has them. What was done to a row stands in its `source`, which no rule reads."""
+    """Yield noisy pairs. The kind of noise is in `source`, which no curation rule uses."""
     kinds = ["shuffled", "duplicate", "junk", "bad", "clean"]
     shares = [scenes.shuffled, scenes.duplicates, scenes.junk, scenes.bad]
-    fates = rng.choice(kinds, size=count, p=[*shares, max(0.0, 1 - sum(shares))])
+    row_kinds = rng.choice(kinds, size=count, p=[*shares, max(0.0, 1 - sum(shares))])
     earlier: list[tuple[bytes, str]] = []
-    for fate in fates:
-        if fate == "duplicate" and earlier:
+    for kind in row_kinds:
+        if kind == "duplicate" and earlier:
             encoded, caption = earlier[rng.integers(len(earlier))]
-            if rng.random() < 0.5:  # the same picture, compressed again
+            if rng.random() < 0.5:  # the same image, compressed again
                 encoded = _jpeg(Image.open(io.BytesIO(encoded)), quality=int(rng.integers(70, 90)))
             yield _row(encoded, caption, "web/duplicate", "train")
             continue
-        picture, things = render_scene(rng, "train")
-        caption = scene_captions.describe_scene(things, rng)
-        encoded = _jpeg(picture)
-        if fate == "shuffled":
+        image, objects = render_scene(rng, "train")
+        caption = scene_captions.describe_scene(objects, rng)
+        encoded = _jpeg(image)
+        if kind == "shuffled":
             _, others = render_scene(rng, "train")
             caption = scene_captions.describe_scene(others, rng)
-        elif fate == "junk":
+        elif kind == "junk":
             caption = JUNK[rng.integers(len(JUNK))].format(int(rng.integers(10000)))
-        elif fate == "bad":
-            encoded = _broken(picture, rng)
-        elif fate == "clean":
+        elif kind == "bad":
+            encoded = _broken(image, rng)
+        elif kind == "clean":
             earlier.append((encoded, caption))
-        yield _row(encoded, caption, f"web/{fate}", "train")
+        yield _row(encoded, caption, f"web/{kind}", "train")
 
 
 def _test(count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Clean rows with captions that no two share, one zero-shot picture and one sign for each of them."""
+    """Yield clean rows with distinct captions, then as many images of one object, then half as many signs."""
     seen: set[str] = set()
     while len(seen) < count:
-        picture, things = render_scene(rng, "test")
-        caption = scene_captions.describe_scene(things, rng)
+        image, objects = render_scene(rng, "test")
+        caption = scene_captions.describe_scene(objects, rng)
         if caption not in seen:
             seen.add(caption)
             yield _row(
-                _jpeg(picture), caption, "test/scene", "test", regions=scene_captions.referring_expressions(things)
+                _jpeg(image), caption, "test/scene", "test", regions=scene_captions.referring_expressions(objects)
             )
     yield from _classes(count, rng, "test")
     for _ in range(count // 2):
@@ -127,13 +127,13 @@ def _test(count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
 
 
 def _classes(count: int, rng: np.random.Generator, split: str) -> Iterator[dict[str, Any]]:
-    """Pictures of one object each, the classes in turn."""
+    """Yield images of one object each, cycling through the classes."""
     classes = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     for i in range(count):
         colour, shape = classes[i % len(classes)]
-        picture, _ = render_scene(rng, split, [(shape, colour)])
+        image, _ = render_scene(rng, split, [(shape, colour)])
         source = "classes" if split == "train" else "test/class"
-        yield _row(_jpeg(picture), "", source, split, label=f"{colour} {shape}")
+        yield _row(_jpeg(image), "", source, split, label=f"{colour} {shape}")
 
 
 def _row(encoded: bytes, caption: str, source: str, split: str, **extra: Any) -> dict[str, Any]:
@@ -142,25 +142,25 @@ def _row(encoded: bytes, caption: str, source: str, split: str, **extra: Any) ->
     except OSError:
         width = height = 0
     row = {"label": "", "regions": [], "lines": [], "licence": "generated", "width": width, "height": height}
-    # A picture without a caption is told apart by its annotations' source.
+    # Without a caption, `source` shows which annotations the row has.
     return {**row, "uid": uid(encoded, caption), "image": encoded, "caption": caption,
             "source": f"scenes/{source}", "split": split, **extra}  # fmt: skip
 
 
-def _broken(picture: Image.Image, rng: np.random.Generator) -> bytes:
-    """What the web does to pictures: cut off, blank, a tracking pixel, noise."""
+def _broken(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """Return a broken image as found on the web: truncated, blank, a tracking pixel or noise."""
     kind = int(rng.integers(4))
     if kind == 0:
-        encoded = _jpeg(picture)
+        encoded = _jpeg(image)
         return encoded[: int(len(encoded) * rng.uniform(0.3, 0.8))]
     if kind == 1:
         return _jpeg(Image.new("RGB", (SIDE, SIDE), tuple(int(v) for v in rng.integers(0, 256, 3))))
     if kind == 2:
-        return _jpeg(picture.resize((int(rng.integers(1, 8)), int(rng.integers(1, 8)))))
+        return _jpeg(image.resize((int(rng.integers(1, 8)), int(rng.integers(1, 8)))))
     return rng.bytes(800)
 
 
-def _jpeg(picture: Image.Image, quality: int = 92) -> bytes:
+def _jpeg(image: Image.Image, quality: int = 92) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=0)
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

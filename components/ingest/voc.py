@@ -1,8 +1,13 @@
-"""The `voc` source: Pascal VOC's XML, one file for each picture.
+"""The `voc` source: Pascal VOC, one XML file per image.
 
-Corners are 1-based and belong to the box, so that `xmin` 1 is the left edge and a picture of 100 pixels ends at
-`xmax` 100. The split is the one that `ImageSets/Main` gives, where it does. Source: Everingham et al. 2010, the
-development kit's documentation.
+    VOC2012/
+      JPEGImages/2007_0.jpg
+      Annotations/2007_0.xml       <object><name>dog</name><bndbox><xmin>1</xmin>…</bndbox></object>
+      ImageSets/Main/train.txt     image names, one per line
+
+Corners are 1-based and inclusive: `xmin` 1 is the left edge, and `xmax` 100 is the right edge of an image of 100
+pixels. The split comes from `ImageSets/Main`, if the image is listed there. Source: Everingham et al. 2010, the
+documentation of the development kit.
 """
 
 import xml.etree.ElementTree as ET
@@ -21,28 +26,28 @@ SPLIT_LISTS = {"train": "train", "val": "test", "test": "test"}
 
 
 class VocReader:
-    """A folder with XML files (in `Annotations`, or anywhere) and pictures (in `JPEGImages`, or anywhere).
+    """Read a folder with XML files (usually in `Annotations`) and images (usually in `JPEGImages`).
 
     Raises:
-        DataError: there is no XML in it.
+        DataError: the folder has no XML file.
     """
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
         self.annotations = sorted(self.root.rglob("*.xml"), key=str)
         if not self.annotations:
-            raise DataError(f"ingest.path: {path!r}: no *.xml in it")
-        # The masks of the segmentation task are named like their pictures.
-        self.pictures = [file for file in image_files(self.root) if not file.parent.name.startswith("Segmentation")]
+            raise DataError(f"ingest.path: {path!r}: no *.xml file found")
+        # The masks of the segmentation task have the names of their images.
+        self.images = [file for file in image_files(self.root) if not file.parent.name.startswith("Segmentation")]
         self.splits = _read_splits(self.root)
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         return ColumnsConfig(image="image", caption="", boxes="boxes", split="split")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in order of their names."""
-        return paired_records(self.root, self.pictures, self.annotations, self._read)
+        """Stream the images in order of their names."""
+        return paired_records(self.root, self.images, self.annotations, self._read)
 
     def _read(self, annotation: UPath, refused: SkippedItems) -> dict[str, Any]:
         split = self.splits.get(annotation.stem)
@@ -55,14 +60,14 @@ def _read_boxes(annotation: UPath, refused: SkippedItems) -> list[dict[str, Any]
     except (ET.ParseError, ValueError, LookupError) as error:
         raise malformed(f"{annotation.name}: not XML: {error}") from None
     boxes = []
-    for thing in tree.iter("object"):
-        corners = [thing.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
+    for element in tree.iter("object"):
+        corners = [element.findtext(f"bndbox/{corner}") for corner in ("xmin", "ymin", "xmax", "ymax")]
         try:
             x0, y0, x1, y1 = (float(corner or "none") for corner in corners)
         except ValueError:
-            refused.append(("regions", RecordError("not a box", f"corners {corners}")))
+            refused.append(("regions", RecordError("invalid box", f"corners {corners}")))
             continue
-        boxes.append({"label": thing.findtext("name") or "", "bbox": [x0 - 1, y0 - 1, x1, y1]})
+        boxes.append({"label": element.findtext("name") or "", "bbox": [x0 - 1, y0 - 1, x1, y1]})
     return boxes
 
 

@@ -1,15 +1,18 @@
 """The `webdataset` source: tar shards as img2dataset and DataComp write them.
 
-A sample is the members of one key, which ends at the first dot of a name: `000000012.jpg`, `.txt`, `.json`. Its
-columns are
+    00000.tar        000000012.jpg  000000012.txt  000000012.json  000000013.jpg  …
+    00000.parquet    optional: a row for each key of the shard
 
-- `image`: the picture, under any of the usual suffixes;
-- `caption`: the `.txt`, or else what the JSON calls `caption`, `text` or `txt`;
-- `key`; every entry of the JSON; every other member of the sample that is text, by its suffix (`cls`);
+A sample consists of the files with the same key, which is the file name up to the first dot: `000000012.jpg`, `.txt`,
+`.json`. Its columns are
+
+- `image`: the file with an image suffix;
+- `caption`: the `.txt` file, or else the entry `caption`, `text` or `txt` of the JSON;
+- `key`, every entry of the JSON, and `cls`, the `.cls` file;
 - every column of the parquet beside its shard (`00000.parquet`), joined by `key`, or else by `uid`;
-- every column of the parquet that `ingest.index` names, joined by `uid` (DataComp's `metadata/*.parquet`).
+- every column of the parquet that `ingest.index` names, joined by `uid` (`metadata/*.parquet` of DataComp).
 
-Source: img2dataset's writer; DataComp (Gadre et al. 2023), appendix on its release.
+Source: the writer of img2dataset; DataComp (Gadre et al. 2023), appendix on its release.
 """
 
 import json
@@ -31,19 +34,19 @@ from vlmflow.errors import DataError, RecordError
 from vlmflow.images.image_bytes import check_size
 
 CAPTION_KEYS = ("caption", "text", "txt")
-PEEK_SAMPLES = 1000  # samples of the first shards whose columns are looked at
-MAX_TEXT_BYTES = 2**24  # a larger member is neither a caption nor its facts
+PEEK_SAMPLES = 1000  # samples read to find the columns
+MAX_TEXT_BYTES = 2**24  # a larger text or JSON member is refused
 
 
 class WebDatasetReader:
-    """Tar shards: one file, a folder of them, or a glob pattern.
+    """Read tar shards: one file, a folder of them, or a glob pattern.
 
     Args:
-        path: of the shards.
-        index: metadata parquet within the folder `path`, a name or a pattern; "" where there is none.
+        path: the shards.
+        index: metadata parquet in the folder `path`, a file name or a pattern; "" if there is none.
 
     Raises:
-        DataError: nothing is there.
+        DataError: no file matches.
     """
 
     def __init__(self, path: str, index: str = ""):
@@ -55,7 +58,7 @@ class WebDatasetReader:
         self.metadata: _MetadataTable | None = None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Find the mapped columns among those of the first samples."""
+        """Check that the first samples have the mapped columns."""
         columns = set(wanted.mapped.values())
         if self.tables:
             self.metadata = _MetadataTable(self.tables, columns)
@@ -65,18 +68,18 @@ class WebDatasetReader:
                 seen.update(dict.fromkeys(record.values))
             if number == PEEK_SAMPLES or columns <= seen.keys():
                 break
-        found = wanted.found_in(list(seen), self.path) if seen else wanted
+        found = wanted.match_columns(list(seen), self.path) if seen else wanted
         self.caption = found.caption
         return found
 
     def records(self) -> Iterator[Record]:
         """Stream the samples, shard by shard in order of their names.
 
-        A sample without its picture or its caption, and a key that was never downloaded, is a record with that
-        fault; a shard that is damaged ends there with one, and the next follows.
+        A sample without image or caption, and a key whose download failed, give a record with an error. A damaged
+        shard gives one record with an error after its readable samples; reading goes on with the next shard.
 
         Raises:
-            DataError: parquet beside a shard is damaged.
+            DataError: the parquet file beside a shard is damaged.
         """
         for shard in self.shards:
             beside = shard.with_suffix(".parquet")
@@ -91,15 +94,15 @@ class WebDatasetReader:
                             fault = RecordError("no caption", f"no {self.caption!r} among {', '.join(sorted(values))}")
                         yield Record(location=f"{shard.name}:{key}", source=self.name, values=values, error=fault)
             except (tarfile.TarError, EOFError, OSError) as error:
-                fault = RecordError("damaged shard", f"cut off or no tar: {error}")
+                fault = RecordError("damaged shard", f"truncated or not a tar file: {error}")
                 yield Record(location=shard.name, source=self.name, error=fault)
-                continue  # what it lacks is not known, so nothing is said of its other keys
+                continue  # the missing samples are unknown, so the unmatched keys of the parquet are not reported
             for key, values, fault in facts.unmatched() if facts else ():
                 yield Record(location=f"{shard.name}:{key}", source=self.name, values=values, error=fault)
 
 
 def _read_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], RecordError | None]]:
-    """Group the members by key; a key's members stand together, as the format asks."""
+    """Group the members by key; the format requires that the members of a key are consecutive."""
     key, values, fault = "", {}, None
     for member in tar:
         if not member.isfile():
@@ -112,7 +115,7 @@ def _read_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, Any], R
             key, fault = folder + slash + stem, None
             values = {"key": stem}
         opened = tar.extractfile(member)
-        assert opened is not None  # it is a file
+        assert opened is not None  # only None for members that are not files
         try:
             _add_member(values, suffix.lower(), member.name, opened, member.size)
         except RecordError as reason:
@@ -127,7 +130,7 @@ def _add_member(values: dict[str, Any], suffix: str, name: str, file: IO[bytes],
         check_size(size)
         values.setdefault("image", {"bytes": file.read(), "path": name})
     elif size > MAX_TEXT_BYTES:
-        raise RecordError("too many bytes", f"{name}: {size} of {MAX_TEXT_BYTES} at most")
+        raise RecordError("too many bytes", f"{name}: {size} bytes, the limit is {MAX_TEXT_BYTES}")
     elif suffix == "json":
         try:
             facts = json.loads(file.read())
@@ -135,10 +138,10 @@ def _add_member(values: dict[str, Any], suffix: str, name: str, file: IO[bytes],
             raise malformed(f"{name}: not JSON: {error}") from None
         if not isinstance(facts, dict):
             raise malformed(f"{name}: not a JSON object: {facts!r:.80}")
-        said = next((facts[column] for column in CAPTION_KEYS if facts.get(column) is not None), None)
+        caption = next((facts[column] for column in CAPTION_KEYS if facts.get(column) is not None), None)
         values.update({column: value for column, value in facts.items() if column not in ("key", "caption", "image")})
-        if said is not None:
-            values.setdefault("caption", said)
+        if caption is not None:
+            values.setdefault("caption", caption)
     elif suffix in ("txt", "cls", "text", "caption"):
         column = "cls" if suffix == "cls" else "caption"
         try:
@@ -148,33 +151,33 @@ def _add_member(values: dict[str, Any], suffix: str, name: str, file: IO[bytes],
 
 
 class _ShardParquet:
-    """The parquet that img2dataset writes beside a shard: a row for each key, also of those that it lacks."""
+    """The parquet file of img2dataset beside a shard: a row for each key, including failed downloads."""
 
     def __init__(self, path: UPath):
         self.rows: dict[str, dict[str, Any]] = {}
         for _, values in read_rows(path):
             by = next((name for name in ("key", "uid") if name in values), None)
             if by is None:
-                raise DataError(f"{path}: no column key or uid to join its shard by; there: {', '.join(values)}")
+                raise DataError(f"{path}: no column `key` or `uid` to join the shard by; columns: {', '.join(values)}")
             self.by = by
             self.rows[str(values[by])] = {name: value for name, value in values.items() if name != "image"}
 
     def pop(self, key: str, values: dict[str, Any]) -> dict[str, Any]:
-        """Take out the row of a sample."""
+        """Remove and return the row of a sample; {} if there is none."""
         found = self.rows.pop(str(values.get("uid")) if self.by == "uid" else key.rpartition("/")[2], {})
         return {name: value for name, value in found.items() if value is not None}
 
     def unmatched(self) -> Iterator[tuple[str, dict[str, Any], RecordError]]:
-        """Yield the rows that no sample was for, with what their download says."""
+        """Yield the rows without a sample, with their download status as the error."""
         for key, values in self.rows.items():
-            said = ": ".join(str(values[name]) for name in ("status", "error_message") if values.get(name))
-            yield key, values, RecordError("no picture", said or "its key is not in the shard")
+            status = ": ".join(str(values[name]) for name in ("status", "error_message") if values.get(name))
+            yield key, values, RecordError("no image", status or "the key is not in the shard")
 
 
 class _MetadataTable:
-    """Tables with a column `uid`, held as sorted keys and Arrow columns, so that millions of rows fit in memory.
+    """Metadata tables joined by `uid`: sorted keys and Arrow columns, so that millions of rows fit in memory.
 
-    Only the `wanted` columns are read; `names` are all that are there.
+    Only the `wanted` columns are read; `names` lists all columns of the files.
     """
 
     def __init__(self, paths: list[UPath], wanted: set[str]):
@@ -187,14 +190,14 @@ class _MetadataTable:
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{path}: cannot be read as parquet: {error}") from None
             if "uid" not in self.names:
-                raise DataError(f"{path}: no column 'uid' to join by; there: {', '.join(self.names)}")
+                raise DataError(f"{path}: no column 'uid' to join by; columns: {', '.join(self.names)}")
         self.table = pa.concat_tables(tables, promote_options="default")
         uids = pc.cast(self.table["uid"], pa.string()).to_numpy().astype(np.bytes_)
         self.order = np.argsort(uids, kind="stable")
         self.uids = uids[self.order]
 
     def get(self, uid: Any) -> dict[str, Any]:
-        """Return the row of `uid`; nothing where there is none."""
+        """Return the row of `uid`; {} if there is none."""
         wanted = np.bytes_(str(uid).encode("utf-8", "replace"))
         at = int(np.searchsorted(self.uids, wanted))
         if at == len(self.uids) or self.uids[at] != wanted:

@@ -1,8 +1,13 @@
-"""The `yolo` source: pictures, and for each a text file with a line `class x y width height` for each box.
+"""The `yolo` source: images, and for each a text file with one box per line.
 
-Numbers are shares of the picture's sides; a line with more of them is a polygon. Classes are named by
-`data.yaml` (Ultralytics, Roboflow), or `classes.txt`, `obj.names`. A picture without a text file shows none of the
-classes. The split is that of the folder (`images/train`, `valid/images`). Source: Ultralytics' documentation.
+    set/
+      data.yaml                names: [dog, cat]
+      images/train/a.png
+      labels/train/a.txt       0 0.5 0.5 0.5 1.0       (class x_centre y_centre width height)
+
+Coordinates are fractions of the width and height of the image. A line with more numbers is a polygon. Class names come
+from `data.yaml` (Ultralytics, Roboflow), `classes.txt` or `obj.names`. An image without a text file has no objects.
+The split is that of the folder (`images/train`, `valid/images`). Source: Ultralytics documentation.
 """
 
 from collections.abc import Iterator
@@ -21,43 +26,48 @@ CLASS_LISTS = ("classes.txt", "obj.names")
 
 
 class YoloReader:
-    """A folder with pictures, their text files and the names of the classes.
+    """Read a folder with images, their text files and the class names.
 
     Raises:
-        DataError: the names are not there.
+        DataError: the class names are missing.
     """
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
         self.names = _read_class_names(self.root, index)
-        self.pictures = image_files(self.root)
-        stems = {picture.stem for picture in self.pictures}
+        self.images = image_files(self.root)
+        stems = {image.stem for image in self.images}
         self.labels = [
             file
             for file in sorted(self.root.rglob("*.txt"), key=str)
-            # At the root stand lists of classes and of pictures, and notes.
+            # Text files in the root are lists of classes or images, or notes, unless an image has their name.
             if file.name not in CLASS_LISTS and (file.parent != self.root or file.stem in stems)
         ]
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
-        """Return the format's own mapping."""
+        """Return the fixed mapping of the format."""
         return ColumnsConfig(image="image", caption="", boxes="boxes", box_format="yolo", split="split")
 
     def records(self) -> Iterator[Record]:
-        """Stream the pictures in order of their names."""
-        return paired_records(self.root, self.pictures, self.labels, self._read, optional=True)
+        """Stream the images in order of their names."""
+        return paired_records(self.root, self.images, self.labels, self._read, optional=True)
 
     def _read(self, label: UPath, refused: SkippedItems) -> dict[str, Any]:
         try:
             lines = label.read_text("utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise malformed(f"{label.name}: not text (byte {error.start})") from None
+            raise malformed(f"{label.name}: not UTF-8 (byte {error.start})") from None
         boxes = []
         for number, *numbers in (line.split() for line in lines if line.strip()):
             if number in self.names:
                 boxes.append({"label": self.names[number], "bbox": numbers})
             else:
-                refused.append(("regions", RecordError("no phrase", f"no class {number!r:.40} of {len(self.names)}")))
+                refused.append(
+                    (
+                        "regions",
+                        RecordError("no phrase", f"class {number!r:.40} is not among the {len(self.names)} classes"),
+                    )
+                )
         return {"boxes": boxes}
 
 
@@ -76,4 +86,4 @@ def _read_class_names(root: UPath, index: str) -> dict[str, str]:
             raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if names:
             return {str(i): str(name) for i, name in (names.items() if isinstance(names, dict) else enumerate(names))}
-    raise DataError(f"ingest.path: {str(root)!r}: no names of the classes: data.yaml with `names`, or classes.txt")
+    raise DataError(f"ingest.path: {str(root)!r}: no class names found; add data.yaml with `names`, or classes.txt")

@@ -11,7 +11,7 @@ def validate(
     verdict: dsl.Output[dsl.Artifact],
     section: str = "validate",
 ):
-    """Judge a dataset by Great Expectations; a critical failure stops the pipeline, a warning is reported."""
+    """Check a dataset with Great Expectations; a critical failure stops the pipeline, a warning is reported."""
     from pathlib import Path
 
     from components.validate.config import ValidateConfig

@@ -1,4 +1,4 @@
-"""The Data Docs page of a validation as one file that asks nothing of any network."""
+"""The Data Docs page of a validation: one HTML file that loads nothing from the network."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from great_expectations.render.renderer.page_renderer import ValidationResultsPa
 from great_expectations.render.view.view import DefaultJinjaPageView
 from jinja2 import ChoiceLoader, DictLoader
 
-# Great Expectations' own page takes style sheets, scripts, fonts and pictures from eight hosts. This one holds
-# the same sections, rendered by its own templates, and brings the few styles that they need.
+# The page of Great Expectations loads style sheets, scripts, fonts and images from eight hosts. This one has the same
+# sections, rendered by the same templates, with the few styles that they need.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -35,10 +35,10 @@ td { overflow-wrap: anywhere; }
 </head>
 <body>
 <h1>Validation of {{ verdict.rows }} {{ verdict.schema | e }}</h1>
-<p class="{{ 'passed' if verdict.success else 'critical' }}">{{ 'Passed' if verdict.success else 'Refused' }}.
+<p class="{{ 'passed' if verdict.success else 'critical' }}">{{ 'Passed' if verdict.success else 'Failed' }}.
 Dataset <code>{{ verdict.dataset[:12] }}</code>, Great Expectations {{ ge_version }}.</p>
 <table>
-<tr><th>result</th><th>severity</th><th>expectation</th><th>column</th><th>rows against it</th><th>%</th></tr>
+<tr><th>result</th><th>severity</th><th>expectation</th><th>column</th><th>failing rows</th><th>%</th></tr>
 {% for one in verdict.expectations | sort(attribute='success') %}
 <tr><td class="{{ 'passed' if one.success else one.severity }}">{{ 'passed' if one.success else 'failed' }}</td>
 <td>{{ one.severity | e }}</td><td>{{ one.meaning | e }}</td><td>{{ one.column | e }}</td>
@@ -55,7 +55,7 @@ Dataset <code>{{ verdict.dataset[:12] }}</code>, Great Expectations {{ ge_versio
 
 
 def render_page(result: ExpectationSuiteValidationResult, verdict: dict[str, Any]) -> str:
-    """Return the page as HTML: the verdict as a table, then Data Docs' sections, a column each."""
+    """Return the page as HTML: the verdict as a table, then the sections of Data Docs, one per column."""
     view = DefaultJinjaPageView()
     loader = view.env.loader
     view.env.loader = ChoiceLoader([DictLoader({"offline.j2": PAGE}), *([loader] if loader else [])])

@@ -1,6 +1,6 @@
-"""Whether pictures can be read: every header, and the pixels of those that look cut off or fall into a sample.
+"""Checks that images can be read: the header of every image, and the pixels of a sample and of truncated-looking files.
 
-Decoding is what curation does to all; here it would cost a hundred times what everything else does.
+Decoding every image, as curation does, would take a hundred times as long as all other checks.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from vlmflow.images import image_bytes
 from vlmflow.images.decoding import decode
 
 END_MARKERS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}  # how a JPEG and a PNG begin and end
-TAIL_BYTES = 64  # bytes in which the end is looked for: a few may follow it
-CACHE_SIZE = 4096  # results kept, for rows that show one picture: they stand near each other
+TAIL_BYTES = 64  # the end marker is searched in these last bytes: a few bytes may follow it
+CACHE_SIZE = 4096  # cached results: rows with the same image are near each other
 
 
 class ImageChecker:
-    """Looks at pictures row by row, and remembers 16 bytes of each.
+    """Check images row by row, and keep a digest of 16 bytes of each.
 
     Args:
-        share: of the different pictures is decoded. Chosen by content: in any order of rows it is the same ones.
+        share: fraction of the distinct images to decode; chosen by content, so independent of the row order.
     """
 
     def __init__(self, share: float):
@@ -31,15 +31,15 @@ class ImageChecker:
         self.digests = bytearray()
         self.counts: list[int] = []
 
-    def check_row(self, pictures: list[bytes | None]) -> list[tuple[int, int] | str]:
-        """Return (width, height) in pixels of each of a row's pictures, or why it cannot be read."""
-        digests = [hashlib.sha256(encoded or b"").digest()[:16] for encoded in pictures]
+    def check_row(self, images: list[bytes | None]) -> list[tuple[int, int] | str]:
+        """Return (width, height) in pixels of each of a row's images, or the reason why it cannot be read."""
+        digests = [hashlib.sha256(encoded or b"").digest()[:16] for encoded in images]
         self.digests += b"".join(digests)
         self.counts.append(len(digests))
-        return [self._check(digest, encoded or b"") for digest, encoded in zip(digests, pictures, strict=True)]
+        return [self._check(digest, encoded or b"") for digest, encoded in zip(digests, images, strict=True)]
 
     def in_both_splits(self, test: np.ndarray, train: np.ndarray) -> np.ndarray:
-        """(N,) bool: a `train` row of which a picture is in a `test` row too; both (N,) bool, a row each."""
+        """Return (N,) bool: rows of `train` with an image that is also in a row of `test`; both are (N,) bool."""
         rows = np.repeat(np.arange(len(self.counts)), self.counts)
         numbers = np.unique(np.frombuffer(self.digests, dtype="V16"), return_inverse=True)[1]
         tested = np.isin(numbers, numbers[test[rows]])
@@ -64,18 +64,18 @@ class ImageChecker:
 
 
 def read_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a plain JPEG, fifteen times as fast as by Pillow.
+    """Return (width, height) from the header of a plain JPEG, fifteen times as fast as Pillow.
 
-    None for all that needs a closer look: another format, a damaged header, an orientation, too many pixels.
+    None for images that Pillow must check: another format, a damaged header, an EXIF orientation, too many pixels.
     """
     at = 2
     while encoded[:2] == b"\xff\xd8" and len(encoded) > at + 9 and encoded[at] == 0xFF:
         marker, length, precision, height, width = struct.unpack_from(">BHBHH", encoded, at + 1)
         if marker in (0xC0, 0xC1, 0xC2):  # a frame: baseline, extended or progressive
-            most = image_bytes.Image.MAX_IMAGE_PIXELS or 0  # 0: whoever lifted the limit has all looked at closely
+            most = image_bytes.Image.MAX_IMAGE_PIXELS or 0  # 0 if there is no limit: Pillow then checks all
             return (width, height) if precision == 8 and 0 < width * height <= most else None
         if not (0xC4 <= marker <= 0xFE and marker not in (0xD8, 0xD9, 0xDA, 0xE1)):
-            return None  # 0xE1 may hold EXIF, which may turn the picture
+            return None  # 0xE1 may hold EXIF with an orientation
         at += 2 + length
     return None
 
@@ -83,9 +83,9 @@ def read_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 def _decode(encoded: bytes) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a decoder's remarks on what it can read all the same
+            warnings.simplefilter("ignore")  # warnings about images that decode anyway
             decode(encoded, at_least=1)
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises whatever the damage leads to
+    except Exception as error:  # Pillow can raise almost any type on a damaged file
         raise RecordError("cannot be decoded", f"{type(error).__name__}: {error}") from None

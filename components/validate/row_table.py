@@ -1,7 +1,6 @@
-"""What the expectations look at: a table with a row for each row of a dataset, and no pixels in it.
+"""The table that the expectations check: one row per row of a dataset, without pixels.
 
-A column that ends in `_fault` is null where all is well and says what is wrong elsewhere, so that a
-report shows the reasons themselves.
+A column with the suffix `_fault` is null for correct rows and else describes the fault, so that reports show reasons.
 """
 
 from typing import Any
@@ -15,29 +14,29 @@ from components.validate.image_checks import ImageChecker
 from vlmflow.artifacts.dataset import SCHEMAS, Dataset
 from vlmflow.images.decontamination import find_leaks, load_evaluation_images
 
-BATCH_ROWS = 256  # so many pictures are in memory at once
+BATCH_ROWS = 256  # images in memory at once
 IMAGE_MARKER = "<image>"
-EDGE = 0.5  # pixels by which rounding may carry a box over the edge
+EDGE = 0.5  # pixels; tolerance for rounding of boxes at the edge
 
 
 def build_table(data: Dataset, decode: int | None, decontaminate: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Return the table: a row for each of `data`, without the pictures.
+    """Return the table, one row per row of `data`.
 
     Args:
         data: pairs, conversations or preferences.
-        decode: the number of pictures that are decoded, about; None for all.
+        decode: approximate number of images to decode; None decodes all.
         decontaminate: evaluation sets, for the column `evaluation_fault`.
     """
     measure = {"pairs": _pairs, "conversations": _conversations, "preferences": _preferences}[data.card.schema]
-    pictures = ImageChecker(share=1.0 if decode is None else min(1.0, decode / max(1, len(data))))
-    frames = [pd.DataFrame(measure(batch, pictures)) for batch in data.batches(size=BATCH_ROWS)]
-    if not frames:  # a dataset without rows has the columns that the suite names all the same
+    checker = ImageChecker(share=1.0 if decode is None else min(1.0, decode / max(1, len(data))))
+    frames = [pd.DataFrame(measure(batch, checker)) for batch in data.batches(size=BATCH_ROWS)]
+    if not frames:  # an empty dataset still needs the columns of the suite
         empty = pa.RecordBatch.from_pylist([], schema=SCHEMAS[data.card.schema].arrow_schema)
-        frames = [pd.DataFrame(measure(empty, pictures))]
+        frames = [pd.DataFrame(measure(empty, checker))]
     frame = pd.concat(frames, ignore_index=True)
     split = frame["split"].to_numpy()
-    both = pictures.in_both_splits(test=split == "test", train=split == "train")
-    frame["split_fault"] = _text(["the picture is in the test split too" if one else None for one in both])
+    both = checker.in_both_splits(test=split == "test", train=split == "train")
+    frame["split_fault"] = _text(["the image is also in the test split" if one else None for one in both])
     if decontaminate:
         shown = {
             leak.uid: f"shows {leak.evaluation_image}"
@@ -47,11 +46,11 @@ def build_table(data: Dataset, decode: int | None, decontaminate: tuple[str, ...
     return frame
 
 
-def _pairs(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
+def _pairs(batch: pa.RecordBatch, checker: ImageChecker) -> dict[str, Any]:
     widths, heights = (pc.fill_null(batch[name], 0).to_numpy() for name in ("width", "height"))
     image_faults, size_faults = [], []
     for i, image in enumerate(batch["image"].field("bytes")):
-        found = pictures.check_row([image.as_py()])[0]
+        found = checker.check_row([image.as_py()])[0]
         unread = isinstance(found, str)
         wrong = not unread and found != (widths[i], heights[i])
         image_faults.append(found if unread else None)
@@ -64,7 +63,7 @@ def _pairs(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
         "image_fault": _text(image_faults),
         "size_fault": _text(size_faults),
         "caption_length": captions,
-        "silent_fault": _text(["no caption, region, line or label" if n == 0 else None for n in said]),
+        "empty_fault": _text(["no caption, region, line or label" if n == 0 else None for n in said]),
         "region_fault": _box_faults(batch["regions"], "phrase", widths, heights),
         "line_fault": _box_faults(batch["lines"], "text", widths, heights),
         "split": _categorical(batch["split"]),
@@ -72,25 +71,25 @@ def _pairs(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
 
 
 def _box_faults(column: pa.ListArray, words: str, widths: np.ndarray, heights: np.ndarray) -> pd.Series:
-    """Find boxes without area or outside of their picture, and empty words, in all rows of a batch at once."""
+    """Find boxes without area or outside the image, and empty texts, in all rows of a batch at once."""
     rows, items = pc.call_function("list_parent_indices", [column]).to_numpy(), column.flatten()
     faults: dict[int, str] = {}
     if len(items):
         x0, y0, x1, y1 = (pc.fill_null(items.field(name), np.nan).to_numpy() for name in ("x0", "y0", "x1", "y1"))
         inside = (x0 >= -EDGE) & (y0 >= -EDGE) & (x1 <= widths[rows] + EDGE) & (y1 <= heights[rows] + EDGE)
         empty = _count("utf8_length", items.field(words)) == 0
-        for fault, wrong in (("box outside of its picture", ~inside), ("box without area", ~((x1 > x0) & (y1 > y0)))):
+        for fault, wrong in (("box outside the image", ~inside), ("box without area", ~((x1 > x0) & (y1 > y0)))):
             faults |= dict.fromkeys(rows[wrong].tolist(), fault)
         faults |= dict.fromkeys(rows[empty].tolist(), f"box without {words}")
     return _text([faults.get(i) for i in range(len(column))])
 
 
-def _conversations(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
+def _conversations(batch: pa.RecordBatch, checker: ImageChecker) -> dict[str, Any]:
     said = [[m or {"role": "", "content": ""} for m in messages or []] for messages in batch["messages"].to_pylist()]
     counts = _count("list_value_length", batch["images"]).tolist()
     return {
         "uid": batch["uid"].to_pylist(),
-        "image_fault": _image_faults(batch["images"], pictures),
+        "image_fault": _image_faults(batch["images"], checker),
         "messages_fault": _text([_messages_fault(m, count) for m, count in zip(said, counts, strict=True)]),
         "text_length": [sum(len(m["content"] or "") for m in messages) for messages in said],
         "task": _categorical(batch["task"]),
@@ -98,14 +97,14 @@ def _conversations(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, A
     }
 
 
-def _preferences(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any]:
+def _preferences(batch: pa.RecordBatch, checker: ImageChecker) -> dict[str, Any]:
     texts = {
         name: [(text or "").strip() for text in batch[name].to_pylist()] for name in ("prompt", "chosen", "rejected")
     }
     counts = _count("list_value_length", batch["images"]).tolist()
     return {
         "uid": batch["uid"].to_pylist(),
-        "image_fault": _image_faults(batch["images"], pictures),
+        "image_fault": _image_faults(batch["images"], checker),
         **{f"{name}_length": [len(text) for text in column] for name, column in texts.items()},
         "choice_fault": _text([_choice_fault(*row) for row in zip(*texts.values(), counts, strict=True)]),
         "source": _categorical(batch["source"]),
@@ -113,11 +112,11 @@ def _preferences(batch: pa.RecordBatch, pictures: ImageChecker) -> dict[str, Any
     }
 
 
-def _image_faults(column: pa.ListArray, pictures: ImageChecker) -> pd.Series:
+def _image_faults(column: pa.ListArray, checker: ImageChecker) -> pd.Series:
     faults: list[str | None] = []
     for images in column:
-        found = pictures.check_row([(image or {}).get("bytes") for image in images.as_py() or []])
-        faults.append(next((size for size in found if isinstance(size, str)), None) if found else "no picture")
+        found = checker.check_row([(image or {}).get("bytes") for image in images.as_py() or []])
+        faults.append(next((size for size in found if isinstance(size, str)), None) if found else "no image")
     return _text(faults)
 
 
@@ -125,40 +124,40 @@ def _choice_fault(prompt: str, chosen: str, rejected: str, images: int) -> str |
     if chosen == rejected:
         return "chosen and rejected are the same"
     if IMAGE_MARKER in chosen or IMAGE_MARKER in rejected:
-        return f"an answer holds {IMAGE_MARKER}"
+        return f"an answer contains {IMAGE_MARKER}"
     return _markers_fault(prompt.count(IMAGE_MARKER), images)
 
 
 def _messages_fault(messages: list[dict[str, str]], images: int) -> str | None:
-    """Say what breaks the form: user and assistant in turns, the assistant last; a system message may lead."""
+    """Check that user and assistant alternate and the assistant is last; a system message may come first."""
     turns = [m for i, m in enumerate(messages) if not (i == 0 and m["role"] == "system")]
     if not turns:
         return "no message"
     for i, message in enumerate(turns):
-        due = ("user", "assistant")[i % 2]
-        if message["role"] != due:
-            return f"message {i + 1} is by {message['role']!r}, not by {due!r}"
-        if not (message["content"] or "").strip() and (due == "assistant" or not images):
-            return f"message {i + 1}, of {due!r}, is empty"
-        if due == "assistant" and IMAGE_MARKER in message["content"]:
-            return f"message {i + 1}, an answer, holds {IMAGE_MARKER}"
+        expected = ("user", "assistant")[i % 2]
+        if message["role"] != expected:
+            return f"message {i + 1} has role {message['role']!r}, expected {expected!r}"
+        if not (message["content"] or "").strip() and (expected == "assistant" or not images):
+            return f"message {i + 1}, of {expected!r}, is empty"
+        if expected == "assistant" and IMAGE_MARKER in message["content"]:
+            return f"message {i + 1}, an answer, contains {IMAGE_MARKER}"
     if turns[-1]["role"] != "assistant":
-        return "the last message is not the assistant's"
+        return "the last message is not from the assistant"
     return _markers_fault(sum((message["content"] or "").count(IMAGE_MARKER) for message in turns), images)
 
 
-def _markers_fault(marks: int, images: int) -> str | None:
-    """Pictures are marked all or not at all: those without a mark stand before the text."""
-    return f"{marks} {IMAGE_MARKER} for {images} pictures" if marks not in (0, images) else None
+def _markers_fault(markers: int, images: int) -> str | None:
+    """Check that all images have a marker or none; images without markers come before the text."""
+    return f"{markers} {IMAGE_MARKER} markers for {images} images" if markers not in (0, images) else None
 
 
 def _categorical(column: pa.StringArray) -> pd.Series:
-    """Few different values, each of them in memory once; null is "", which no list of values has."""
+    """Return a column of few distinct values, each in memory once; null becomes "", which no value set contains."""
     return pc.fill_null(column, "").to_pandas()
 
 
 def _count(function: str, column: pa.Array) -> np.ndarray:
-    """Apply an Arrow function that counts; null counts nothing."""
+    """Apply a counting Arrow function; null counts as 0."""
     return pc.fill_null(pc.call_function(function, [column]), 0).to_numpy()
 
 

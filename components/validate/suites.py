@@ -1,6 +1,6 @@
-"""The expectations for each schema, and how much each of them weighs."""
+"""The expectations of each schema, and their severity."""
 # pyright: reportPrivateImportUsage=false
-# (great_expectations.expectations is the documented place of its classes, without being marked as such)
+# (great_expectations.expectations documents these classes, but does not mark them as exported)
 
 from typing import Any
 
@@ -15,43 +15,43 @@ PREFERENCE_SOURCES = ["human", "rule", "model"]
 
 
 def build_suite(schema: str, *, strict: bool, min_rows: int, max_text: int, decontaminated: bool) -> list[Expectation]:
-    """Return the expectations on the table that `measured` makes for `schema`.
+    """Return the expectations on the table that `build_table` returns for `schema`.
 
     Args:
         schema: pairs, conversations or preferences.
-        strict: whether what curation removes (unreadable pictures, repeated pairs, pairs that say nothing)
-            is critical; before curation it is a warning.
-        min_rows: the least number of rows, critical.
-        max_text: characters of a caption or of a whole conversation beyond which a warning is due.
-        decontaminated: whether rows that show evaluation pictures have been looked for.
+        strict: whether faults that curation removes (unreadable images, repeated pairs, pairs without content)
+            are critical; otherwise they are warnings.
+        min_rows: minimum number of rows, critical.
+        max_text: characters of a caption or a whole conversation above which a warning is given.
+        decontaminated: whether the table has the column `evaluation_fault`.
     """
     weight = CRITICAL if strict else WARNING
     rows = gxe.ExpectTableRowCountToBeBetween(
-        min_value=min_rows, severity=CRITICAL, description=_describe(CRITICAL, f"There are {min_rows} rows or more")
+        min_value=min_rows, severity=CRITICAL, description=_describe(CRITICAL, f"At least {min_rows} rows")
     )
-    splits = [_one_of("split", SPLITS, CRITICAL), _no_faults("split_fault", WARNING, "No picture is in both splits")]
-    apart = _no_faults("evaluation_fault", CRITICAL, "No row to learn from shows a picture of an evaluation set")
+    splits = [_one_of("split", SPLITS, CRITICAL), _no_faults("split_fault", WARNING, "No image is in both splits")]
+    apart = _no_faults("evaluation_fault", CRITICAL, "No training row has an image of an evaluation set")
     own = {"pairs": _pairs, "conversations": _conversations, "preferences": _preferences}[schema]
     return [rows, *splits, *([apart] if decontaminated else []), *own(weight, max_text)]
 
 
 def _pairs(weight: FailureSeverity, max_text: int) -> list[Expectation]:
     return [
-        *_unique_uids(weight, "Every pair is there once"),
-        _no_faults("image_fault", weight, "Every picture's header can be read, and what was decoded is whole"),
-        _no_faults("size_fault", CRITICAL, "Width and height are the picture's"),
-        _no_faults("region_fault", CRITICAL, "Every region has a phrase and lies in its picture"),
-        _no_faults("line_fault", CRITICAL, "Every line has a text and lies in its picture"),
-        _no_faults("silent_fault", weight, "Every pair says something of its picture"),
+        *_unique_uids(weight, "No pair is repeated"),
+        _no_faults("image_fault", weight, "Every image has a readable header, and the decoded images are complete"),
+        _no_faults("size_fault", CRITICAL, "Width and height match the image"),
+        _no_faults("region_fault", CRITICAL, "Every region has a phrase and is inside the image"),
+        _no_faults("line_fault", CRITICAL, "Every line has a text and is inside the image"),
+        _no_faults("empty_fault", weight, "Every pair has a caption, region, line or label"),
         _length("caption_length", None, max_text, WARNING),
     ]
 
 
 def _conversations(weight: FailureSeverity, max_text: int) -> list[Expectation]:
     return [
-        *_unique_uids(CRITICAL, "Every conversation is there once"),
-        _no_faults("image_fault", CRITICAL, "Every conversation has pictures, all of them readable"),
-        _no_faults("messages_fault", CRITICAL, "User and assistant take turns, and the assistant ends"),
+        *_unique_uids(CRITICAL, "No conversation is repeated"),
+        _no_faults("image_fault", CRITICAL, "Every conversation has images, all of them readable"),
+        _no_faults("messages_fault", CRITICAL, "User and assistant alternate, and the assistant is last"),
         _length("text_length", 1, max_text, WARNING),
         _one_of("task", TASKS, WARNING),
     ]
@@ -59,14 +59,14 @@ def _conversations(weight: FailureSeverity, max_text: int) -> list[Expectation]:
 
 def _preferences(weight: FailureSeverity, max_text: int) -> list[Expectation]:
     return [
-        *_unique_uids(CRITICAL, "Every preference is there once"),
-        _no_faults("image_fault", CRITICAL, "Every preference has pictures, all of them readable"),
+        *_unique_uids(CRITICAL, "No preference is repeated"),
+        _no_faults("image_fault", CRITICAL, "Every preference has images, all of them readable"),
         _length("prompt_length", 1, None, CRITICAL),
         _length("chosen_length", 1, None, CRITICAL),
         _length("rejected_length", 1, None, CRITICAL),
         _length("chosen_length", None, max_text, WARNING),
         _length("rejected_length", None, max_text, WARNING),
-        _no_faults("choice_fault", CRITICAL, "Two different answers, and no mark of a picture out of place"),
+        _no_faults("choice_fault", CRITICAL, "Chosen and rejected differ, and image markers are valid"),
         _one_of("source", PREFERENCE_SOURCES, WARNING),
     ]
 

@@ -1,4 +1,4 @@
-"""Validate: Great Expectations judges a dataset; severity decides whether the pipeline goes on."""
+"""Validate: check a dataset with Great Expectations. Critical failures stop the pipeline."""
 
 import json
 import logging
@@ -20,20 +20,20 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import GateError
 
 logger = logging.getLogger(__name__)
-logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # turned on by its import
+logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # its import enables INFO
 
-SAMPLE = 5  # rows that a failing expectation names
+SAMPLE = 5  # failing rows listed per expectation
 
 
 def validate(data: Path, section: ValidateConfig, report: Path, verdict: Path) -> dict[str, Any]:
-    """Judge the dataset at `data`; write the Data Docs page to `report` and the findings to `verdict` (JSON).
+    """Check the dataset at `data`; write the Data Docs page to `report` and the findings to `verdict` (JSON).
 
     Returns:
         The verdict: schema, rows, success, and for each expectation name, column, severity, success,
-        unexpected, unexpected_percent and a sample of what failed.
+        unexpected, unexpected_percent and a sample of failing rows.
 
     Raises:
-        GateError: an expectation of severity critical fails; both files are written before.
+        GateError: a critical expectation fails; both files are written first.
     """
     dataset = Dataset(data)
     result = _run(dataset, section)
@@ -54,19 +54,19 @@ def validate(data: Path, section: ValidateConfig, report: Path, verdict: Path) -
     if critical:
         raise GateError(
             f"{dataset.card.schema} of {len(dataset)} rows: {'; '.join(_format(one) for one in critical)}; "
-            "mend these rows at their source, or the section's limits if they are wrong"
+            "fix these rows in the source, or relax the limits of the section"
         )
     logger.info("%d %s, %d expectations, %d warnings", len(dataset), dataset.card.schema, len(findings), len(failed))
     return summary
 
 
 def write_skipped(section: str, report: Path, verdict: Path) -> None:
-    """Say in `report` and in `verdict` that nothing was judged, because the recipe has no such section."""
+    """Write to `report` and `verdict` that validation was skipped, because the recipe has no such section."""
     reason = f"the recipe has no section {section!r}"
-    logger.warning("skipped: %s; nothing is judged", reason)
+    logger.warning("validation skipped: %s", reason)
     verdict.write_text(json.dumps({"skipped": reason}) + "\n", encoding="utf-8")
     title = f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{section}</title>'
-    report.write_text(f"{title}<p>Nothing was judged: {reason}.</p></html>\n", encoding="utf-8")
+    report.write_text(f"{title}<p>Validation skipped: {reason}.</p></html>\n", encoding="utf-8")
 
 
 def _run(dataset: Dataset, section: ValidateConfig) -> ExpectationSuiteValidationResult:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.curate.test_curation import encoded, pair, picture, run
+from tests.curate.test_curation import encoded, make_image, pair, run
 from vlmflow.artifacts import dataset
 from vlmflow.errors import DataError
 from vlmflow.images.decontamination import find_leaks, load_evaluation_images
@@ -20,16 +20,16 @@ def again(image: bytes) -> bytes:
 
 def evaluation(root: Path) -> tuple[str, list[bytes]]:
     """A dataset whose test split is evaluated on, and its pictures; its training split is not."""
-    images = [encoded(picture(seed)) for seed in range(200, 206)]
+    images = [encoded(make_image(seed)) for seed in range(200, 206)]
     rows = [pair(image, f"question {i}", split="test") for i, image in enumerate(images)]
-    dataset.write(root / "evaluation", "pairs", [*rows, pair(encoded(picture(300)), "to learn from")])
+    dataset.write(root / "evaluation", "pairs", [*rows, pair(encoded(make_image(300)), "to learn from")])
     return str(root / "evaluation"), images
 
 
-def test_pairs_that_show_an_evaluation_picture_go(tmp_path: Path) -> None:
+def test_pairs_with_an_evaluation_image_are_dropped(tmp_path: Path) -> None:
     path, images = evaluation(tmp_path)
     rows = [pair(again(image), f"leak {i}", source="in_evaluation_set") for i, image in enumerate(images)]
-    rows += [pair(encoded(picture(seed)), f"clean {seed}", source="") for seed in (*range(20), 300)]
+    rows += [pair(encoded(make_image(seed)), f"clean {seed}", source="") for seed in (*range(20), 300)]
     rows.append(pair(again(images[0]), "of our own test split", split="test", source=""))
     rows.append(pair(b"no picture", "a damaged file", source="undecodable"))
     _, ledger, summary = run(tmp_path, rows, decontaminate=[path])
@@ -40,10 +40,13 @@ def test_pairs_that_show_an_evaluation_picture_go(tmp_path: Path) -> None:
     assert run(tmp_path / "off", rows)[2]["dropped"]["in_evaluation_set"] == 0
 
 
-def test_a_pair_of_the_evaluation_set_goes_whatever_it_shows(tmp_path: Path) -> None:
+def test_a_pair_of_the_evaluation_set_is_dropped_for_any_image(tmp_path: Path) -> None:
     path, images = evaluation(tmp_path)
     row = pair(images[0], "question 0")
-    rows = [{**pair(encoded(picture(1)), "another picture"), "uid": row["uid"]}, pair(encoded(picture(2)), "clean")]
+    rows = [
+        {**pair(encoded(make_image(1)), "another picture"), "uid": row["uid"]},
+        pair(encoded(make_image(2)), "clean"),
+    ]
     assert [entry["rule"] for entry in run(tmp_path, rows, decontaminate=[path])[1]] == ["in_evaluation_set", ""]
 
 
@@ -58,9 +61,9 @@ def preference(uid: str, images: list[bytes], of: str = "", split: str = "train"
 
 
 @pytest.mark.parametrize(("schema", "make"), [("conversations", conversation), ("preferences", preference)])
-def test_conversations_and_preferences_are_blocked_alike(tmp_path: Path, schema: str, make: Any) -> None:
+def test_conversations_and_preferences_are_checked(tmp_path: Path, schema: str, make: Any) -> None:
     path, images = evaluation(tmp_path)
-    clean = encoded(picture(7))
+    clean = encoded(make_image(7))
     rows = [
         make("seen", [again(images[2])]),
         make("second", [clean, images[3]]),
@@ -77,10 +80,10 @@ def test_conversations_and_preferences_are_blocked_alike(tmp_path: Path, schema:
     assert found["seen"].endswith(pair(images[2], "question 2")["uid"]) and found["of-a-pair"].startswith("pair ")
 
 
-def test_an_evaluation_set_may_be_a_folder_of_pictures_or_of_preferences(tmp_path: Path) -> None:
+def test_an_evaluation_set_may_be_a_folder_of_images_or_preferences(tmp_path: Path) -> None:
     folder = tmp_path / "pictures" / "deep"
     folder.mkdir(parents=True)
-    image = encoded(picture(9))
+    image = encoded(make_image(9))
     (folder / "a.PNG").write_bytes(image)
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("no picture")
@@ -94,9 +97,9 @@ def test_an_evaluation_set_may_be_a_folder_of_pictures_or_of_preferences(tmp_pat
         ]
 
 
-def test_an_evaluation_set_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_evaluation_set_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         load_evaluation_images((str(tmp_path / "nowhere"),))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: holds no picture"):
+    with pytest.raises(DataError, match="empty: no readable image"):
         load_evaluation_images((str(tmp_path / "empty"),))

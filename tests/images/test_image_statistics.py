@@ -102,7 +102,7 @@ def test_an_animation_counts_by_its_first_frame() -> None:
 
 
 @pytest.mark.parametrize(("form", "keep"), [("PNG", 0.5), ("JPEG", 0.5), ("GIF", 0.3), ("WEBP", 0.5), ("PNG", 0.05)])
-def test_a_cut_off_file_is_undecodable_and_says_why(form: str, keep: float) -> None:
+def test_a_truncated_file_has_a_reason(form: str, keep: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, form)
     assert read_thumbnail(data).reason == ""
@@ -113,7 +113,7 @@ def test_a_cut_off_file_is_undecodable_and_says_why(form: str, keep: float) -> N
 @pytest.mark.parametrize(
     "data", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff\xe0" + bytes(99)]
 )
-def test_what_is_no_picture_is_undecodable(data: bytes | None) -> None:
+def test_other_bytes_are_undecodable(data: bytes | None) -> None:
     assert read_thumbnail(data).reason
 
 
@@ -130,12 +130,12 @@ def test_damage_anywhere_never_raises() -> None:
             assert seen.reason or seen.width * seen.height > 0
 
 
-def test_quiet_silences_pillow_and_nothing_else() -> None:
+def test_only_warnings_of_pillow_are_ignored() -> None:
     with ignore_pillow_warnings(), pytest.warns(UserWarning, match="mine"):
         warnings.warn("mine", UserWarning, stacklevel=1)
 
 
-def test_a_large_jpeg_is_measured_in_full_and_decoded_small() -> None:
+def test_a_large_jpeg_keeps_its_size_and_is_decoded_small() -> None:
     data = encoded(quarters((1600, 800)), "JPEG")
     seen = read_thumbnail(data)
     assert (seen.width, seen.height) == (1600, 800)
@@ -171,7 +171,7 @@ def test_dhash_bits_are_rises_to_the_right() -> None:
     assert hashes == [2**64 - 1, 0, (2**32 - 1) << 32]
 
 
-def test_noise_and_blank_stand_apart_from_fine_patterns() -> None:
+def test_noise_and_blank_differ_from_fine_patterns() -> None:
     generator = np.random.default_rng(0)
 
     def measured(pixels: np.ndarray) -> tuple[float, float]:
@@ -205,7 +205,7 @@ def measured(images: list[Image.Image], form: str = "JPEG") -> ImageStatistics:
     return compute_statistics([read_thumbnail(encoded(image, form), sharpness=True) for image in images])
 
 
-def test_a_blurred_picture_is_told_from_a_sharp_one_at_any_size() -> None:
+def test_sharpness_separates_blurred_from_sharp_images_at_any_size() -> None:
     for size in (128, 320, 1000):
         sharp = [soft(seed, size) for seed in range(12)]
         blurred = [image.filter(ImageFilter.GaussianBlur(size / 80)) for image in sharp]
@@ -224,7 +224,7 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     assert laplacian(Image.new("L", (2, 9))) == 0.0
 
 
-def test_sharpness_costs_nothing_where_it_is_not_asked_for() -> None:
+def test_sharpness_is_measured_only_on_request() -> None:
     assert read_thumbnail(encoded(soft(0), "PNG")).sharpness == 0.0
 
 
@@ -246,7 +246,7 @@ def test_colourfulness_is_hasler_and_suesstrunks() -> None:
         assert measured([image], "PNG").colorfulness[0] == pytest.approx(truth, rel=0.02)
 
 
-def test_grey_has_no_colour_and_faint_colour_has_little() -> None:
+def test_colorfulness_of_grey_and_faint_images() -> None:
     image = soft(1)
     grey = image.convert("L").convert("RGB")
     colour = measured([grey, Image.blend(grey, image, 0.1), image], "PNG").colorfulness

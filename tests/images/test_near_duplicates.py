@@ -61,7 +61,7 @@ def test_difference_does_not_wrap_around() -> None:
     assert cell_difference(Cells([flat]), np.array([0]), np.array([1])).tolist() == [127.5]
 
 
-def test_exact() -> None:
+def test_first_occurrences() -> None:
     assert first_occurrences([b"a", b"b", b"a", b"c", b"b", b"a"]).tolist() == [-1, -1, 0, -1, 1, 0]
     assert first_occurrences([]).tolist() == []
 
@@ -76,7 +76,7 @@ def pictures(
     return ImageSet(seen["hashes"], seen["signatures"], seen["coarse"], Cells(parts), *of)
 
 
-def test_cells_are_found_wherever_they_lie() -> None:
+def test_cells_are_indexed_across_parts() -> None:
     generator = np.random.default_rng(0)
     flat = generator.integers(0, 256, (20, 768)).astype(np.uint8)
     cells = Cells([flat[:7], flat[7:9], flat[9:12]]) + Cells([flat[12:]])
@@ -93,7 +93,7 @@ def chain(levels: list[int], groups: list[int] | None = None, test: list[bool] |
     return pictures(np.zeros(count, np.uint64), cells, groups, test)
 
 
-def test_what_copies_only_dropped_pictures_is_kept() -> None:
+def test_duplicates_of_dropped_images_are_kept() -> None:
     leaks, copies = find_duplicates(chain([0, 10, 20, 30, 0]), 8, 10)
     assert copies.tolist() == [-1, 0, -1, 2, 0]
     assert (leaks == -1).all()
@@ -106,11 +106,11 @@ def test_groups_and_splits() -> None:
     assert leaks.tolist() == [1, -1, 1, -1]
 
 
-def test_ten_thousand_placeholders_take_no_time() -> None:
+def test_many_equal_images_are_fast() -> None:
     copies = find_duplicates(chain([7] * 10_000), 8, 16)[1]
     assert copies.tolist() == [-1] + [0] * 9_999  # compared pair by pair these are fifty million
 
 
-def test_nothing() -> None:
+def test_no_images() -> None:
     leaks, copies = find_duplicates(pictures(hashes(0), np.zeros((0, 3, 16, 16), np.uint8)), 8, 16)
     assert len(leaks) == len(copies) == 0

@@ -46,7 +46,7 @@ def written(root: Path, rows: list[dict[str, Any]]) -> Path:
         {"image": "images/0.png", "messages": openai({"type": "image"})},
     ],
 )
-def test_every_shape_of_a_conversation_says_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_every_conversation_format_gives_the_same_row(tmp_path: Path, row: dict[str, Any]) -> None:
     made, rows, entries = run(written(tmp_path / "set", [row]), tmp_path / "out", source="conversations")
     assert entries == [] and made.card.schema == "conversations"
     assert [one["messages"] for one in rows] == [TURNS]
@@ -63,14 +63,14 @@ def test_the_uid_of_a_conversation_is_its_content(tmp_path: Path) -> None:
     assert len({row["uid"] for row in one}) == 4 and one[0]["uid"] == one[4]["uid"]  # the same said of the same picture
 
 
-def test_several_pictures_keep_their_places(tmp_path: Path) -> None:
+def test_markers_of_several_images_are_kept(tmp_path: Path) -> None:
     row = {"image": ["images/0.png", "images/1.png"], "conversations": llava("<image> or <image>?")}
     made, rows, _ = run(written(tmp_path / "set", [row]), tmp_path / "out", source="conversations")
     assert rows[0]["messages"][0]["content"] == "<image> or <image>?" and len(rows[0]["images"]) == 2
     assert build_table(made, decode=None)["messages_fault"].isna().to_numpy().all()
 
 
-def test_what_is_no_conversation_goes_to_the_quarantine(tmp_path: Path) -> None:
+def test_invalid_conversations_go_to_the_quarantine(tmp_path: Path) -> None:
     image = {"image": "images/0.png"}
     rows: list[Any] = [
         {**image, "conversations": llava()}, {"conversations": llava(ASKED)}, {**image, "conversations": llava()[:1]},
@@ -83,8 +83,8 @@ def test_what_is_no_conversation_goes_to_the_quarantine(tmp_path: Path) -> None:
     made, kept, entries = run(written(tmp_path / "set", rows), tmp_path / "out", source="conversations")
     assert len(kept) == 1 and made.card.notes["rows_read"] == len(rows)
     assert [entry["reason"].partition(":")[0] for entry in entries] == [
-        "no picture", "not in turns", "placeholders", "no text", "no such file", "damaged row", "damaged row",
-        "damaged row", "damaged row", "damaged row", "damaged picture",
+        "no image", "roles do not alternate", "image markers", "no text", "no such file", "malformed row", "malformed row",
+        "malformed row", "malformed row", "malformed row", "damaged image",
     ]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ SPOKEN = {
         (studio("left", "right", "right"), "human"),
     ],
 )
-def test_every_shape_of_a_preference_says_the_same(tmp_path: Path, row: dict[str, Any], source: str) -> None:
+def test_every_preference_format_gives_the_same_row(tmp_path: Path, row: dict[str, Any], source: str) -> None:
     made, rows, entries = run(
         written(tmp_path / "set", [row]), tmp_path / "out", source="preferences", preference_source="model"
     )
@@ -128,7 +128,7 @@ def test_every_shape_of_a_preference_says_the_same(tmp_path: Path, row: dict[str
     assert build_table(made, decode=None)[["image_fault", "choice_fault"]].isna().to_numpy().all()
 
 
-def test_what_is_no_preference_goes_to_the_quarantine(tmp_path: Path) -> None:
+def test_invalid_preferences_go_to_the_quarantine(tmp_path: Path) -> None:
     image = {"image": "images/0.png"}
     rows = [
         {**image, **WORSE}, studio("left", "right"), studio(), {**image, **WORSE, "rejected": ANSWERED},
@@ -138,12 +138,12 @@ def test_what_is_no_preference_goes_to_the_quarantine(tmp_path: Path) -> None:
     _, kept, entries = run(written(tmp_path / "set", rows), tmp_path / "out", source="preferences")
     assert len(kept) == 1
     assert [entry["reason"].partition(":")[0] for entry in entries] == [
-        "no verdict", "no verdict", "no verdict", "no text", "several turns", "no picture",
-        "damaged row", "damaged row",
+        "no preference", "no preference", "no preference", "no text", "several turns", "no image",
+        "malformed row", "malformed row",
     ]  # fmt: skip
 
 
-def test_parquet_with_pictures_within(tmp_path: Path) -> None:
+def test_parquet_with_embedded_images(tmp_path: Path) -> None:
     table = pa.table({"images": [[{"bytes": encoded(seed=0), "path": None}]], "messages": [TURNS], "part": ["val"]})
     (tmp_path / "set").mkdir()
     pq.write_table(table, tmp_path / "set" / "train.parquet")
@@ -152,7 +152,7 @@ def test_parquet_with_pictures_within(tmp_path: Path) -> None:
     assert [(row["split"], row["messages"]) for row in rows] == [("test", TURNS)]
 
 
-def test_unusable_is_what_the_parsers_raise() -> None:
+def test_parsers_raise_only_record_errors() -> None:
     from components.ingest.conversation_formats import parse_conversation
     from components.ingest.preference_formats import parse_preference
 

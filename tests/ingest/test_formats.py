@@ -52,7 +52,7 @@ def test_webdataset(tmp_path: Path) -> None:
     tar(root / "00001.tar", [
         *sample("000010000", 2, None),
         ("000010001.png", encoded(seed=3)), only_json,
-        ("000010002.txt", b"no picture"),
+        ("000010002.txt", b"no image"),
         ("000010003.jpg", b"<html>"), ("000010003.txt", b"no picture either"),
         ("000010004.jpg", encoded("JPEG", seed=4)), ("000010004.txt", "\xe9".encode("latin-1")),
         ("000010005.jpg", encoded("JPEG", seed=5)), ("000010005.json", b"{"),
@@ -63,9 +63,9 @@ def test_webdataset(tmp_path: Path) -> None:
         "laion/000010001.png": ("in the JSON", ""),
     }  # fmt: skip
     assert rows[0]["uid"] == uid(encoded("JPEG", seed=0), "a cat")
-    assert {entry["place"]: entry["reason"].partition(":")[0] for entry in entries} == {
-        "00001.tar:000010000": "no caption", "00001.tar:000010002": "no picture",
-        "00001.tar:000010003": "not a picture", "00001.tar:000010004": "not text", "00001.tar:000010005": "damaged row",
+    assert {entry["location"]: entry["reason"].partition(":")[0] for entry in entries} == {
+        "00001.tar:000010000": "no caption", "00001.tar:000010002": "no image",
+        "00001.tar:000010003": "not an image", "00001.tar:000010004": "not text", "00001.tar:000010005": "malformed row",
     }  # fmt: skip
     assert written.card.notes["rows_read"] == 8
 
@@ -80,19 +80,19 @@ def test_uids_do_not_depend_on_how_shards_are_grouped(tmp_path: Path) -> None:
     assert [row["uid"] for row in made[0]] != [row["uid"] for row in made[1]]
 
 
-def test_a_shard_that_is_cut_off_costs_what_it_lacks_and_no_other(tmp_path: Path) -> None:
+def test_a_truncated_shard_loses_only_its_missing_samples(tmp_path: Path) -> None:
     whole = tar(tmp_path / "set" / "00000.tar", [*sample("000000000", 0, "first"), *sample("000000001", 1, "second")])
     whole.write_bytes(whole.read_bytes()[:6000])
     tar(tmp_path / "set" / "00001.tar", sample("000010000", 2, "third"))
     (tmp_path / "set" / "00002.tar").write_bytes(b"<html>")
     _, rows, entries = run(tmp_path / "set", tmp_path / "out", source="webdataset")
     assert [row["caption"] for row in rows] == ["first", "third"]
-    assert [(entry["place"], entry["reason"].partition(":")[0]) for entry in entries] == [
+    assert [(entry["location"], entry["reason"].partition(":")[0]) for entry in entries] == [
         ("00000.tar", "damaged shard"), ("00002.tar", "damaged shard"),
     ]  # fmt: skip
 
 
-def test_the_parquet_beside_a_shard_is_joined_and_its_lost_keys_are_named(tmp_path: Path) -> None:
+def test_the_parquet_beside_a_shard_is_joined_and_its_missing_keys_are_reported(tmp_path: Path) -> None:
     tar(tmp_path / "set" / "00000.tar", sample("000000000", 0, "in the tar") + sample("000000001", 1))
     status = ["success", "success", "failed_to_download"]
     table = {"key": ["000000000", "000000001", "000000002"], "status": status, "caption": ["x", "beside it", "y"],
@@ -100,8 +100,8 @@ def test_the_parquet_beside_a_shard_is_joined_and_its_lost_keys_are_named(tmp_pa
     pq.write_table(pa.table(table), tmp_path / "set" / "00000.parquet")
     _, rows, entries = run(tmp_path / "set", tmp_path / "out", source="webdataset", columns={"split": "part"})
     assert [(row["caption"], row["split"]) for row in rows] == [("in the tar", "train"), ("beside it", "test")]
-    assert [(entry["place"], entry["reason"]) for entry in entries] == [
-        ("00000.tar:000000002", "no picture: failed_to_download: 404")
+    assert [(entry["location"], entry["reason"]) for entry in entries] == [
+        ("00000.tar:000000002", "no image: failed_to_download: 404")
     ]
 
 
@@ -117,7 +117,7 @@ def test_datacomps_metadata_is_joined_by_uid(tmp_path: Path) -> None:
     section = {"source": "webdataset", "index": "metadata/*.parquet", "columns": columns}
     _, rows, entries = run(tmp_path / "pool", tmp_path / "out", **section)
     assert [row["caption"] for row in rows] == ["three", "five"]
-    assert [entry["place"] for entry in entries] == ["00000000.tar:000000000"]
+    assert [entry["location"] for entry in entries] == ["00000000.tar:000000000"]
 
 
 def coco(root: Path) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_coco(tmp_path: Path) -> None:
     assert rows[0]["caption"] == "dog"
     reasons = [(entry["what"], entry["reason"].partition(":")[0]) for entry in entries]
     assert sorted(reasons) == [
-        ("region", "a crowd"), ("region", "outside the picture"), ("row", "no picture"), ("row", "no such file"),
+        ("region", "crowd"), ("region", "outside the image"), ("row", "no image"), ("row", "no such file"),
     ]  # fmt: skip
     assert written.card.notes["rows_read"] == 5
     document["annotations"] = [
@@ -159,9 +159,9 @@ def test_coco(tmp_path: Path) -> None:
     section = {"source": "coco", "index": "annotations/captions_val2017.json"}
     _, rows, _ = run(tmp_path / "coco", tmp_path / "captions", **section)
     assert [row["caption"] for row in rows if row["caption"]] == ["a dog", "dogs"]
-    assert "one *.json expected" in refused(tmp_path / "coco", tmp_path / "o", source="coco")
+    assert "expected one *.json" in refused(tmp_path / "coco", tmp_path / "o", source="coco")
     index.write_text(json.dumps(document)[:-9])
-    assert "not JSON" in refused(index, tmp_path / "o", source="coco")
+    assert "not valid JSON" in refused(index, tmp_path / "o", source="coco")
     index.write_text('{"annotations": [7]}')
     assert "`annotations` has no image_id" in refused(index, tmp_path / "o", source="coco")
 
@@ -186,7 +186,7 @@ def test_refcoco(tmp_path: Path) -> None:
     assert corners(rows[0]["regions"][1]) == (1, 2, 11, 22) and rows[0]["regions"][1]["category"] == "dog"
     assert [entry["reason"] for entry in entries] == ["no box: no annotation 8"]
     (root / "refs(unc).p").write_bytes(pickle.dumps(Path("/")))
-    assert "wants to call pathlib" in refused(root, tmp_path / "o", source="refcoco")
+    assert "refused to load pathlib" in refused(root, tmp_path / "o", source="refcoco")
 
 
 def test_voc(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_voc(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(r["phrase"], corners(r)) for r in rows[0]["regions"]] == [("dog", (0, 0, 40, 30))]
     assert sorted((entry["what"], entry["reason"].partition(":")[0]) for entry in entries) == [
-        ("region", "not a box"), ("row", "damaged row"), ("row", "no annotation"), ("row", "no such file"),
+        ("region", "invalid box"), ("row", "malformed row"), ("row", "no annotation"), ("row", "no such file"),
     ]  # fmt: skip
 
 
@@ -234,10 +234,10 @@ def test_yolo(tmp_path: Path, layout: str, names: str) -> None:
     found = {row["split"] + row["caption"]: [corners(r) for r in row["regions"]] for row in rows}
     assert found == {"traincat, dog": [(10, 0, 30, 30), (4, 3, 12, 12)], "train": [], "test": []}
     assert sorted((entry["what"], entry["reason"].partition(":")[0]) for entry in entries) == [
-        ("region", "no phrase"), ("region", "not a box"), ("row", "no such file"),
+        ("region", "invalid box"), ("region", "no phrase"), ("row", "no such file"),
     ]  # fmt: skip
     (root / "data.yaml").write_text("train: images\n")
-    assert "no names of the classes" in refused(root, tmp_path / "o", source="yolo")
+    assert "no class names found" in refused(root, tmp_path / "o", source="yolo")
 
 
 def test_sroie(tmp_path: Path) -> None:
@@ -285,10 +285,10 @@ def test_funsd(tmp_path: Path) -> None:
     assert [(line["text"], corners(line)) for line in rows[0]["lines"]] == [
         ("Due by:", (1, 1, 20, 5)), ("now", (1, 8, 9, 12)),
     ]  # fmt: skip
-    assert [entry["reason"].partition(":")[0] for entry in entries] == ["damaged row"]
+    assert [entry["reason"].partition(":")[0] for entry in entries] == ["malformed row"]
 
 
-def test_what_load_dataset_loads(tmp_path: Path) -> None:
+def test_hugging_face_datasets(tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
     objects = {"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=["dog", "cat"]))}

@@ -47,7 +47,7 @@ def near(picture: Image.Image, at: tuple[int, int], colour: tuple[int, int, int]
     return max(abs(a - b) for a, b in zip(found, colour, strict=True)) <= tolerance
 
 
-def test_cmyk_is_as_it_is_printed() -> None:
+def test_cmyk_colours() -> None:
     printed = Image.fromarray(HALVES).convert("CMYK")
     for data in (saved(printed, "JPEG", quality=95), saved(printed, "TIFF")):
         picture = decode(data)
@@ -71,7 +71,7 @@ def test_16_bits_a_colour() -> None:
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0])
-def test_floats_are_shares_or_levels(top: float) -> None:
+def test_floats_are_fractions_or_levels(top: float) -> None:
     data = saved(Image.fromarray(np.full((4, 4), top / 2, np.float32) + np.eye(4, dtype=np.float32) * top / 2), "TIFF")
     assert decode(data).getpixel((0, 0)) == (255, 255, 255) and decode(data).getpixel((0, 1)) == (128, 128, 128)
 
@@ -94,7 +94,7 @@ def test_transparency_lies_on_white() -> None:
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animated_picture_shows_its_first_frame(form: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(form: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
     lossless = {"lossless": True} if form == "WEBP" else {}
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], **lossless)
@@ -121,7 +121,7 @@ def test_an_orientation_behind_the_pixels() -> None:
     assert isinstance(found, DecodedImage) and found.size == decode(data).size == (16, 32)
 
 
-def test_a_picture_beyond_the_declared_size_is_made_smaller_and_its_boxes_too(tmp_path: Path) -> None:
+def test_an_image_above_the_size_limits_is_shrunk_with_its_boxes(tmp_path: Path) -> None:
     box = {"label": "b", "box": [100, 50, 300, 150]}
     root = folder(tmp_path / "set", [{"image": f"{i}.png", "caption": "x", "boxes": [box]} for i in (8, 9)])
     (root / "8.png").write_bytes(encoded(size=(400, 200)))
@@ -137,13 +137,13 @@ def test_a_picture_beyond_the_declared_size_is_made_smaller_and_its_boxes_too(tm
     assert isinstance(same, DecodedImage) and same.encoded == encoded()
 
 
-def test_the_number_of_children_changes_nothing() -> None:
+def test_the_number_of_workers_does_not_change_the_result() -> None:
     things = [*originals(), *strangers()[:6], *(one[:60] for one in originals())]
     one, three = ([getattr(found, "size", str(found)) for found in examine(things, count=n)] for n in (1, 3))
     assert one == three
 
 
-def test_what_hangs_or_crashes_a_decoder_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_hangs_or_crashes_loses_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A progressive JPEG may repeat its scans without end, each as costly as the picture: a few MB, minutes."""
     flat = saved(Image.new("L", (8000, 8000)), "JPEG", progressive=True, quality=30)
     scans = [at for at in range(len(flat) - 1) if flat[at : at + 2] == b"\xff\xda"]
@@ -151,7 +151,7 @@ def test_what_hangs_or_crashes_a_decoder_costs_one_picture(monkeypatch: pytest.M
     monkeypatch.setattr("components.ingest.sandboxed_decoder.TIMEOUT_SECONDS", 3)
     good = encoded()
     found = examine([good, hostile, good, b"", good], count=1)
-    assert [getattr(one, "kind", "") for one in found] == ["", "too slow", "", "not a picture", ""]
+    assert [getattr(one, "kind", "") for one in found] == ["", "decoding timeout", "", "not an image", ""]
 
 
 # ------------------------------------------------------------------------------------------------ damaged files
@@ -231,7 +231,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("default")
-def test_of_600_damaged_files_every_one_is_accounted_for(tmp_path: Path) -> None:
+def test_each_of_600_damaged_files_is_kept_or_quarantined(tmp_path: Path) -> None:
     rng = random.Random(7)
     whole = originals()
     files = [*whole, *bombs(), *strangers()]

@@ -81,7 +81,7 @@ def test_formats(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_width_and_height_are_of_the_picture_as_it_is_seen(tmp_path: Path, form: str) -> None:
+def test_width_and_height_are_of_the_upright_image(tmp_path: Path, form: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     root = folder(tmp_path / "set", [{"image": "a", "caption": "x"}])
@@ -90,7 +90,7 @@ def test_width_and_height_are_of_the_picture_as_it_is_seen(tmp_path: Path, form:
     assert (rows[0]["width"], rows[0]["height"]) == (30, 40)
 
 
-def test_what_is_broken_goes_to_the_quarantine_with_its_reason(tmp_path: Path) -> None:
+def test_unusable_rows_go_to_the_quarantine_with_a_reason(tmp_path: Path) -> None:
     names = ["text", "empty", "noise", "bomb", "gone.png", "images", "images/0.png", "http://x.org/a.png", None, 5]
     root = folder(tmp_path / "set", [{"image": name, "caption": "x"} for name in names])
     (root / "text").write_text("<html>not found</html>")
@@ -106,7 +106,7 @@ def test_what_is_broken_goes_to_the_quarantine_with_its_reason(tmp_path: Path) -
     written, rows, entries = run(root, tmp_path / "out")
 
     assert [row["source"] for row in rows] == ["set/images/0.png"]
-    reasons = {entry["place"].partition(":")[2]: entry["reason"].partition(":")[0] for entry in entries}
+    reasons = {entry["location"].partition(":")[2]: entry["reason"].partition(":")[0] for entry in entries}
     assert reasons == {
         "1": "not an image", "2": "not an image", "3": "not an image", "4": "too many pixels", "5": "no such file",
         "6": "no such file", "8": "no such file", "9": "no image", "10": "no image", "11": "malformed row",
@@ -116,7 +116,7 @@ def test_what_is_broken_goes_to_the_quarantine_with_its_reason(tmp_path: Path) -
     assert written.card.notes["rows_read"] == len(rows) + sum(counts.values()) == 14
 
 
-def test_a_picture_cut_off_after_its_header_goes_to_the_quarantine(tmp_path: Path) -> None:
+def test_an_image_truncated_after_its_header_goes_to_the_quarantine(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", [{"image": name, "caption": "x"} for name in ("a.jpg", "a.png", "images/0.png")])
     (root / "a.jpg").write_bytes(encoded("JPEG")[:700])
     (root / "a.png").write_bytes(encoded("PNG")[:700])
@@ -126,7 +126,7 @@ def test_a_picture_cut_off_after_its_header_goes_to_the_quarantine(tmp_path: Pat
     assert all("truncated" in entry["reason"] for entry in entries)
 
 
-def test_the_split_goes_by_the_picture_alone(tmp_path: Path) -> None:
+def test_the_split_depends_on_the_image_alone(tmp_path: Path) -> None:
     rows = [{"image": f"images/{i}.png", "caption": [f"one {i}", f"two {i}"]} for i in range(40)]
     folder(tmp_path / "a", rows, pictures=40)
     folder(tmp_path / "b", rows[::-1], pictures=40)
@@ -173,7 +173,7 @@ def test_csv_with_boxes_as_json_text(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_refused_box_does_not_cost_the_row(tmp_path: Path) -> None:
+def test_an_invalid_box_does_not_remove_its_row(tmp_path: Path) -> None:
     boxes = [[0, 0, 20, 20], [-1, 5, 41, 20], [0, 0, 90, 20], [5, 5, 5, 9], [0.1, 0.1, 0.5, 0.5], ["a", 1, 2, 3], None]
     row = {
         "image": "images/0.png",
@@ -188,7 +188,7 @@ def test_a_refused_box_does_not_cost_the_row(tmp_path: Path) -> None:
     assert {uid for entry in entries for uid in entry["uids"]} == {rows[0]["uid"]}
 
 
-def test_captions_are_made_from_annotations_where_there_are_none(tmp_path: Path) -> None:
+def test_captions_are_made_from_annotations_if_there_are_none(tmp_path: Path) -> None:
     boxes = [
         {"label": "dog", "box": [20, 2, 30, 9]},
         {"label": "cat", "box": [1, 3, 9, 9]},
@@ -228,10 +228,10 @@ def test_an_index_beside_its_pictures_or_above_them(tmp_path: Path) -> None:
     assert rows[0]["source"] == "set/images/1.png"
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", [{"image": "images/0.png", "captoin": "x", "alt": "y"}])
     assert "nearest is 'captoin'" in refused(root, tmp_path / "o")
-    assert "there: image, captoin, alt" in refused(root, tmp_path / "o", columns={"caption": "alt", "boxes": "regions"})
+    assert "all: image, captoin, alt" in refused(root, tmp_path / "o", columns={"caption": "alt", "boxes": "regions"})
     assert "no such folder" in refused(tmp_path / "nowhere", tmp_path / "o")
     assert "'a.csv'" in refused(root, tmp_path / "o", index="a.csv")
     (root / "more.csv").write_text("image,caption\n")
@@ -240,7 +240,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "none of *.jsonl" in refused(tmp_path / "bare", tmp_path / "o")
 
 
-def test_nothing_to_use_is_an_error(tmp_path: Path) -> None:
+def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     missing = folder(tmp_path / "set", [{"image": "gone.png", "caption": "x"}] * 3)
     message = refused(missing, tmp_path / "o")
     assert "none of its 3 rows" in message and "index.jsonl:1: no such file" in message
@@ -255,7 +255,7 @@ def test_nothing_to_use_is_an_error(tmp_path: Path) -> None:
     (missing / "index.jsonl").rename(missing / "index.json")
     assert len(run(missing, tmp_path / "array")[1]) == 1
     (missing / "index.json").write_text('[{"image": "images/0.png", "capt')
-    assert "not JSON" in refused(missing, tmp_path / "o")
+    assert "not valid JSON" in refused(missing, tmp_path / "o")
     (missing / "index.json").rename(missing / "index.jsonl")
     (missing / "index.jsonl").write_bytes('{"image": "images/0.png", "caption": "é"}'.encode("latin-1"))
     assert "not UTF-8" in refused(missing, tmp_path / "o")
@@ -272,12 +272,12 @@ def test_nothing_to_use_is_an_error(tmp_path: Path) -> None:
         ({"columns": {"box_format": "yxyx"}}, "yxyx"),
     ],
 )
-def test_an_impossible_section_stops_before_anything_runs(values: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_refused_on_load(values: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load(IngestConfig, {"ingest": values}, "ingest")
 
 
-def test_parquet_takes_bytes_structs_and_names(tmp_path: Path) -> None:
+def test_parquet_images_may_be_bytes_structs_or_names(tmp_path: Path) -> None:
     picture = encoded(seed=9)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").write_bytes(picture)
@@ -296,10 +296,10 @@ def test_parquet_takes_bytes_structs_and_names(tmp_path: Path) -> None:
         assert [row["image"]["bytes"] for row in rows] == [picture] * 4
         region = rows[0]["regions"][0]
         assert [region[key] for key in ("phrase", "x0", "y0", "x1", "y1")] == ["7", 1, 2, 4, 6]
-        assert [entry["place"] for entry in entries] == ["bytes.parquet:2", "names.parquet:2"]
+        assert [entry["location"] for entry in entries] == ["bytes.parquet:2", "names.parquet:2"]
 
 
-def test_a_dataset_of_ours_can_be_taken_in_again(tmp_path: Path) -> None:
+def test_a_dataset_can_be_ingested_again(tmp_path: Path) -> None:
     row = {"image": "images/0.png", "caption": "c", "boxes": [{"phrase": "b", "category": "k", "box": [1, 2, 9, 8]}],
            "lines": [{"text": "t", "box": [1, 2, 9, 8]}]}  # fmt: skip
     first, rows, _ = run(folder(tmp_path / "set", [row]), tmp_path / "a", columns={"boxes": "boxes", "lines": "lines"})
@@ -309,7 +309,7 @@ def test_a_dataset_of_ours_can_be_taken_in_again(tmp_path: Path) -> None:
     assert len(first) == 1
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
+def test_invalid_parquet(tmp_path: Path) -> None:
     assert "no parquet file" in refused(tmp_path, tmp_path / "o", source="parquet")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
     assert "a.parquet" in refused(tmp_path, tmp_path / "o", source="parquet")
@@ -322,7 +322,7 @@ def test_scenes(tmp_path: Path) -> None:
     assert written.card.notes["splits"]["test"] > 0
     again = ingest(load(IngestConfig, {"seed": 1, "ingest": {"scenes": scenes}}, "ingest"), tmp_path / "b")
     assert again.hash == written.hash
-    with pytest.raises(DataError, match="no row"):
+    with pytest.raises(DataError, match="no rows"):
         nothing = dict.fromkeys(scenes, 0)
         ingest(load(IngestConfig, {"ingest": {"scenes": nothing}}, "ingest"), tmp_path / "c")
 

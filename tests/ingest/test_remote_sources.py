@@ -71,7 +71,7 @@ def test_every_kind_of_source_reads_the_same_from_s3(tmp_path: Path, bucket: str
     assert len(far) == 2
 
 
-def test_an_index_here_names_pictures_there(tmp_path: Path, bucket: str) -> None:
+def test_a_local_index_may_name_remote_images(tmp_path: Path, bucket: str) -> None:
     UPath(f"{bucket}/loose/a.png").write_bytes(encoded(seed=3))
     root = folder(tmp_path / "set", [{"image": f"{bucket}/loose/{name}.png", "caption": "x"} for name in "ab"])
     _, rows, entries = run(root, tmp_path / "out")
@@ -79,12 +79,12 @@ def test_an_index_here_names_pictures_there(tmp_path: Path, bucket: str) -> None
     assert [entry["reason"] for entry in entries] == [f"no such file: {bucket}/loose/b.png"]
 
 
-def test_what_cannot_be_reached_is_one_line(tmp_path: Path, bucket: str) -> None:
+def test_an_unreachable_source_is_a_one_line_error(tmp_path: Path, bucket: str) -> None:
     assert "no such folder" in refused(f"{bucket}/nothing", tmp_path / "o")  # type: ignore[arg-type]
     assert "'gopher://x/y'" in refused("gopher://x/y", tmp_path / "o")  # type: ignore[arg-type]
 
 
-def test_out_to_webdataset_and_in_again(tmp_path: Path, bucket: str) -> None:
+def test_export_to_webdataset_and_ingest_again(tmp_path: Path, bucket: str) -> None:
     rows = [
         {"image": f"images/{i % 4}.png", "caption": text, "kind": "k", "licence": "CC0",
          "part": ("train", "test")[i % 2], "boxes": [{"label": "b", "category": "c", "box": [1, 2, 9, 8]}],
@@ -106,7 +106,7 @@ def test_out_to_webdataset_and_in_again(tmp_path: Path, bucket: str) -> None:
         ]
 
 
-def test_others_read_our_shards(tmp_path: Path) -> None:
+def test_exported_shards_follow_the_img2dataset_layout(tmp_path: Path) -> None:
     import tarfile
 
     first, before, _ = run(folder(tmp_path / "set", [{"image": "images/0.png", "caption": "x"}]), tmp_path / "in")

@@ -1,8 +1,8 @@
-"""Decontamination: no picture that a model is evaluated on may be learned from, by whatever road it comes.
+"""Decontamination: find training rows with an image of an evaluation set.
 
-The evaluation sets are datasets of any schema, or folders of pictures. A picture of a training row is
-contaminated if it is a near copy of one of theirs, by the rule that finds near copies within a set; a row that was
-made from a pair of an evaluation set is too, whatever became of its picture.
+Evaluation sets are datasets of any schema, or folders of images. An image of a training row is contaminated if it is a
+near duplicate of an evaluation image, by the same rule that finds near duplicates within a set. A row that was made
+from a pair of an evaluation set is contaminated too, even if its image differs.
 """
 
 from collections.abc import Iterator
@@ -19,41 +19,41 @@ from vlmflow.errors import DataError
 from vlmflow.images import image_statistics, near_duplicates
 from vlmflow.images.near_duplicates import Cells, ImageSet
 
-BATCH = 512  # pictures in memory at a time
+BATCH = 512  # images in memory at a time
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
 PHASH_DISTANCE, MAX_CELL_DIFFERENCE = 8, 16.0  # as curation's phash_distance and max_cell_difference are by default
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The M pictures of evaluation sets that can be decoded."""
+    """The M decodable images of the evaluation sets."""
 
     images: ImageSet
     names: list[str]  # set and uid, or set and file
-    uids: frozenset[str]  # of the pairs that the sets hold, or were made from
+    uids: frozenset[str]  # of the pairs in the sets, or from which their rows were made
 
 
 @dataclass(frozen=True)
 class Leak:
-    """One row that may not be learned from."""
+    """A training row that must not be used."""
 
     uid: str
-    evaluation_image: str  # of the evaluation picture
+    evaluation_image: str  # set and uid, or set and file
     difference: float  # levels; see `near_duplicates.difference`
 
 
 def load_evaluation_images(paths: tuple[str, ...]) -> EvaluationImages:
-    """Measure the pictures of evaluation sets; the test split of a dataset that has one, else all of it.
+    """Fingerprint the images of evaluation sets: the test split of a dataset, or all rows if it has none.
 
     Raises:
-        DataError: nothing there, or no picture in it.
+        DataError: the path does not exist, or has no readable image.
     """
     sets, names, uids = [], [], set()
     for path in paths:
         seen = _fingerprint(iter_evaluation_images(path))
         if not seen.readable.any():
-            raise DataError(f"decontaminate {path}: holds no picture; give a dataset's folder or a folder of pictures")
-        sets.append(_subset(seen.pictures, seen.readable, test=True))
+            raise DataError(f"decontaminate {path}: no readable image; give a dataset's folder or a folder of images")
+        sets.append(_subset(seen.images, seen.readable, test=True))
         names += [f"{path} {name}" for name, readable in zip(seen.names, seen.readable, strict=True) if readable]
         uids |= set(seen.pairs) - {""}
     return EvaluationImages(reduce(_concat, sets), names, frozenset(uids))
@@ -65,7 +65,7 @@ def match_images(
     phash_distance: int = PHASH_DISTANCE,
     max_cell_difference: float = MAX_CELL_DIFFERENCE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For N pictures, (N,) the evaluation picture that each copies, or -1, and (N,) how far they are apart."""
+    """Return for N images the index of the matching evaluation image or -1, (N,), and their difference, (N,)."""
     count = len(seen.hashes)
     both = _concat(_subset(seen, np.arange(count), test=False), evaluation.images)
     found = near_duplicates.find_duplicates(both, phash_distance, max_cell_difference)[0][:count]
@@ -81,9 +81,9 @@ def find_leaks(
     phash_distance: int = PHASH_DISTANCE,
     max_cell_difference: float = MAX_CELL_DIFFERENCE,
 ) -> list[Leak]:
-    """The training rows of `data`, of any schema, that show an evaluation picture or were made from its pair."""
+    """Return the training rows of `data`, of any schema, with an evaluation image or made from an evaluation pair."""
     seen, found = _fingerprint(_iter_training_images(data)), {}
-    places, apart = match_images(seen.pictures, evaluation, phash_distance, max_cell_difference)
+    places, apart = match_images(seen.images, evaluation, phash_distance, max_cell_difference)
     for row, uid in enumerate(seen.names):
         if seen.readable[row] and places[row] >= 0:
             found.setdefault(uid, Leak(uid, evaluation.names[places[row]], float(apart[row])))
@@ -93,7 +93,7 @@ def find_leaks(
 
 
 def iter_evaluation_images(path: str) -> Iterator[tuple[str, str, bytes]]:
-    """Name, pair and encoded picture of each evaluation picture."""
+    """Yield name, pair uid and encoded bytes of each evaluation image."""
     folder = Path(path)
     if (folder / "card.json").exists():
         data = Dataset(folder)
@@ -107,7 +107,7 @@ def iter_evaluation_images(path: str) -> Iterator[tuple[str, str, bytes]]:
         for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
             yield str(file.relative_to(folder)), "", file.read_bytes()
     else:
-        raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of pictures")
+        raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of images")
 
 
 def _iter_training_images(data: Dataset) -> Iterator[tuple[str, str, bytes]]:
@@ -125,12 +125,12 @@ def _images(row: dict[str, Any]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class _Fingerprints:
-    """N pictures, measured."""
+    """The fingerprints of N images."""
 
     names: list[str]
     pairs: list[str]
-    readable: np.ndarray  # (N,) bool; what cannot be decoded looks black, and is no evidence
-    pictures: ImageSet
+    readable: np.ndarray  # (N,) bool; unreadable images count as black and must be ignored
+    images: ImageSet
 
 
 def _fingerprint(content: Iterator[tuple[str, str, bytes]]) -> _Fingerprints:
@@ -140,7 +140,7 @@ def _fingerprint(content: Iterator[tuple[str, str, bytes]]) -> _Fingerprints:
             seen = [image_statistics.read_thumbnail(data) for _, _, data in batch]
         names += [name for name, _, _ in batch]
         pairs += [pair for _, pair, _ in batch]
-        readable += [not picture.reason for picture in seen]
+        readable += [not image.reason for image in seen]
         parts.append(image_statistics.compute_statistics(seen))
     hashes, signatures, coarse = (
         np.concatenate([getattr(p, kind) for p in parts]) for kind in ("hashes", "signatures", "coarse")
@@ -151,7 +151,7 @@ def _fingerprint(content: Iterator[tuple[str, str, bytes]]) -> _Fingerprints:
 
 
 def _subset(seen: ImageSet, rows: np.ndarray, test: bool) -> ImageSet:
-    """Those at `rows`, all of one group, and of the evaluation sets or not."""
+    """Return the images at `rows` as one group, with `is_test` set to `test`."""
     hashes = seen.hashes[rows]
     plain = np.zeros(len(hashes), dtype=np.int64), np.full(len(hashes), test)
     return ImageSet(hashes, seen.signatures[rows], seen.coarse[rows], seen.cells.view(rows), *plain)

@@ -1,4 +1,4 @@
-"""Pictures: one decode of each gives everything that the rules ask of it."""
+"""Thumbnails of images, and the statistics that curation rules use. Each image is decoded once."""
 
 import hashlib
 import io
@@ -13,26 +13,26 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from vlmflow.images.decoding import apply_orientation, to_rgb
 
 SIDE = 64  # of the thumbnail, px
-COARSE = 4  # of the quick look at them
-CELLS = 16  # cells a side of the signature: 4 x 4 thumbnail pixels each
+COARSE = 4  # cells per side of the coarse signature, a fast prefilter
+CELLS = 16  # cells per side of the signature: 4 x 4 thumbnail pixels each
 EDGE = 256  # px; the longer side at which sharpness is measured, so that one threshold fits files of all sizes
 FLAT = 2.0  # grey levels; a smaller step between neighbours is compression noise, not an edge
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """One decoded picture, small; where `reason` is set it could not be decoded, and the rest is empty."""
+    """A decoded image at small size; if `reason` is set, it could not be decoded and the rest is empty."""
 
     reason: str = ""
-    width: int = 0  # px, upright, in full
+    width: int = 0  # px, of the full upright image
     height: int = 0
-    thumbnail: np.ndarray | None = None  # (64, 64, 3) uint8 Y, Cb, Cr; squeezed to the square
-    sharpness: float = 0.0  # variance of the Laplacian of brightness; 0 where it was not asked for
+    thumbnail: np.ndarray | None = None  # (64, 64, 3) uint8 Y, Cb, Cr; resized to a square
+    sharpness: float = 0.0  # variance of the Laplacian of brightness; 0 if not measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStatistics:
-    """What the rules compare, for N thumbnails."""
+    """The statistics of N thumbnails."""
 
     contrast: np.ndarray  # (N,) standard deviation of brightness, in grey levels
     correlation: np.ndarray  # (N,) of neighbouring pixels, larger of the two directions: about 0 for white noise
@@ -46,37 +46,37 @@ class ImageStatistics:
 
 
 def read_thumbnail(data: bytes | None, *, sharpness: bool = False) -> Thumbnail:
-    """Decode one picture; a file that cannot be decoded is a finding, with its reason, not an error.
+    """Decode one image; a file that cannot be decoded gives a reason, not an exception.
 
     Args:
-        sharpness: measure it too; a JPEG is then decoded at twice the scale.
+        sharpness: also measure sharpness; a JPEG is then decoded at twice the scale.
     """
     try:
         if not data:
             raise ValueError("no image bytes")
-        with Image.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
-            picture.draft(None, (EDGE, EDGE) if sharpness else (2 * SIDE, 2 * SIDE))
-            turned = apply_orientation(picture)
-            if turned is not picture and picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            image.draft(None, (EDGE, EDGE) if sharpness else (2 * SIDE, 2 * SIDE))
+            turned = apply_orientation(image)
+            if turned is not image and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
                 width, height = height, width  # a quarter turn
             turned = to_rgb(turned)
         # Bilinear, not box: Pillow's box counts whole pixels only, and copies of other sizes come out different.
         small = turned.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("YCbCr")
     except MemoryError:
         raise
-    except UnidentifiedImageError:  # its own text names an address in memory, and would differ from run to run
-        return Thumbnail(reason="UnidentifiedImageError: no picture in a known format")
-    except Exception as error:  # Pillow's plugins raise nearly every type there is on a damaged file
+    except UnidentifiedImageError:  # its message has a memory address, which differs between runs
+        return Thumbnail(reason="UnidentifiedImageError: not an image of a supported format")
+    except Exception as error:  # Pillow's plugins can raise almost any type on a damaged file
         return Thumbnail(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
     sharp = laplacian(turned) if sharpness else 0.0
     return Thumbnail(width=width, height=height, thumbnail=np.asarray(small), sharpness=sharp)
 
 
-def compute_statistics(pictures: list[Thumbnail]) -> ImageStatistics:
-    """Measure pictures, all at once; one that could not be decoded counts as black."""
+def compute_statistics(images: list[Thumbnail]) -> ImageStatistics:
+    """Compute the statistics of all thumbnails at once; an undecodable image counts as black."""
     black = np.zeros((SIDE, SIDE, 3), np.uint8)
-    seen = [black if picture.thumbnail is None else picture.thumbnail for picture in pictures]
+    seen = [black if image.thumbnail is None else image.thumbnail for image in images]
     thumbnails = np.array(seen, dtype=np.uint8).reshape(len(seen), SIDE, SIDE, 3)
     planes = thumbnails.transpose(0, 3, 1, 2).astype(np.float32)  # (N, 3, 64, 64)
     luma = planes[:, 0]
@@ -87,13 +87,13 @@ def compute_statistics(pictures: list[Thumbnail]) -> ImageStatistics:
         correlation=_correlation(luma, contrast),
         entropy=_entropy(thumbnails[..., 0]),
         colorfulness=_colour(planes),
-        sharpness=np.array([picture.sharpness for picture in pictures], dtype=np.float32),
+        sharpness=np.array([image.sharpness for image in images], dtype=np.float32),
         **duplicate_features(_dhash(luma), np.rint(cells).astype(np.uint8)),
     )
 
 
 def duplicate_features(hashes: np.ndarray, cells: np.ndarray) -> dict[str, np.ndarray]:
-    """What near copies are found by, of (N,) hashes and (N, 3, 16, 16) cells."""
+    """Return the features for the near-duplicate search, from (N,) hashes and (N, 3, 16, 16) cells."""
     step = CELLS // COARSE
     coarse = cells.reshape(len(cells), 3, COARSE, step, COARSE, step).mean((3, 5), dtype=np.float32)
     coarse[:, 1:] /= 2
@@ -110,12 +110,12 @@ def duplicate_features(hashes: np.ndarray, cells: np.ndarray) -> dict[str, np.nd
     }
 
 
-def laplacian(picture: Image.Image) -> float:
-    """Variance of the Laplacian of brightness, in grey levels squared: small for a blurred picture.
+def laplacian(image: Image.Image) -> float:
+    """Return the variance of the Laplacian of brightness, in grey levels squared: small for a blurred image.
 
     Source: Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy", LAPV.
     """
-    grey = picture.convert("L")
+    grey = image.convert("L")
     grey.thumbnail((EDGE, EDGE), Image.Resampling.BILINEAR)
     if min(grey.size) < 3:
         return 0.0
@@ -126,7 +126,7 @@ def laplacian(picture: Image.Image) -> float:
 
 @contextmanager
 def ignore_pillow_warnings() -> Iterator[None]:
-    """Pillow warns of odd metadata and large pictures; the rules judge the pixels, so its warnings say nothing here."""
+    """Ignore warnings of Pillow about metadata and large images; the rules check the pixels."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -1,8 +1,8 @@
-"""Duplicates: the same pair twice, the same picture in another size or file, a picture of the test set.
+"""Duplicates: the same pair twice, the same image in another size or file, or an image of the test set.
 
-A perceptual hash proposes, the pixels decide. `near` finds every pair of pictures within a Hamming
-distance of their dHashes, exactly; of those it keeps the ones whose small versions agree in every cell.
-The hash alone merges different pictures of one layout (a red heart and a blue one have the same dHash).
+A perceptual hash proposes candidates, the pixels decide. `near_pairs` finds every pair of images within a Hamming
+distance of their dHashes, exactly, and keeps the pairs whose small versions agree in every cell. The hash alone merges
+different images of one layout (a red heart and a blue one have the same dHash).
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,22 +17,22 @@ _CHUNK = 1 << 20  # candidate pairs in memory at a time
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N pictures, the most worth keeping first."""
+    """N images, in order of preference: of duplicates the first is kept."""
 
     hashes: np.ndarray  # (N,) uint64 dHashes
     signatures: np.ndarray  # (N,) 16 bytes: digest of hash and cells
     coarse: np.ndarray  # (N, 48) uint8 means of 4 × 4 cells, colour halved, rounded down
     cells: "Cells"
-    groups: np.ndarray  # (N,) int: only pictures of one group make each other needless
+    groups: np.ndarray  # (N,) int: only images of one group are duplicates of each other
     is_test: np.ndarray  # (N,) bool: of the test split
 
 
 class Cells:
-    """(N, 768) uint8, mean Y, Cb and Cr of each of 16 × 16 cells of N pictures: in parts that lie where they are.
+    """(N, 768) uint8, mean Y, Cb and Cr of each of 16 × 16 cells of N images, in parts that are not copied.
 
     Args:
-        parts: such as files that are mapped to memory, of which only what is looked at is read.
-        rows: of all the parts' rows those that count, in this order; None: every one.
+        parts: arrays, such as memory-mapped files, of which only the used rows are read.
+        rows: indices into the concatenated parts, in this order; None uses all rows.
     """
 
     def __init__(self, parts: Sequence[np.ndarray], rows: np.ndarray | None = None):
@@ -42,42 +42,42 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """(M, 768) a copy of those at M places."""
-        rows = self.rows[places]
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Return a copy of the cells at M indices, (M, 768)."""
+        rows = self.rows[indices]
         found, part = np.empty((len(rows), 768), np.uint8), np.searchsorted(self.starts, rows, "right") - 1
         for number in np.unique(part):
             here = part == number
             found[here] = self.parts[number][rows[here] - self.starts[number]]
         return found
 
-    def view(self, places: np.ndarray) -> "Cells":
-        """Those at `places`, none of them copied."""
-        return Cells(self.parts, self.rows[places])
+    def view(self, indices: np.ndarray) -> "Cells":
+        """Return the cells at `indices` without copying."""
+        return Cells(self.parts, self.rows[indices])
 
     def __add__(self, other: "Cells") -> "Cells":
         return Cells([*self.parts, *other.parts], np.concatenate([self.rows, other.rows + self.starts[-1]]))
 
 
 def first_occurrences(keys: list[bytes]) -> np.ndarray:
-    """(N,) for each key the place of its first occurrence, or -1 where it is the first."""
+    """Return for each key the index of its first occurrence, or -1 if it is the first, (N,)."""
     first: dict[bytes, int] = {}
-    places = np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
-    return np.where(places == np.arange(len(keys)), -1, places)
+    indices = np.array([first.setdefault(key, index) for index, key in enumerate(keys)], dtype=np.int64)
+    return np.where(indices == np.arange(len(keys)), -1, indices)
 
 
 def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each training picture the test picture that it copies; for the others the earlier one of their group.
+    """Find for each training image its duplicate in the test split, and for others the earlier one of their group.
 
     Args:
-        bits: the largest Hamming distance of two copies' hashes.
-        levels: the largest difference of any of their cells; see `difference`.
+        bits: maximum Hamming distance of the hashes of duplicates.
+        levels: maximum difference of any of their cells; see `cell_difference`.
 
     Returns:
-        leaks: (N,) places, or -1. copies: (N,) places, or -1; of a leak it says nothing.
+        leaks: (N,) indices, or -1. copies: (N,) indices, or -1; undefined for leaked images.
     """
     count = len(images.hashes)
-    # Pictures that look the same to the last bit stand for one another: a placeholder may be there ten thousand times.
+    # Images with equal signatures are compared once: a placeholder may occur ten thousand times.
     looks = np.concatenate(
         [
             images.signatures[:, None].view(np.uint8),
@@ -89,7 +89,7 @@ def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: 
     like = first_occurrences([look.tobytes() for look in looks])
     leaders = np.flatnonzero(like < 0)
     of_leaders = images.hashes[leaders], images.coarse[leaders], images.cells.view(leaders)
-    first, second = (leaders[places] for places in near_pairs(*of_leaders, phash_distance, max_cell_difference))
+    first, second = (leaders[indices] for indices in near_pairs(*of_leaders, phash_distance, max_cell_difference))
     leaks = np.full(count, -1)
     crossing = images.is_test[first] != images.is_test[second]
     for i, j in zip(first[crossing].tolist(), second[crossing].tolist(), strict=True):
@@ -107,11 +107,11 @@ def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: 
 def near_pairs(
     hashes: np.ndarray, coarse: np.ndarray, cells: Cells, phash_distance: int, max_cell_difference: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) first and (M,) second of all near pairs, first < second, in order of second and then of first."""
+    """Return the indices of all near pairs, (M,) first < (M,) second, sorted by second and then first."""
     columns = np.ascontiguousarray(coarse.T)
     found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for first, second in _candidates(hashes, phash_distance):
-        # Means of 4 × 4 cells, rounded down, differ by less than 1 more than the cells: no pair is lost.
+        # Means of 4 × 4 cells, rounded down, differ by less than 1 more than the cells: no pair is missed.
         for column in columns:
             one, other = column[first], column[second]
             close = np.maximum(one, other) - np.minimum(one, other) < max_cell_difference + 1
@@ -124,10 +124,10 @@ def near_pairs(
 
 
 def cell_difference(cells: Cells, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(M,) the largest difference of brightness in any cell, or half that of colour, in levels of 0-255.
+    """Return the largest difference of any cell in brightness, or half of that in colour, (M,), in levels of 0-255.
 
-    The largest, not the mean: a clock that shows another hour differs in few cells. Half for colour, since JPEG
-    keeps colour at half the resolution.
+    The maximum, not the mean: two images of a clock at different hours differ in few cells. Half for colour, because
+    JPEG stores colour at half the resolution.
     """
     apart = np.empty(len(first))
     for start in range(0, len(first), 1024):
@@ -139,7 +139,7 @@ def cell_difference(cells: Cells, first: np.ndarray, second: np.ndarray) -> np.n
 
 
 def _keep_first(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """For each picture the earlier one that it copies, or -1; what copies only dropped pictures is kept."""
+    """Return for each image the earlier kept one that it duplicates, or -1; duplicates of dropped images are kept."""
     copies = np.full(count, -1)
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         if copies[j] < 0 and copies[i] < 0:
@@ -148,10 +148,10 @@ def _keep_first(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray
 
 
 def _candidates(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every pair (first < second) of hashes at most `bits` apart, once.
+    """Yield every pair (first < second) of hashes within `bits` exactly once.
 
-    If two hashes differ in at most `bits` bits, then some one of `BANDS` bands differs in at most
-    bits // BANDS. So each band is looked up at every value that near, and the first that agrees counts.
+    If two hashes differ in at most `bits` bits, then one of the `BANDS` bands differs in at most
+    bits // BANDS. So each band is looked up at all values within that radius, and the first matching band counts.
     """
     radius = bits // BANDS
     bands = [
@@ -172,7 +172,7 @@ def _candidates(hashes: np.ndarray, bits: int) -> Iterator[tuple[np.ndarray, np.
 
 
 def _members(starts: np.ndarray, wanted: np.ndarray, order: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each row with every member of the bucket that it wants, about `_CHUNK` pairs at a time."""
+    """Yield each row with every member of its wanted bucket, about `_CHUNK` pairs at a time."""
     begin, sizes = starts[wanted], starts[wanted + 1] - starts[wanted]
     ends = np.cumsum(sizes)
     row = 0
@@ -187,6 +187,6 @@ def _members(starts: np.ndarray, wanted: np.ndarray, order: np.ndarray) -> Itera
 
 
 def _masks(radius: int) -> Iterator[np.int64]:
-    """Every pattern of at most `radius` flipped bits of a band."""
+    """Yield every pattern of at most `radius` flipped bits of a band."""
     values = np.arange(1 << _WIDTH, dtype=np.int64)
     yield from values[np.bitwise_count(values) <= radius]
