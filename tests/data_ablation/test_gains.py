@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.ablate.ablation import survivors_after_stage
 from components.curate.config import CurateConfig
 from components.curate.curation import curate
 from components.data_ablation.config import DataAblationConfig
@@ -32,7 +33,10 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_stage_keeps_the_pairs_that_its_rules_did_not_drop(curated: Path, tmp_path: Path) -> None:
     verdicts = pq.read_table(curated / "ledger" / "ledger.parquet").to_pylist()
     left = [
-        {row["uid"] for row in left_after(stage, curated / "raw", curated / "ledger", tmp_path / stage).rows(["uid"])}
+        {
+            row["uid"]
+            for row in survivors_after_stage(stage, curated / "raw", curated / "ledger", tmp_path / stage).rows(["uid"])
+        }
         for stage in STAGES
     ]
     assert all(after <= before for before, after in pairwise(left))
@@ -47,9 +51,9 @@ def test_each_stage_keeps_the_pairs_that_its_rules_did_not_drop(curated: Path, t
 def test_the_ledger_of_another_dataset_is_rejected(curated: Path, tmp_path: Path) -> None:
     other = ingest(IngestConfig(scenes=ScenesConfig(web=300, boxes=0, signs=0, test=20), seed=1), tmp_path / "other")
     with pytest.raises(DataError, match=r"pass the ledger of this dataset"):
-        left_after("raw", other.path, curated / "ledger", tmp_path / "out")
+        survivors_after_stage("raw", other.path, curated / "ledger", tmp_path / "out")
     with pytest.raises(DataError, match="unknown stage 'scores'; choose from raw, images"):
-        left_after("scores", curated / "raw", curated / "ledger", tmp_path / "out")
+        survivors_after_stage("scores", curated / "raw", curated / "ledger", tmp_path / "out")
 
 
 def _scores(folder: Path, right: np.ndarray) -> Path:

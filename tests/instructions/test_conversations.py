@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from components.instructions.config import InstructionConfig
-from components.instructions.conversations import DESCRIBE, NAME, READ_LINE, build_conversations
+from components.instructions.conversations import READ_LINE, build_conversations
 from vlmflow.artifacts import dataset
 from vlmflow.errors import DataError
 from vlmflow.evaluation import objects
 from vlmflow.images.boxes import CANONICAL
+from vlmflow.inference.prompts import DESCRIBE_IMAGE, NAME_OBJECTS
 
 
 def png(width: int = 40, height: int = 30) -> bytes:
@@ -51,8 +52,8 @@ def test_each_kind_of_annotation_becomes_a_task(tmp_path: Path) -> None:
     )
     by_task = {row["task"]: row for row in rows if row["pair"] == "a"}
     assert set(by_task) == {"caption", "objects", "ground", "vqa", "ocr"}
-    assert turns(by_task["caption"]) == [(DESCRIBE, "a fine picture")]
-    assert turns(by_task["objects"]) == [(NAME, "two circles and a star")]
+    assert turns(by_task["caption"]) == [(DESCRIBE_IMAGE, "a fine picture")]
+    assert turns(by_task["objects"]) == [(NAME_OBJECTS, "two circles and a star")]
     assert ("Where is the left star?", "<box>1,2,20.5,22</box>") in turns(by_task["ground"])
     assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
     assert turns(by_task["ocr"]) == [(READ_LINE, "TOTAL")]
