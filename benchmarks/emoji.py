@@ -52,7 +52,8 @@ def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
     """Ingest, curate and pretrain in `out` by the recipe; returns the pairs and the model."""
     from components.curate.config import CurateConfig
     from components.curate.curation import curate
-    from components.ingest.ingestion import IngestConfig, ingest
+    from components.ingest.config import IngestConfig
+    from components.ingest.ingestion import ingest
     from vlmflow.training.pretraining.config import PretrainConfig
     from vlmflow.training.pretraining.training import pretrain
 
@@ -69,7 +70,8 @@ def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples:
     """R@`top` of the test pictures' names among all `names`, with a 95% bootstrap interval over the pictures."""
     from vlmflow.artifacts.dataset import Dataset
     from vlmflow.images.decoding import decode
-    from vlmflow.inference.loading import embed_images, embed_texts, load
+    from vlmflow.inference.embedding import embed_images, embed_texts
+    from vlmflow.inference.loading import load
 
     own: dict[bytes, int] = {}
     for row in Dataset(pairs, "pairs").rows(["image", "caption", "split"]):

@@ -1,7 +1,7 @@
 """The table of model families: paper, objective, abilities and code.
 
-Evaluation and serving dispatch on abilities, never on names. A family's class and builder are named as text, so that
-reading this table imports no torch. What a family must offer for an ability stands in docs/adding-a-family.md.
+Evaluation and serving dispatch on abilities, never on names. Classes and builders are referenced by strings, so that
+this module can be imported without torch. docs/adding-a-family.md lists the method that each ability requires.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,16 @@ EMBEDDING = frozenset({"embed", "classify", "retrieval"})
 
 @dataclass(frozen=True)
 class Family:
-    """One family: paradigm as in Bordes et al. 2024, paper, what it minimises, abilities, and where its code is.
+    """One model family. `recipes/zoo` holds recipes for the families that are trained by `pretrain` alone.
 
-    `model` is `module:class` and `builder` `module:function`; `recipes/zoo` holds the values of the families that
-    train by themselves.
+    paradigm: as in Bordes et al. 2024.
+    paper: author and year.
+    objective: what training minimises.
+    abilities: keys of ABILITIES.
+    model: the class, as `module:class`.
+    builder: the function that builds a new model and its processor, as `module:function`.
+    uses_all_parameters: every batch gives every trainable parameter a gradient, so that DDP need not search for unused
+        ones.
     """
 
     paradigm: str
@@ -42,17 +48,17 @@ class Family:
     abilities: frozenset[str]
     model: str
     builder: str
-    uses_all_parameters: bool = False  # in every batch: DDP need not search for those without a gradient
+    uses_all_parameters: bool = False
 
     @property
     def build(self) -> Callable[..., Any]:
-        """The function of a new model and its processor: texts for the vocabulary, then sizes by its own names."""
+        """Build a new model and its processor from the texts for the vocabulary and the family's size options."""
         return _load(self.builder)
 
     @property
     def from_dual_encoder(self) -> Callable[..., Any]:
-        """The function of a language model and its processor whose picture tower is a dual encoder's: the dual
-        encoder, its processor, then sizes."""
+        """Build a language model and its processor from a dual encoder, its processor and size options; the language
+        model's image tower is the dual encoder's."""
         module, _ = self.builder.split(":")
         return _load(f"{module}:from_dual_encoder")
 
@@ -62,68 +68,70 @@ class Family:
         return _load(self.model)
 
 
-def _load(place: str) -> Callable[..., Any]:
-    module, name = place.split(":")
+def _load(reference: str) -> Callable[..., Any]:
+    module, name = reference.split(":")
     return getattr(import_module(module), name)
 
 
 ZOO: dict[str, Family] = {
     "tiny-dual-encoder": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways", EMBEDDING,
+        "contrastive", "Radford et al. 2021", "InfoNCE in both directions", EMBEDDING,
         "models.tiny.build:TinyDualEncoder", "models.tiny.build:build_dual_encoder",
         uses_all_parameters=True,
     ),
     "clip": Family(
-        "contrastive", "Radford et al. 2021", "InfoNCE both ways; SLIP's and NegCLIP's terms on request", EMBEDDING,
+        "contrastive", "Radford et al. 2021", "InfoNCE in both directions, optionally SLIP's and NegCLIP's terms",
+        EMBEDDING,
         "models.contrastive.clip:CLIP", "models.contrastive.clip:build",
         uses_all_parameters=True,
     ),
     "siglip": Family(
-        "contrastive", "Zhai et al. 2023", "a sigmoid for every pair", EMBEDDING,
+        "contrastive", "Zhai et al. 2023", "sigmoid loss of every pair", EMBEDDING,
         "models.contrastive.siglip:SigLIP", "models.contrastive.siglip:build",
         uses_all_parameters=True,
     ),
     "llip": Family(
-        "contrastive", "Lavoie et al. 2024", "SigLIP on a picture vector mixed for each caption",
+        "contrastive", "Lavoie et al. 2024", "SigLIP on an image vector mixed for each caption",
         frozenset({"classify", "retrieval"}), "models.contrastive.llip:Llip", "models.contrastive.llip:build",
         uses_all_parameters=True,
     ),
     "nce": Family(
-        "contrastive", "Gutmann and Hyvärinen 2010", "pair or noise, by logistic regression", EMBEDDING,
+        "contrastive", "Gutmann and Hyvärinen 2010", "logistic regression of pairs against noise", EMBEDDING,
         "models.contrastive.nce:NCE", "models.contrastive.nce:build",
         uses_all_parameters=True,
     ),
     "energy": Family(
-        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against Langevin samples", EMBEDDING,
+        "contrastive", "LeCun et al. 2006; Du and Mordatch 2019", "energy of data against energy of Langevin samples",
+        EMBEDDING,
         "models.contrastive.energy:EnergyModel", "models.contrastive.energy:build",
         uses_all_parameters=True,
     ),
     "bert": Family(
-        "masked", "Devlin et al. 2019", "hidden words", frozenset({"fill_mask"}),
+        "masked", "Devlin et al. 2019", "masked words", frozenset({"fill_mask"}),
         "models.masked.bert:MaskedBert", "models.masked.bert:build",
     ),
     "visual-bert": Family(
-        "masked", "Li et al. 2019", "hidden words, and whether text and picture match", FILL_AND_MATCH,
+        "masked", "Li et al. 2019", "masked words, image-text matching", FILL_AND_MATCH,
         "models.masked.visual_bert:VisualBert", "models.masked.visual_bert:build",
     ),
     "vilbert": Family(
-        "masked", "Lu et al. 2019", "hidden words, hidden regions' classes, and whether both match",
+        "masked", "Lu et al. 2019", "masked words, classes of masked regions, image-text matching",
         FILL_AND_MATCH, "models.masked.vilbert:Vilbert", "models.masked.vilbert:build",
     ),
     "mae": Family(
-        "masked", "He et al. 2022", "pixels of hidden patches", frozenset({"features", "reconstruct"}),
+        "masked", "He et al. 2022", "pixels of masked patches", frozenset({"features", "reconstruct"}),
         "models.masked.mae:MAE", "models.masked.mae:build",
     ),
     "ijepa": Family(
-        "masked", "Assran et al. 2023", "features of hidden blocks, as a slow copy sees them",
+        "masked", "Assran et al. 2023", "features of masked blocks, given by a moving-average encoder",
         frozenset({"features"}), "models.masked.ijepa:IJepa", "models.masked.ijepa:build",
     ),
     "flava": Family(
-        "masked", "Singh et al. 2022", "contrast, match, hidden words and hidden patches, alone and together",
+        "masked", "Singh et al. 2022", "contrastive, matching, masked words and patches in one and both modalities",
         EMBEDDING | FILL_AND_MATCH, "models.masked.flava:Flava", "models.masked.flava:build",
     ),
     "mask-vlm": Family(
-        "masked", "Kwon et al. 2023", "each side's hidden parts from the other side, contrast, match",
+        "masked", "Kwon et al. 2023", "masked parts of each modality from the other, contrastive, matching",
         EMBEDDING | FILL_AND_MATCH | {"reconstruct"}, "models.masked.mask_vlm:MaskVLM", "models.masked.mask_vlm:build",
     ),
     "rate-distortion": Family(
@@ -132,11 +140,11 @@ ZOO: dict[str, Family] = {
         "models.masked.rate_distortion:RateDistortion", "models.masked.rate_distortion:build",
     ),
     "tiny-vlm": Family(
-        "pretrained backbone", "Liu et al. 2023", "the next word of the answer", GENERATIVE | EMBEDDING,
+        "pretrained backbone", "Liu et al. 2023", "next token of the answer", GENERATIVE | EMBEDDING,
         "models.tiny.build:TinyForConditionalGeneration", "models.tiny.build:build_language_model",
     ),
     "idefics3": Family(
-        "pretrained backbone", "Laurençon et al. 2024", "the next word of the answer", GENERATIVE,
+        "pretrained backbone", "Laurençon et al. 2024", "next token of the answer", GENERATIVE,
         "transformers:Idefics3ForConditionalGeneration", "models.backbone.idefics3:build",
     ),
 }  # fmt: skip

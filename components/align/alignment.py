@@ -14,7 +14,7 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
 from vlmflow.runtime.process import configure_logging, start_method
-from vlmflow.training.launcher import spread
+from vlmflow.training.launcher import run_distributed
 
 
 def align(
@@ -57,4 +57,4 @@ def _run_one(
 ) -> None:
     """In a process of its own: one of the two trainings."""
     configure_logging()
-    spread(step, train, config.training, start, preferences, config, out=out)
+    run_distributed(step, train, config.training, start, preferences, config, out=out)

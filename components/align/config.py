@@ -12,14 +12,16 @@ class AlignConfig(Section):
     Both train at once: in two processes of this machine, or as two TrainJobs if `training.nodes` is above 1.
     """
 
-    beta: float = Field(0.1, gt=0, description="β of DPO: strength of the pull towards the reference model.")
-    losses: tuple[str, ...] = Field(("sigmoid", "sft"), description="Loss terms, by TRL's names.")
-    weights: tuple[float, ...] = Field((1.0, 1.0), description="Weight of each loss term, in the order of `losses`.")
+    beta: float = Field(default=0.1, gt=0, description="β of DPO: strength of the pull towards the reference model.")
+    losses: tuple[str, ...] = Field(default=("sigmoid", "sft"), description="Loss terms, by TRL's names.")
+    weights: tuple[float, ...] = Field(
+        default=(1.0, 1.0), description="Weight of each loss term, in the order of `losses`."
+    )
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="Budget of each of the two trainings; `processes` must be 1."
     )
     min_pairs: int = Field(
-        32, description="Preference pairs needed; with fewer the step is skipped and the model is passed on."
+        default=32, description="Preference pairs needed; with fewer the step is skipped and the model is passed on."
     )
 
     @model_validator(mode="after")

@@ -15,11 +15,13 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.inference.loading import load
 from vlmflow.runtime.code_hash import code_hash
-from vlmflow.training.arguments import Progress, trainer_arguments
+from vlmflow.training.arguments import trainer_arguments
 from vlmflow.training.checkpointing import open_checkpoints
 from vlmflow.training.finetuning.config import FineTuneConfig
-from vlmflow.training.finetuning.sft import Example, fit
+from vlmflow.training.finetuning.examples import Example
+from vlmflow.training.finetuning.sft import fit
 from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
+from vlmflow.training.progress import Progress
 
 MESSAGES = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
 FEATURES = datasets.Features(
@@ -42,8 +44,8 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
     progress = Progress()
     parent = checkpoint.Checkpoint(start).hash
     identity = {"parent": parent, "data": data.hash, "section": config.model_dump(), "code": code_hash(__name__)}
-    with open_checkpoints(training, step="align", **identity) as kept:
-        options: Any = trainer_arguments(training, kept.folder, max_length=None, activation_checkpointing=False)
+    with open_checkpoints(training, step="align", **identity) as checkpoints:
+        options: Any = trainer_arguments(training, checkpoints.folder, max_length=None, activation_checkpointing=False)
         losses = {"beta": config.beta, "loss_type": list(config.losses), "loss_weights": list(config.weights)}
         trainer = DPOTrainer(
             model=model,
@@ -51,9 +53,9 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
             args=DPOConfig(**options, **losses),
             train_dataset=datasets.Dataset.from_list([_to_trl(row) for row in data.rows()], features=FEATURES),
             processing_class=loaded.processor,
-            callbacks=[progress, *kept.callbacks],
+            callbacks=[progress, *checkpoints.callbacks],
         )
-        kept.train(prepare_trainer(trainer, training))
+        checkpoints.train(prepare_trainer(trainer, training))
         state_dict = gather_state_dict(trainer)
         if trainer.is_world_process_zero():
             checkpoint.save(

@@ -1,4 +1,4 @@
-"""Training on several nodes: the step's TrainJob, run by processes that stand for its pods."""
+"""Training on several nodes: the step's TrainJob, with processes as its pods."""
 
 import io
 import json
@@ -19,13 +19,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.jobs.fake_cluster import Cluster
-from tests.jobs.torchrun_targets import break_down, refuse, wait_for
+from tests.jobs.fake_job_cluster import JobCluster
+from tests.jobs.torchrun_targets import fail_on_second_node, raise_data_error, wait_for
 from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import DataError, RecipeError, ServiceError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.jobs.trainjob import manifest, on_nodes
+from vlmflow.runtime.jobs.trainjob import manifest, run_on_nodes
 from vlmflow.training.checkpointing import MARKER
 from vlmflow.training.config import TrainingConfig
 from vlmflow.training.pretraining.config import PretrainConfig
@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(24):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (10 * i, 10 * i, 10 * i)).save(buffer, "PNG")
-        row = {"image": buffer.getvalue(), "caption": f"grey {i}", "hidden_size": 16, "height": 16, "uid": str(i)}
+        row = {"image": buffer.getvalue(), "caption": f"grey {i}", "width": 16, "height": 16, "uid": str(i)}
         more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
         rows.append({**row, **more})
     dataset.write(folder, "pairs", rows)
@@ -65,8 +65,8 @@ def trained(pairs: Path, out: Path, **training: Any) -> dict[str, Any]:
     return load_file(out / "model.safetensors")
 
 
-def lose_a_node(cluster: Cluster) -> None:
-    """When a checkpoint is whole, the second node is gone."""
+def lose_a_node(cluster: JobCluster) -> None:
+    """Kill the second node as soon as a checkpoint is complete."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         pods = [pod for pod in list(cluster.pods.values()) if "-node-0-1" in pod.name]
@@ -76,8 +76,8 @@ def lose_a_node(cluster: Cluster) -> None:
         time.sleep(0.02)
 
 
-def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
-    cluster: Cluster,
+def test_two_nodes_with_a_lost_node_give_the_same_weights_as_two_processes(
+    cluster: JobCluster,
     pairs: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -96,32 +96,32 @@ def test_two_nodes_of_which_one_is_lost_learn_what_two_processes_do(
     assert any(line.startswith("node-0: ") and "resuming from step" in line for line in lines)
     card = json.loads((tmp_path / "apart" / "card.json").read_text())
     assert card["curve"] == json.loads((tmp_path / "alone" / "card.json").read_text())["curve"]
-    assert not cluster.objects and not cluster.pods, "the job went when it had ended"
+    assert not cluster.objects and not cluster.pods, "the job is deleted at its end"
     assert not list((cluster.shared / "jobs").iterdir()) and not list((cluster.shared / "checkpoints").iterdir())
 
 
-def test_a_mistake_of_the_user_comes_back_in_one_piece(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_users_mistake_is_raised_in_the_step(cluster: JobCluster, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="^3 rows are too few$"):
-        on_nodes("pretrain", refuse, TWO, 3, out=tmp_path / "out")
-    assert len(cluster.seen) == 1 and not cluster.objects
+        run_on_nodes("pretrain", raise_data_error, TWO, 3, out=tmp_path / "out")
+    assert len(cluster.created_objects) == 1 and not cluster.objects
 
 
-def test_a_node_that_fails_is_named_with_its_last_words(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_failed_node_is_reported_with_its_error_line(cluster: JobCluster, tmp_path: Path) -> None:
     cluster.restarts = 0
     with pytest.raises(ServiceError, match=r"TrainJob read-\w+: failed: .*node-1.*the second node cannot divide"):
-        on_nodes("ocr", break_down, TWO, out=tmp_path / "out")
+        run_on_nodes("ocr", fail_on_second_node, TWO, out=tmp_path / "out")
     assert not cluster.objects and not (tmp_path / "out").exists()
 
 
-def test_nodes_that_never_come_are_told_with_the_reason(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nodes_that_cannot_be_scheduled_are_reported_with_the_reason(
+    cluster: JobCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.full = True
     monkeypatch.setenv("VLMFLOW_PATIENCE", "1")
     with pytest.raises(
         ServiceError, match=r"0 of 2 pods run after 1 s: FailedScheduling: .*Insufficient nvidia.com/gpu"
     ):
-        on_nodes("ground", refuse, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("ground", raise_data_error, TWO, 3, out=tmp_path / "out")
     assert not cluster.objects and not cluster.pods
 
 
@@ -129,16 +129,14 @@ STEP = """
 import sys
 from pathlib import Path
 from vlmflow.training.config import TrainingConfig
-from vlmflow.runtime.jobs.trainjob import on_nodes
+from vlmflow.runtime.jobs.trainjob import run_on_nodes
 from tests.jobs.torchrun_targets import wait_for
 
-on_nodes("align", wait_for, TrainingConfig(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
+run_on_nodes("align", wait_for, TrainingConfig(nodes=2), sys.argv[1], out=Path(sys.argv[2]))
 """
 
 
-def test_a_step_that_is_killed_finds_its_job_again(
-    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_killed_step_rejoins_its_job(cluster: JobCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     signal_file = cluster.shared / "now"
     command = [sys.executable, "-c", STEP, str(signal_file), str(tmp_path / "out")]
     step = subprocess.Popen(command, env=cluster.environment(), cwd=ROOT)
@@ -149,12 +147,12 @@ def test_a_step_that_is_killed_finds_its_job_again(
     step.wait()
     signal_file.touch()
     with caplog.at_level(logging.INFO):
-        on_nodes("align", wait_for, TWO, str(signal_file), out=tmp_path / "out")
-    assert "is there already" in caplog.text
-    assert (tmp_path / "out").read_text() == "done" and len(cluster.seen) == 1
+        run_on_nodes("align", wait_for, TWO, str(signal_file), out=tmp_path / "out")
+    assert "is already running" in caplog.text
+    assert (tmp_path / "out").read_text() == "done" and len(cluster.created_objects) == 1
 
 
-def test_a_step_that_is_told_to_end_takes_its_job_with_it(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_terminated_step_deletes_its_job(cluster: JobCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-c", STEP, str(cluster.shared / "never"), str(tmp_path / "out")]
     step = subprocess.Popen(command, env=cluster.environment(), cwd=ROOT)
     while not cluster.objects:
@@ -166,14 +164,14 @@ def test_a_step_that_is_told_to_end_takes_its_job_with_it(cluster: Cluster, tmp_
     assert not cluster.objects and not cluster.pods
 
 
-def test_several_nodes_need_a_cluster_and_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_nodes_need_a_shared_volume_and_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLMFLOW_SHARED", raising=False)
     with pytest.raises(ServiceError, match="VLMFLOW_SHARED"):
-        on_nodes("caption", refuse, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("caption", raise_data_error, TWO, 3, out=tmp_path / "out")
     monkeypatch.setenv("VLMFLOW_SHARED", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with pytest.raises(ServiceError, match=r"caption.training.nodes 2: needs a cluster"):
-        on_nodes("caption", refuse, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("caption", raise_data_error, TWO, 3, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_several_nodes_need_a_cluster_and_a_volume(tmp_path: Path, monkeypatch: 
         ({"sharding": "zero"}, "none of none, fsdp"),
     ],
 )
-def test_nodes_that_cannot_be(training: dict[str, Any], message: str) -> None:
+def test_impossible_node_settings_are_rejected(training: dict[str, Any], message: str) -> None:
     given = {**SECTION, "training": {**TRAINING, **training}}
     with pytest.raises(RecipeError, match=message):
         recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
@@ -194,11 +192,11 @@ def test_nodes_that_cannot_be(training: dict[str, Any], message: str) -> None:
 def validate(content: Any, file: str) -> None:
     schema = SCHEMAS / file
     if not schema.exists():
-        pytest.skip("the cluster's schemas are not here")
+        pytest.skip("the schemas of the cluster are not available")
     jsonschema.validate(content, json.loads(schema.read_text()))
 
 
-def test_the_job_is_one_that_the_cluster_takes() -> None:
+def test_the_job_matches_the_schema() -> None:
     job = manifest(
         "pretrain-0a", TrainingConfig(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
     )
@@ -209,7 +207,7 @@ def test_the_job_is_one_that_the_cluster_takes() -> None:
     assert "resourcesPerNode" not in manifest("pretrain-0a", TWO, CALLED)["spec"]["trainer"]
 
 
-def test_the_runtime_is_one_that_the_cluster_takes() -> None:
+def test_the_runtime_matches_the_schema() -> None:
     runtime = yaml.safe_load((ROOT / "infra/trainer/runtime.yaml").read_text())
     reference = manifest("pretrain-0a", TWO, CALLED)["spec"]["runtimeRef"]
     assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])

@@ -126,5 +126,5 @@ def test_what_a_recipe_says() -> None:
     assert section.views is not None and section.views.area == (0.08, 1.0), "the rest of a view stays SLIP's"
     assert recipes.load(PretrainConfig, {}, "pretrain").augment is None
     for wrong in ({"area": [0, 1]}, {"area": [0.5]}, {"aspect": 0.5}, {"flip": 2}, {"hue": 0.6}):
-        with pytest.raises(RecipeError, match="pretrain.augment: " + next(iter(wrong))):
+        with pytest.raises(RecipeError, match=r"pretrain\.augment[.:] ?" + next(iter(wrong))):
             recipes.load(PretrainConfig, {"pretrain": {"augment": wrong}}, "pretrain")

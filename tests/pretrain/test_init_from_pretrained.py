@@ -43,7 +43,7 @@ def stock_clip(folder: Path) -> torch.nn.Module:
     )
     processor.image_processor.size = {"shortest_edge": 40}  # as OpenAI's has it: the short side, then the middle
     processor.image_processor.do_center_crop = True
-    processor.image_processor.crop_size = {"height": 32, "hidden_size": 32}
+    processor.image_processor.crop_size = {"height": 32, "width": 32}
     model = CLIPModel(config)
     model.save_pretrained(folder)
     CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(folder)
@@ -56,7 +56,7 @@ def stock_mae(folder: Path) -> torch.nn.Module:
     decoder: dict[str, Any] = {f"decoder_{name}": value for name, value in width.items()}
     model = ViTMAEForPreTraining(ViTMAEConfig(**width, **decoder, image_size=32, patch_size=8))
     model.save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 32, "hidden_size": 32}).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
     return model
 
 

@@ -51,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {
             "image": buffer.getvalue(),
             "caption": f"{one} left of {other}",
-            "hidden_size": 16,
+            "width": 16,
             "height": 16,
             "uid": str(i),
         }

@@ -75,7 +75,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.paste(COLOURS[other], (8, 0, 16, 16))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "hidden_size": 16, "height": 16}
+        row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "width": 16, "height": 16}
         more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
         rows.append({**row, **more, "uid": str(i)})
     dataset.write(folder, "pairs", rows)

@@ -15,12 +15,12 @@ from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.training.arguments import Progress
-from vlmflow.training.checkpointing import whole
+from vlmflow.training.checkpointing import is_complete
 from vlmflow.training.launcher import launch
-from vlmflow.training.pretraining.collator import TrainingBatches
+from vlmflow.training.pretraining.collator import PretrainCollator
 from vlmflow.training.pretraining.config import PretrainConfig
-from vlmflow.training.pretraining.training import begin, corpus, fit, train
+from vlmflow.training.pretraining.training import build_or_load, corpus, fit, train
+from vlmflow.training.progress import Progress
 
 FAMILIES = sorted(path.stem for path in (ROOT / "recipes" / "zoo").glob("*.yaml") if path.stem != "energy")
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
@@ -63,10 +63,10 @@ def _families(folder: str, pairs: str, sharding: str) -> None:
     for family in FAMILIES:
         asked = section(family, sharding)
         torch.manual_seed(0)
-        model, processor = begin(asked, corpus(Path(pairs), None))
-        batches = TrainingBatches(model, processor, asked)
-        rows = batches.rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
-        writes, gathered = fit(model, asked.training, [], rows=rows, batches=batches, section=asked)
+        model, processor = build_or_load(asked, corpus(Path(pairs), None))
+        batches = PretrainCollator(model, processor, asked)
+        rows = batches.make_rows([row["image"]["bytes"] for row in table], [row["caption"] for row in table])
+        writes, gathered = fit(model, asked.training, [], rows=rows, collator=batches, section=asked)
         if writes:
             state = {k: v.clone().contiguous() for k, v in (gathered or model.state_dict()).items()}
             save_file(state, Path(folder) / f"{family}-{sharding}.safetensors")
@@ -110,7 +110,7 @@ def test_one_that_is_shared_out_goes_on_when_it_was_interrupted(
     with pytest.raises(RuntimeError, match="exitcode"):
         apart(launch, _resumed, 2, str(tmp_path / "again"), str(pairs), 3)
     [checkpoint] = tmp_path.glob("checkpoints/*/checkpoint-2")
-    assert whole(checkpoint)
+    assert is_complete(checkpoint)
     apart(launch, _resumed, 2, str(tmp_path / "again"), str(pairs), 0)
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
     assert one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)

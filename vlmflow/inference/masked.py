@@ -7,24 +7,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmflow.images.preprocessing import pixels, seen
-from vlmflow.inference.loading import Loaded, tokenize_captions
+from vlmflow.images.preprocessing import denormalize, pixel_values
+from vlmflow.inference.inputs import tokenize_captions
+from vlmflow.inference.loading import LoadedModel
 
 BATCH = 64
 
 
 @torch.inference_mode()
-def match(loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
+def image_text_matching(loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
     """A score (N,) for picture i with text i; the higher, the more they belong together."""
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
-        found.append(loaded.model.match(**batch(loaded, images[part], texts[part])).float().cpu().numpy())
+        found.append(loaded.model.match_score(**prepare_inputs(loaded, images[part], texts[part])).float().cpu().numpy())
     return np.concatenate(found)
 
 
 @torch.inference_mode()
-def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> list[list[str]]:
+def fill_mask(loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> list[list[str]]:
     """The likeliest token for every mask token in each text, in order.
 
     Args:
@@ -39,8 +40,8 @@ def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[s
             raise ValueError(f"text: {text!r:.80} holds no {mask}, which stands for a word to fill in")
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
-        given = batch(loaded, images and images[part], texts[part])
-        best = loaded.model.fill(**given).argmax(-1)
+        given = prepare_inputs(loaded, images and images[part], texts[part])
+        best = loaded.model.fill_mask(**given).argmax(-1)
         for text, ids, row in zip(texts[part], given["input_ids"], best, strict=True):
             places = (ids == loaded.tokenizer.mask_token_id).nonzero()[:, 0]
             if len(places) < text.count(mask):
@@ -50,24 +51,24 @@ def fill(loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[s
 
 
 @torch.inference_mode()
-def recovered(
-    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+def words_recovered(
+    loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
 ) -> np.ndarray:
     """Whether each text's word number `hidden` (by spaces) is found again when all its tokens are masked, (N,)."""
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
-        given, truth, masked = gaps(loaded, images and images[part], texts[part], hidden[part])
-        right = (loaded.model.fill(**given).argmax(-1) == truth) | ~masked
+        given, truth, masked = mask_words(loaded, images and images[part], texts[part], hidden[part])
+        right = (loaded.model.fill_mask(**given).argmax(-1) == truth) | ~masked
         found.append((right.all(1) & masked.any(1)).cpu().numpy())
     return np.concatenate(found)
 
 
-def gaps(
-    loaded: Loaded, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
+def mask_words(
+    loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
 ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """The model's inputs with word number `hidden` of each text masked; the true ids, and which are masked, (N, L)."""
-    given = batch(loaded, images, texts, [text.split() for text in texts])
+    given = prepare_inputs(loaded, images, texts, [text.split() for text in texts])
     encoded = given.pop("encoded")
     truth = given["input_ids"].clone()
     masked = torch.zeros_like(truth, dtype=torch.bool)
@@ -78,21 +79,21 @@ def gaps(
 
 
 @torch.inference_mode()
-def look(
-    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str], hidden: Sequence[int] | None = None
+def attention_maps(
+    loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str], hidden: Sequence[int] | None = None
 ) -> np.ndarray:
     """How much of its attention text i gives to each patch of picture i: (N, side, side), which adds up to 1 at most.
 
     With `hidden`, the gap looks where each text's word of that number (by spaces) was: a word that is there need not.
     """
     if hidden is None:
-        return loaded.model.attention_maps(**batch(loaded, images, texts))[:, 0].float().cpu().numpy()
-    given, _, masked = gaps(loaded, images, texts, hidden)
+        return loaded.model.attention_maps(**prepare_inputs(loaded, images, texts))[:, 0].float().cpu().numpy()
+    given, _, masked = mask_words(loaded, images, texts, hidden)
     share = masked / masked.sum(1, keepdim=True).clamp(min=1)  # (N, L): a word may be several tokens
     return torch.einsum("nl,nlyx->nyx", share, loaded.model.attention_maps(**given).float()).cpu().numpy()
 
 
-def hide(loaded: Loaded, count: int, seed: int) -> torch.Tensor:
+def random_patch_mask(loaded: LoadedModel, count: int, seed: int) -> torch.Tensor:
     """Which patches to hide, (count, P) bool: the model's own share of them, drawn from `seed`."""
     config = loaded.model.config
     patches = (config.image_size // config.patch_size) ** 2
@@ -103,36 +104,36 @@ def hide(loaded: Loaded, count: int, seed: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def reconstruct(
-    loaded: Loaded, images: Sequence[Image.Image], texts: Sequence[str] | None, hidden: torch.Tensor
+    loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str] | None, hidden: torch.Tensor
 ) -> torch.Tensor:
     """Pictures with the hidden patches painted by the model: (N, 3, H, W) float32, normalised."""
     painted = []
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)
-        given = batch(loaded, images[part], texts[part] if texts and loaded.tokenizer else None)
-        painted.append(loaded.model.reconstruct(hidden=hidden[part].to(loaded.model.device), **given).float().cpu())
+        given = prepare_inputs(loaded, images[part], texts[part] if texts and loaded.tokenizer else None)
+        painted.append(loaded.model.reconstruct(patch_mask=hidden[part].to(loaded.model.device), **given).float().cpu())
     return torch.cat(painted)
 
 
 @torch.inference_mode()
-def represent(loaded: Loaded, images: Sequence[Image.Image]) -> np.ndarray:
+def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> np.ndarray:
     """Vectors (N, D) of pictures, as they are, for other models to learn from."""
     found = []
     for start in range(0, len(images), BATCH):
-        given = batch(loaded, images[start : start + BATCH], None)
+        given = prepare_inputs(loaded, images[start : start + BATCH], None)
         features: Any = loaded.model.get_image_features(**given)
         features = features if isinstance(features, torch.Tensor) else features.pooler_output
         found.append(features.float().cpu().numpy())
     return np.concatenate(found)
 
 
-def picture(loaded: Loaded, normalised: torch.Tensor) -> Image.Image:
+def to_image(loaded: LoadedModel, normalised: torch.Tensor) -> Image.Image:
     """One picture as people see it, from (3, H, W) as the model does."""
-    return Image.fromarray(seen(loaded.image_processor, normalised[None])[0].permute(1, 2, 0).numpy())
+    return Image.fromarray(denormalize(loaded.image_processor, normalised[None])[0].permute(1, 2, 0).numpy())
 
 
-def batch(
-    loaded: Loaded,
+def prepare_inputs(
+    loaded: LoadedModel,
     images: Sequence[Image.Image] | None,
     texts: Sequence[str] | None,
     words: list[list[str]] | None = None,
@@ -140,7 +141,7 @@ def batch(
     """The model's inputs on its device; with `words`, texts go in word by word, and `encoded` says which is which."""
     device, given = loaded.model.device, {}
     if images is not None and loaded.image_processor is not None:
-        given["pixel_values"] = pixels(loaded.image_processor, images).to(device)
+        given["pixel_values"] = pixel_values(loaded.image_processor, images).to(device)
     if texts is not None and loaded.tokenizer is not None:
         encoded = tokenize_captions(loaded.tokenizer, loaded.model.config, words or list(texts))
         given.update({name: value.to(device) for name, value in encoded.items()})

@@ -10,24 +10,26 @@ from vlmflow.config.section import Section
 class TrainingConfig(Section):
     """Budget in optimizer steps, so that a recipe gives the same weights on a slow machine; optimizer and hardware."""
 
-    max_steps: int = Field(100, ge=0, description="Optimizer steps; 0 leaves the model as initialised.")
+    max_steps: int = Field(default=100, ge=0, description="Optimizer steps; 0 leaves the model as initialised.")
     seconds: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Budget in CPU seconds of each process (wall-clock seconds with a GPU) instead of `max_steps`: a few trial steps on a copy "
         "estimate how many steps fit, and the schedule covers these. Pretraining only; null uses `max_steps`.",
     )
-    batch_size: int = Field(32, ge=1, description="Examples in a step, over all processes of all nodes.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate; linear warmup, then cosine decay to 0.")
-    optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="`muon` trains the matrices of the blocks with Muon and the rest with AdamW."
+    batch_size: int = Field(default=32, ge=1, description="Examples in a step, over all processes of all nodes.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Peak learning rate; linear warmup, then cosine decay to 0."
     )
-    muon_scale: float = Field(1.0, gt=0, description="Learning rate of Muon relative to that of AdamW.")
-    weight_decay: float = Field(0.01, description="Decoupled weight decay.")
-    warmup_steps: int = Field(20, description="Steps of linear warmup.")
-    processes: int = Field(1, ge=1, description="Processes on each node.")
+    optimizer: Literal["muon", "adamw"] = Field(
+        default="muon", description="`muon` trains the matrices of the blocks with Muon and the rest with AdamW."
+    )
+    muon_scale: float = Field(default=1.0, gt=0, description="Learning rate of Muon relative to that of AdamW.")
+    weight_decay: float = Field(default=0.01, description="Decoupled weight decay.")
+    warmup_steps: int = Field(default=20, description="Steps of linear warmup.")
+    processes: int = Field(default=1, ge=1, description="Processes on each node.")
     nodes: int = Field(
-        1,
+        default=1,
         ge=1,
         description="Nodes; with more than 1 the step, itself in a cluster, submits a TrainJob and waits for it.",
     )
@@ -37,12 +39,12 @@ class TrainingConfig(Section):
         "Only with `nodes` above 1.",
     )
     sharding: Literal["none", "fsdp"] = Field(
-        "none",
+        default="none",
         description="`fsdp` shards weights, gradients and optimizer state over the processes (FSDP2); `none` "
         "replicates them.",
     )
     save_every: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Steps between checkpoints, from which a killed training resumes; null saves none.",
     )
@@ -50,7 +52,7 @@ class TrainingConfig(Section):
         default_factory=dict,
         description="Further arguments of transformers' TrainingArguments (TRL's config in `align`), by their names.",
     )
-    seed: int = Field(0, description="Seed of weights, data order and augmentation.")
+    seed: int = Field(default=0, description="Seed of weights, data order and augmentation.")
 
     @model_validator(mode="after")
     def _check(self) -> "TrainingConfig":

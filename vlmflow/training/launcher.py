@@ -1,4 +1,4 @@
-"""Run a training function where the recipe says: in this process, in several as torchrun does, or on several nodes."""
+"""Run a training function in this process, in several processes as torchrun does, or on several nodes."""
 
 import os
 import tempfile
@@ -11,20 +11,22 @@ from vlmflow.runtime.process import configure_logging, start_method
 from vlmflow.training.config import TrainingConfig
 
 
-def spread(step: str, function: Callable[..., None], training: TrainingConfig, *arguments: Any, out: Path) -> None:
-    """Call `function(*arguments, out)` in every process that `training` asks for.
+def run_distributed(
+    step: str, function: Callable[..., None], training: TrainingConfig, *arguments: Any, out: Path
+) -> None:
+    """Call `function(*arguments, out)` in every process of `training.nodes` and `training.processes`.
 
     Args:
-        arguments: each `Path` among them is an artifact that the function reads.
+        arguments: each `Path` among them is an input artifact.
         out: the artifact that process 0 writes.
 
     Raises:
-        ServiceError: several nodes are asked for, and the cluster does not give them.
+        ServiceError: the cluster does not provide the nodes.
     """
     if training.nodes > 1 and "RANK" not in os.environ:
-        from vlmflow.runtime.jobs.trainjob import on_nodes
+        from vlmflow.runtime.jobs.trainjob import run_on_nodes
 
-        on_nodes(step, function, training, *arguments, out=out)
+        run_on_nodes(step, function, training, *arguments, out=out)
     else:
         launch(function, training.processes, *arguments, out)
 
@@ -32,9 +34,9 @@ def spread(step: str, function: Callable[..., None], training: TrainingConfig, *
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Call `function(*arguments)` in each of `processes` workers that form one process group.
 
-    On a CPU two processes of one thread learn faster than one process of two threads: small matrices do
-    not split well. Under torchrun, or on a node of a TrainJob, the group exists already and the function
-    is simply called.
+    On a CPU two processes of one thread train faster than one process of two threads, because small matrices do not
+    split well. Under torchrun, or on a node of a TrainJob, the group exists already and the function is called in this
+    process.
 
     Args:
         function: importable by name; process 0 writes the results.
@@ -56,21 +58,21 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         start_method=start_method(),
     )
     with tempfile.TemporaryDirectory() as folder:
-        refusal = Path(folder) / "refusal"
+        error_file = Path(folder) / "error"
         try:
-            elastic_launch(config, _enter)(function, str(refusal), *arguments)
+            elastic_launch(config, _enter)(function, str(error_file), *arguments)
         except ChildFailedError as error:
-            if not refusal.exists():
+            if not error_file.exists():
                 raise
-            kind, message = refusal.read_text(encoding="utf-8").split("\n", 1)
+            kind, message = error_file.read_text(encoding="utf-8").split("\n", 1)
             raise getattr(errors, kind)(message) from error
 
 
-def _enter(function: Callable[..., None], refusal: str, *arguments: Any) -> None:
-    """A new process: it speaks as its parent does, and hands a user's mistake up to it."""
+def _enter(function: Callable[..., None], error_file: str, *arguments: Any) -> None:
+    """In a new process: log like the parent, and write a VlmflowError to `error_file` for the parent to raise."""
     configure_logging()
     try:
         function(*arguments)
     except errors.VlmflowError as error:
-        Path(refusal).write_text(f"{type(error).__name__}\n{error}", encoding="utf-8")
+        Path(error_file).write_text(f"{type(error).__name__}\n{error}", encoding="utf-8")
         raise

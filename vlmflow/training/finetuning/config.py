@@ -12,13 +12,13 @@ class FineTuneConfig(Section):
     """A stage of supervised fine-tuning."""
 
     task: str = Field(description="Task that the stage trains: caption, objects, vqa, ground or ocr.")
-    also: tuple[str, ...] = Field((), description="Earlier tasks whose turns stay in the training data.")
+    also: tuple[str, ...] = Field(default=(), description="Earlier tasks whose turns stay in the training data.")
     replay: float = Field(
-        0.0, ge=0, lt=1, description="Fraction of the images drawn that have no turn of `task`; 0 draws none."
+        default=0.0, ge=0, lt=1, description="Fraction of the images drawn that have no turn of `task`; 0 draws none."
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Budget and optimizer.")
     family: str = Field(
-        "",
+        default="",
         description="Family of the new language model, if the incoming model is a dual encoder; unused otherwise.",
     )
     model: dict[str, Any] = Field(

@@ -6,7 +6,7 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
 from vlmflow.training.finetuning.config import FineTuneConfig
-from vlmflow.training.launcher import spread
+from vlmflow.training.launcher import run_distributed
 
 
 def run_stage(model_in: str | Path, conversations: str | Path, out: str | Path, recipe: str, section: str) -> None:
@@ -26,4 +26,4 @@ def run_stage(model_in: str | Path, conversations: str | Path, out: str | Path, 
     from vlmflow.training.finetuning.sft import train  # TRL takes seconds to import
 
     arguments = (Path(model_in), Path(conversations), config, section)
-    spread(section, train, config.training, *arguments, out=Path(out))
+    run_distributed(section, train, config.training, *arguments, out=Path(out))

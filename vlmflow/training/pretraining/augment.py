@@ -1,6 +1,6 @@
-"""Pictures that change a little each time they are seen, a whole batch of bytes at once.
+"""Augmentation of a whole batch of uint8 images.
 
-What becomes of a picture is drawn by torch's generator, so that a seed gives the same pictures.
+All draws come from torch's generator, so that a seed gives the same images.
 """
 
 import math
@@ -10,83 +10,83 @@ from torch.nn import functional as F
 
 from vlmflow.training.pretraining.config import AugmentConfig
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601: how bright red, green and blue look
-YIQ = (GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # brightness, and two axes of colour
-BLUR = (0.1 / 224, 2.0 / 224)  # deviation of the blur, as a share of the picture's width
+GREY = (0.299, 0.587, 0.114)  # luma weights of red, green and blue, ITU-R BT.601
+YIQ = (GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # luma and two axes of chroma
+BLUR = (0.1 / 224, 2.0 / 224)  # standard deviation of the blur, as a fraction of the image width
 
 
-def changed(pictures: torch.Tensor, how: AugmentConfig) -> torch.Tensor:
-    """pictures: (N, 3, H, W) uint8; returns the same shape and type, every row changed in its own way."""
-    x = cropped(pictures.float(), how.area, how.aspect)
-    if how.flip:
-        x = torch.where(_chance(x, how.flip), x.flip(-1), x)
-    if how.jitter:
-        x = torch.where(_chance(x, how.jitter), jittered(x, how), x)
-    if how.grey:
-        x = torch.where(_chance(x, how.grey), brightness(x), x)
-    if how.blur:
-        x = torch.where(_chance(x, how.blur), blurred(x), x)
+def augment(images: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
+    """Augment `images` (N, 3, H, W) uint8, each with its own draws; returns the same shape and type."""
+    x = random_resized_crop(images.float(), config.area, config.aspect)
+    if config.flip:
+        x = torch.where(_bernoulli(x, config.flip), x.flip(-1), x)
+    if config.jitter:
+        x = torch.where(_bernoulli(x, config.jitter), color_jitter(x, config), x)
+    if config.grey:
+        x = torch.where(_bernoulli(x, config.grey), to_grayscale(x), x)
+    if config.blur:
+        x = torch.where(_bernoulli(x, config.blur), gaussian_blur(x), x)
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def cropped(x: torch.Tensor, area: tuple[float, ...], aspect: float) -> torch.Tensor:
-    """A random rectangle of each picture, stretched to the picture's size; (N, C, H, W), float.
+def random_resized_crop(x: torch.Tensor, area: tuple[float, ...], aspect: float) -> torch.Tensor:
+    """A random rectangle of each image, resized to the full image; (N, C, H, W), float.
 
-    Its area is uniform and its shape log-uniform; a side that is too long for the picture is cut.
+    Area is uniform and aspect ratio log-uniform; a side longer than the image is cut.
 
     Source: Szegedy et al. 2015, section 6.
     """
     share = torch.empty(len(x)).uniform_(*area)
     shape = torch.exp(torch.empty(len(x)).uniform_(-1, 1) * math.log(aspect))
     size = torch.stack([(share * shape).sqrt(), (share / shape).sqrt()], dim=1).clamp(max=1)  # (N, 2): width, height
-    centre = (2 * torch.rand(len(x), 2) - 1) * (1 - size)  # the picture goes from −1 to 1
-    maps = torch.cat([torch.diag_embed(size), centre[..., None]], dim=2)  # (N, 2, 3): size · place + centre
+    centre = (2 * torch.rand(len(x), 2) - 1) * (1 - size)  # the image spans −1 to 1
+    maps = torch.cat([torch.diag_embed(size), centre[..., None]], dim=2)  # (N, 2, 3): size · position + centre
     grid = F.affine_grid(maps, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def jittered(x: torch.Tensor, how: AugmentConfig) -> torch.Tensor:
-    """Brightness, contrast, saturation and hue, in this order; (N, 3, H, W), float."""
+def color_jitter(x: torch.Tensor, config: AugmentConfig) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue, in this order; (N, 3, H, W), float."""
 
-    def factor(most: float) -> torch.Tensor:
-        return 1 + most * (2 * torch.rand(len(x), 1, 1, 1) - 1)
+    def factor(maximum: float) -> torch.Tensor:
+        return 1 + maximum * (2 * torch.rand(len(x), 1, 1, 1) - 1)
 
-    if how.brightness:
-        x = (x * factor(how.brightness)).clamp(0, 255)
-    if how.contrast:
-        x = torch.lerp(brightness(x).mean((2, 3), keepdim=True), x, factor(how.contrast)).clamp(0, 255)
-    if how.saturation:
-        x = torch.lerp(brightness(x), x, factor(how.saturation)).clamp(0, 255)
-    if how.hue:
-        x = turned(x, how.hue * (2 * torch.rand(len(x)) - 1)).clamp(0, 255)
+    if config.brightness:
+        x = (x * factor(config.brightness)).clamp(0, 255)
+    if config.contrast:
+        x = torch.lerp(to_grayscale(x).mean((2, 3), keepdim=True), x, factor(config.contrast)).clamp(0, 255)
+    if config.saturation:
+        x = torch.lerp(to_grayscale(x), x, factor(config.saturation)).clamp(0, 255)
+    if config.hue:
+        x = rotate_hue(x, config.hue * (2 * torch.rand(len(x)) - 1)).clamp(0, 255)
     return x
 
 
-def turned(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-    """Colours turned by `by` (N,) of a circle about the axis of greys; brightness stays. x: (N, 3, H, W)."""
+def rotate_hue(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotate the hue of `x` (N, 3, H, W) by `turns` (N,), fractions of the colour circle; luma is unchanged."""
     yiq = torch.tensor(YIQ)
-    cosine, sine, zero = torch.cos(math.tau * by), torch.sin(math.tau * by), torch.zeros_like(by)
-    turn = torch.stack([zero + 1, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
-    return torch.einsum("nij,njhw->nihw", torch.linalg.inv(yiq) @ turn @ yiq, x)
+    cosine, sine, zero = torch.cos(math.tau * turns), torch.sin(math.tau * turns), torch.zeros_like(turns)
+    rotation = torch.stack([zero + 1, zero, zero, zero, cosine, -sine, zero, sine, cosine], dim=1).view(-1, 3, 3)
+    return torch.einsum("nij,njhw->nihw", torch.linalg.inv(yiq) @ rotation @ yiq, x)
 
 
-def blurred(x: torch.Tensor) -> torch.Tensor:
-    """Each picture of `x` (N, C, H, W) under a Gaussian of its own random width; edges repeat outwards."""
+def gaussian_blur(x: torch.Tensor) -> torch.Tensor:
+    """Blur each image of `x` (N, C, H, W) by a Gaussian of random width, with edge pixels repeated as padding."""
     count, channels, height, width = x.shape
-    reach = max(1, math.ceil(3 * BLUR[1] * width))
-    deviation = torch.empty(count, 1).uniform_(*BLUR) * width
-    kernel = torch.softmax(-((torch.arange(-reach, reach + 1) / deviation) ** 2) / 2, dim=1)  # (N, 2 · reach + 1)
+    radius = max(1, math.ceil(3 * BLUR[1] * width))
+    sigma = torch.empty(count, 1).uniform_(*BLUR) * width
+    kernel = torch.softmax(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2, dim=1)  # (N, 2 · radius + 1)
     kernel = kernel.repeat_interleave(channels, 0)[:, None, None]
-    flat = F.pad(x.reshape(1, count * channels, height, width), (reach, reach, reach, reach), mode="replicate")
+    flat = F.pad(x.reshape(1, count * channels, height, width), (radius, radius, radius, radius), mode="replicate")
     flat = F.conv2d(flat, kernel, groups=count * channels)
     return F.conv2d(flat, kernel.mT, groups=count * channels).view_as(x)
 
 
-def brightness(x: torch.Tensor) -> torch.Tensor:
-    """(N, 3, H, W) to (N, 3, H, W) without colour."""
+def to_grayscale(x: torch.Tensor) -> torch.Tensor:
+    """The luma of `x` (N, 3, H, W) in all three channels."""
     return torch.einsum("c,nchw->nhw", torch.tensor(GREY), x)[:, None].expand_as(x)
 
 
-def _chance(x: torch.Tensor, probability: float) -> torch.Tensor:
-    """(N, 1, 1, 1) bool."""
+def _bernoulli(x: torch.Tensor, probability: float) -> torch.Tensor:
+    """A draw for each image: (N, 1, 1, 1) bool."""
     return torch.rand(len(x), 1, 1, 1) < probability

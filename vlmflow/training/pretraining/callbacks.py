@@ -1,4 +1,4 @@
-"""What happens to the weights after every optimizer step."""
+"""Callbacks that change the weights after every optimizer step."""
 
 import math
 from collections.abc import Iterator
@@ -11,29 +11,30 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class Clamp(TrainerCallback):
-    """Keep the parameter `logit_scale` between 0 and log `most`, so that the factor on cosines is from 1 to `most`.
+class ClampLogitScale(TrainerCallback):
+    """Clamps `logit_scale` to [0, log `maximum`], so that the factor on cosines is between 1 and `maximum`.
 
-    Under a clamp in the forward alone the parameter can drift beyond, where no gradient brings it back.
+    With a clamp in the forward pass only, the parameter can drift out of range, where it has no gradient.
 
     Source: Radford et al. 2021, section 2.5; open_clip clamps after the step, as here.
     """
 
-    def __init__(self, most: float):
-        self.most = math.log(most)
+    def __init__(self, maximum: float):
+        self.log_maximum = math.log(maximum)
 
     @torch.no_grad()
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """The optimizer has changed the parameter."""
-        model.logit_scale.clamp_(0, self.most)
+        """Clamp after the optimizer's update."""
+        model.logit_scale.clamp_(0, self.log_maximum)
 
 
-class Average(TrainerCallback):
-    """The weights end as their moving average, θ̄ ← decay · θ̄ + (1 − decay) · θ, begun with the first step's θ.
+class EMACallback(TrainerCallback):
+    """Keeps an exponential moving average of the weights, θ̄ ← decay · θ̄ + (1 − decay) · θ, as the final weights.
 
-    Each process keeps the average of its own share of a sharded model, and its own file of it in a checkpoint.
+    The average starts with the weights after the first step. In a sharded model each process averages its own shard,
+    and saves it to its own file of a checkpoint.
     """
 
     def __init__(self, decay: float):
@@ -43,7 +44,7 @@ class Average(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Go on with the average of the training that this one goes on from."""
+        """Load the average of the training that this one resumes."""
         if state is not None and state.global_step:
             averaged = torch.load(self._file(args, state), map_location="cpu", weights_only=True)
             self.averaged = {name: weight.to(args.device) for name, weight in averaged.items()}
@@ -52,23 +53,23 @@ class Average(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """The optimizer has changed the weights."""
-        for name, weight in _own(model):
+        """Update the average after the optimizer's update."""
+        for name, weight in _local_parameters(model):
             if name in self.averaged:
                 self.averaged[name].lerp_(weight, 1 - self.decay)
             else:
                 self.averaged[name] = weight.clone()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A checkpoint holds the average too."""
+        """Save the average with the checkpoint."""
         torch.save(self.averaged, self._file(args, state))
 
     @torch.no_grad()
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """The average is what is kept."""
-        for name, weight in _own(model):
+        """Copy the average into the model."""
+        for name, weight in _local_parameters(model):
             if name in self.averaged:
                 weight.copy_(self.averaged[name])
 
@@ -77,7 +78,7 @@ class Average(TrainerCallback):
         return checkpoint / f"average_{args.process_index}.pt"
 
 
-def _own(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters, or this process's share of each."""
+def _local_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named parameters, or this process's shard of each."""
     for name, parameter in model.named_parameters():
         yield name, parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()

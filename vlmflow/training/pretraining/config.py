@@ -18,18 +18,30 @@ class AugmentConfig(Section):
     Source: the crop is that of open_clip's training.
     """
 
-    area: tuple[float, ...] = Field((0.9, 1.0), description="Range [least, most] of the crop's fraction of the image.")
-    aspect: float = Field(
-        4 / 3, ge=1, description="Largest aspect ratio of the crop, wide or tall: longer over shorter side."
+    area: tuple[float, ...] = Field(
+        default=(0.9, 1.0), description="Range [least, most] of the crop's fraction of the image."
     )
-    flip: float = Field(0.0, ge=0, le=1, description="Probability of a horizontal flip.")
-    brightness: float = Field(0.0, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off.")
-    contrast: float = Field(0.0, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off.")
-    saturation: float = Field(0.0, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off.")
-    hue: float = Field(0.0, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off.")
-    jitter: float = Field(1.0, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue.")
-    grey: float = Field(0.0, ge=0, le=1, description="Probability of conversion to greyscale.")
-    blur: float = Field(0.0, ge=0, le=1, description="Probability of a Gaussian blur.")
+    aspect: float = Field(
+        default=4 / 3, ge=1, description="Largest aspect ratio of the crop, wide or tall: longer over shorter side."
+    )
+    flip: float = Field(default=0.0, ge=0, le=1, description="Probability of a horizontal flip.")
+    brightness: float = Field(
+        default=0.0, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off."
+    )
+    contrast: float = Field(
+        default=0.0, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off."
+    )
+    saturation: float = Field(
+        default=0.0, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off."
+    )
+    hue: float = Field(
+        default=0.0, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off."
+    )
+    jitter: float = Field(
+        default=1.0, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue."
+    )
+    grey: float = Field(default=0.0, ge=0, le=1, description="Probability of conversion to greyscale.")
+    blur: float = Field(default=0.0, ge=0, le=1, description="Probability of a Gaussian blur.")
 
     @model_validator(mode="after")
     def _check_area(self) -> "AugmentConfig":
@@ -46,23 +58,35 @@ class ViewConfig(AugmentConfig):
     Source: Mu et al. 2021, section 4; the values are those of SimCLR's line (Chen et al. 2020, appendix A).
     """
 
-    area: tuple[float, ...] = Field((0.08, 1.0), description="Range [least, most] of the crop's fraction of the image.")
-    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
-    brightness: float = Field(0.4, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off.")
-    contrast: float = Field(0.4, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off.")
-    saturation: float = Field(0.4, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off.")
-    hue: float = Field(0.1, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off.")
-    jitter: float = Field(0.8, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue.")
-    grey: float = Field(0.2, ge=0, le=1, description="Probability of conversion to greyscale.")
-    blur: float = Field(0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
+    area: tuple[float, ...] = Field(
+        default=(0.08, 1.0), description="Range [least, most] of the crop's fraction of the image."
+    )
+    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    brightness: float = Field(
+        default=0.4, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off."
+    )
+    contrast: float = Field(
+        default=0.4, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off."
+    )
+    saturation: float = Field(
+        default=0.4, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off."
+    )
+    hue: float = Field(
+        default=0.1, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off."
+    )
+    jitter: float = Field(
+        default=0.8, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue."
+    )
+    grey: float = Field(default=0.2, ge=0, le=1, description="Probability of conversion to greyscale.")
+    blur: float = Field(default=0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
 
 
 class PretrainConfig(Section):
     """The family to pretrain, its sizes and its budget; everything after `shuffle_pairs` is off by default."""
 
-    family: str = Field("sketch-dual", description="Family of the zoo (docs/zoo.md).")
+    family: str = Field(default="tiny-dual-encoder", description="Family of the zoo (docs/zoo.md).")
     init_from: str | None = Field(
-        None,
+        default=None,
         description="Pretrained weights to continue from: a folder or a name on the Hugging Face Hub. Null starts from "
         "a new model.",
     )
@@ -73,24 +97,32 @@ class PretrainConfig(Section):
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Budget and optimizer.")
     shuffle_pairs: bool = Field(
-        False, description="Train the control: pair images and captions at random, so that nothing can be learned."
+        default=False,
+        description="Train the control: pair images and captions at random, so that nothing can be learned.",
     )
-    augment: AugmentConfig | None = Field(None, description="Augmentation of images; null is off.")
+    augment: AugmentConfig | None = Field(default=None, description="Augmentation of images; null is off.")
     views: ViewConfig | None = Field(
-        None, description="Augmentation of the two views that SLIP compares; null uses the defaults of the views."
+        default=None,
+        description="Augmentation of the two views that SLIP compares; null uses the defaults of the views.",
     )
-    negatives: int = Field(0, ge=0, description="Hard-negative captions for each caption (NegCLIP); 0 is off.")
+    negatives: int = Field(default=0, ge=0, description="Hard-negative captions for each caption (NegCLIP); 0 is off.")
     hard_negative_fraction: float = Field(
-        0.0, ge=0, le=1, description="Fraction of each batch that is drawn for similar captions; 0 is off."
+        default=0.0, ge=0, le=1, description="Fraction of each batch that is drawn for similar captions; 0 is off."
     )
     max_logit_scale: float | None = Field(
-        None, ge=1, description="Upper bound of the logit scale, applied after every step; null is off."
+        default=None, ge=1, description="Upper bound of the logit scale, applied after every step; null is off."
     )
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of the moving average of the weights, which is then saved; null is off."
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of the moving average of the weights, which is then saved; null is off.",
     )
     patch_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Fraction of the patches that the image tower drops in training (FLIP); 0 is off."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the patches that the image tower drops in training (FLIP); 0 is off.",
     )
 
     @model_validator(mode="after")

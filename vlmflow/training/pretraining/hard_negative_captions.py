@@ -1,7 +1,7 @@
-"""Captions that are nearly right: the same words with two exchanged, or another word in one's place.
+"""Hard negative captions: two words swapped, or one word replaced by another.
 
-Which words are of a kind is learned from the captions themselves: those that stand between the same neighbours. So
-"red" and "blue" change places, "red" and "circle" do not, and no tagger of one language is needed.
+Words are interchangeable if the training captions have them between the same two neighbours. So "red" and "blue" are
+swapped and "red" and "circle" are not, without a part-of-speech tagger of some language.
 
 Source: Yuksekgonul et al. 2022, section 4 (which swaps by part of speech).
 """
@@ -14,58 +14,66 @@ import torch
 
 from vlmflow.errors import DataError
 
-Place = tuple[str, str]  # the words before and after; "" at either end
+Context = tuple[str, str]  # the words before and after; "" at either end
 
 
-class Negatives:
-    """Near misses of a caption, by what the training captions say of words.
+class HardNegativeCaptions:
+    """Hard negatives of a caption, with interchangeable words as in the training captions.
 
     Args:
-        captions: those of the training pairs.
+        captions: the captions of the training pairs.
 
     Raises:
-        DataError: all of them have the same words.
+        DataError: the captions have fewer than two different words.
     """
 
     def __init__(self, captions: Iterable[str]):
-        self.between: dict[Place, set[str]] = defaultdict(set)
+        self.fillers: dict[Context, set[str]] = defaultdict(set)
         for caption in set(captions):
-            for place, word in _places(caption.split()):
-                self.between[place].add(word)
-        self.words = sorted(set().union(*self.between.values()))
+            for context, word in _contexts(caption.split()):
+                self.fillers[context].add(word)
+        self.words = sorted(set().union(*self.fillers.values()))
         if len(self.words) < 2:
-            raise DataError(f"pretrain.negatives: captions of the one word {self.words} leave nothing to exchange")
-        self.found: dict[str, tuple[list[str], list[str]]] = {}
+            raise DataError(
+                f"pretrain.negatives: the captions have only the words {self.words}; "
+                "use captions with at least two different words, or set negatives to 0"
+            )
+        self.cache: dict[str, tuple[list[str], list[str]]] = {}
 
-    def draw(self, caption: str, count: int) -> list[str]:
-        """`count` captions, none equal to `caption`, by torch's generator; exchanges first, repeated where few."""
-        if caption not in self.found:
-            self.found[caption] = self.near_misses(caption)
-        swapped, replaced = self.found[caption]
-        found = _sample(swapped, count)
-        found += _sample(replaced, count - len(found))
-        if not found:  # no word has its like: any other word in any place says something else
+    def sample(self, caption: str, count: int) -> list[str]:
+        """Draw `count` captions that differ from `caption`: swaps first, then replacements, repeated if too few.
+
+        The draws come from torch's generator.
+        """
+        if caption not in self.cache:
+            self.cache[caption] = self.near_misses(caption)
+        swapped, replaced = self.cache[caption]
+        negatives = _sample(swapped, count)
+        negatives += _sample(replaced, count - len(negatives))
+        if not negatives:  # no interchangeable words: replace any word by any other
             words = caption.split() or [""]
-            place = int(torch.randint(len(words), ()))
-            others = [word for word in self.words if word != words[place]]
-            found = [" ".join([*words[:place], others[int(torch.randint(len(others), ()))], *words[place + 1 :]])]
-        return (found * count)[:count]
+            position = int(torch.randint(len(words), ()))
+            others = [word for word in self.words if word != words[position]]
+            negatives = [
+                " ".join([*words[:position], others[int(torch.randint(len(others), ()))], *words[position + 1 :]])
+            ]
+        return (negatives * count)[:count]
 
     def near_misses(self, caption: str) -> tuple[list[str], list[str]]:
-        """All exchanges and all replacements."""
+        """All swaps and all replacements, as captions."""
         words = caption.split()
-        places = _places(words)
+        contexts = _contexts(words)
         swapped, replaced = [], []
-        for (i, (here, one)), (j, (there, other)) in combinations(enumerate(places), 2):
-            if j > i + 1 and one != other and other in self.between[here] and one in self.between[there]:
+        for (i, (here, one)), (j, (there, other)) in combinations(enumerate(contexts), 2):
+            if j > i + 1 and one != other and other in self.fillers[here] and one in self.fillers[there]:
                 swapped.append([*words[:i], other, *words[i + 1 : j], one, *words[j + 1 :]])
-        for i, (here, one) in enumerate(places):
-            replaced += [[*words[:i], other, *words[i + 1 :]] for other in sorted(self.between[here] - {one})]
+        for i, (here, one) in enumerate(contexts):
+            replaced += [[*words[:i], other, *words[i + 1 :]] for other in sorted(self.fillers[here] - {one})]
         return [" ".join(w) for w in swapped], [" ".join(w) for w in replaced]
 
 
-def _places(words: list[str]) -> list[tuple[Place, str]]:
-    """Every word with where it stands."""
+def _contexts(words: list[str]) -> list[tuple[Context, str]]:
+    """Every word with its context."""
     return list(zip(zip(["", *words[:-1]], [*words[1:], ""], strict=True), words, strict=True))
 
 
