@@ -1,9 +1,9 @@
-"""FLAVA: one model of images, of texts and of both; six losses, three of which need pairs.
+"""FLAVA: an image encoder, a text encoder and a multimodal encoder, trained with six losses.
 
-A image encoder and a text encoder run alone; a third encoder reads what both say, one after the other in a single
-sequence with a token of its own in front, and attends to all of it. The encoders and heads are transformers'
-`FlavaForPreTraining`, so that public weights load; masking, swapping and the weighted sum are
-ours. Source: Singh et al. 2022, section 3.
+The image and the text encoder each read one modality. The multimodal encoder attends to the states of both, joined to
+one sequence with its own class token in front. The encoders and heads are transformers' `FlavaForPreTraining`, so
+that public weights load; masking, caption swapping and the weighted sum of the losses are implemented here.
+Source: Singh et al. 2022, section 3.
 """
 
 import math
@@ -26,11 +26,11 @@ from models.tokenizer import build_tokenizer
 
 @strict
 class FlavaPretrainingConfig(FlavaConfig):
-    """FLAVA's config with the masking and swapping; the default token ids are those of the public vocabulary.
+    """FLAVA's config plus masking and caption swapping; the default token ids are those of the public vocabulary.
 
     max_masked_patches: maximum number of masked patches of an image, in blocks of at least `min_block_patches`.
-    mask_probability: of a token.
-    swap_probability: of a pair to get another pair's caption, as a negative for matching.
+    mask_probability: probability that a token is masked.
+    swap_probability: probability that a pair gets another pair's caption, as a negative for matching.
     """
 
     max_masked_patches: int = 75
@@ -42,15 +42,15 @@ class FlavaPretrainingConfig(FlavaConfig):
 
 
 class Flava(FlavaForPreTraining):
-    """`FlavaForPreTraining` that hides, num_negatives and learns from pairs alone.
+    """`FlavaForPreTraining` with its own masking and caption swapping, trained on pairs only.
 
-    A unimodal encoder sees nothing of the other side, so that one pass over masked pairs gives the losses that the
-    paper takes from pictures alone and texts alone, and what the multimodal encoder reads.
+    A unimodal encoder does not depend on the other modality. One pass over masked pairs therefore gives both the losses
+    that the paper computes on unpaired images and texts, and the input of the multimodal encoder.
     """
 
     config: Any
     config_class = FlavaPretrainingConfig
-    image_codebook: Any  # public weights bring the discrete VAE's encoder
+    image_codebook: Any  # the discrete VAE's encoder, if public weights contain it
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -68,7 +68,7 @@ class Flava(FlavaForPreTraining):
 
     @property
     def scale(self) -> torch.Tensor:
-        """The factor on cosines, 1 to 100."""
+        """The factor on cosine similarities, from 1 to 100."""
         return self.flava.logit_scale.clamp(0, math.log(100.0)).exp()
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -81,28 +81,29 @@ class Flava(FlavaForPreTraining):
         """input_ids, attention_mask: (N, L); returns (N, D) in the space of the contrastive loss."""
         return self.flava.text_projection(self.flava.text_model(input_ids, attention_mask).last_hidden_state[:, 0])
 
-    def fuse(self, image: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor, **asked: bool) -> Any:
-        """image: (N, 1 + P, D), text: (N, L, D), both before their last norm; `asked` is of transformers' encoder.
+    def fuse(self, image: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor, **options: bool) -> Any:
+        """Run the multimodal encoder on image and text states from before the unimodal encoders' last norm.
 
-        Returns an output whose `last_hidden_state` is (N, 1 + 1 + P + L, D).
+        image: (N, 1 + P, D); text: (N, L, D); options: keyword arguments of transformers' encoder, such as
+        `output_attentions`. Returns an output whose `last_hidden_state` is (N, 1 + 1 + P + L, D).
         """
         pair = [self.flava.image_to_mm_projection(image), self.flava.text_to_mm_projection(text)]
-        places = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the token in front, and the image
-        mask = torch.cat([places, attention_mask], dim=1)
-        return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask, **asked)
+        image_mask = attention_mask.new_ones(len(image), 1 + image.shape[1])  # the class token in front, and the image
+        mask = torch.cat([image_mask, attention_mask], dim=1)
+        return self.flava.multimodal_model(torch.cat(pair, dim=1), attention_mask=mask, **options)
 
     def encode_pairs(
         self,
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **asked: bool,
+        **options: bool,
     ) -> Any:
         """Encode N pairs without masking (except mask tokens in `input_ids`); returns the output of `fuse`."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image = self.flava.image_model(pixel_values, output_hidden_states=True).hidden_states[-1]
         text = self.flava.text_model(input_ids, attention_mask, output_hidden_states=True).hidden_states[-1]
-        return self.fuse(image, text, attention_mask, **asked)
+        return self.fuse(image, text, attention_mask, **options)
 
     def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -121,24 +122,25 @@ class Flava(FlavaForPreTraining):
     def attention_maps(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Where each word looks in the multimodal encoder's last layer, a mean over heads: (N, L, side, side).
+        """Attention of each token to the patches in the multimodal encoder's last layer, mean over heads.
 
-        The rest, up to 1, goes to words and to the tokens of the pair and of the whole image.
+        Returns (N, L, side, side). The rest, up to 1, goes to text tokens and to the class tokens of the pair and of
+        the image.
         """
-        seen = self.encode_pairs(pixel_values, input_ids, attention_mask, output_attentions=True).attentions[-1].mean(1)
-        maps = seen[:, -input_ids.shape[1] :, 2 : -input_ids.shape[1]]  # (N, L, P)
+        output = self.encode_pairs(pixel_values, input_ids, attention_mask, output_attentions=True)
+        maps = output.attentions[-1].mean(1)[:, -input_ids.shape[1] :, 2 : -input_ids.shape[1]]  # (N, L, P)
         return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
 
     def patch_classes(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Targets of masked patches: (N, P), classes of the codebook."""
+        """The codebook class of each patch, the target where it is masked: (N, P)."""
         size = self.config.image_config.patch_size
         if self.image_codebook is None:
             return self.codebook.nearest_codewords(patchify(pixel_values, size))
-        # The VAE's encoder shrinks eightfold and takes grey levels in 0.1..0.9.
-        picture = FlavaImageProcessorPil
-        mean, std = (pixel_values.new_tensor(x)[:, None, None] for x in (picture.image_mean, picture.image_std))
-        shrunk = F.interpolate(pixel_values * std + mean, scale_factor=8 / size, mode="bicubic", antialias=True)
-        return self.image_codebook.get_codebook_indices(0.1 + 0.8 * shrunk.clamp(0, 1)).flatten(1)
+        # The VAE's encoder reduces the size eightfold and expects pixel values in 0.1..0.9.
+        processor = FlavaImageProcessorPil
+        mean, std = (pixel_values.new_tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
+        resized = F.interpolate(pixel_values * std + mean, scale_factor=8 / size, mode="bicubic", antialias=True)
+        return self.image_codebook.get_codebook_indices(0.1 + 0.8 * resized.clamp(0, 1)).flatten(1)
 
     def forward(  # type: ignore[override]
         self,
@@ -151,17 +153,17 @@ class Flava(FlavaForPreTraining):
         partner: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """The six losses, by the names that transformers gives them.
+        """Compute the six losses, under their names in transformers.
 
-        The multimodal encoder reads image i with caption `partner[i]`. Where that is another caption, the row counts
-        for matching alone; the contrastive loss always takes the true pairs, without masking.
+        The multimodal encoder reads image i with caption `partner[i]`. Rows whose caption is not their own only count
+        for matching. The contrastive loss always uses the true pairs, without masking.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of image i.
             patch_mask: (N, P) bool, patches to mask; drawn by default, as are the next two.
             masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
-            partner: (N,), whose caption image i is read with.
+            partner: (N,), the index of the caption that is paired with image i.
 
         Source: Singh et al. 2022, section 3.2.
         """
@@ -178,29 +180,35 @@ class Flava(FlavaForPreTraining):
         image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
         contrast = clip_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.scale)
 
-        seen = self.flava.image_model(pixel_values, bool_masked_pos=patch_mask, output_hidden_states=True)
-        read = self.flava.text_model(masked, attention_mask, output_hidden_states=True)
-        text_of = read.hidden_states[-1][partner], attention_mask[partner]
-        fused = self.fuse(seen.hidden_states[-1], *text_of).last_hidden_state
+        image_output = self.flava.image_model(pixel_values, bool_masked_pos=patch_mask, output_hidden_states=True)
+        text_output = self.flava.text_model(masked, attention_mask, output_hidden_states=True)
+        partner_text = text_output.hidden_states[-1][partner], attention_mask[partner]
+        fused = self.fuse(image_output.hidden_states[-1], *partner_text).last_hidden_state
 
-        match = (input_ids[partner] == input_ids).all(1)  # another's caption may say the same
-        kept = (match | ~match.any())[:, None]  # with no match at all, every row: a loss of nothing is no number
+        match = (input_ids[partner] == input_ids).all(1)  # two images may have equal captions
+        kept = (match | ~match.any())[:, None]  # keep all rows if none matches: the mean over no row would be NaN
         classes, patches = self.patch_classes(pixel_values), patch_mask.shape[1]
-        told, shown = labels != IGNORE_INDEX, kept & patch_mask
-        said, spoken = labels[partner], kept & told[partner]
+        token_mask, mmm_patches = labels != IGNORE_INDEX, kept & patch_mask
+        partner_labels, mmm_tokens = labels[partner], kept & token_mask[partner]
         parts = {
-            "mim": F.cross_entropy(self.mim_head(seen.last_hidden_state[:, 1:][patch_mask]), classes[patch_mask]),
-            "mlm": F.cross_entropy(self.mlm_head(read.last_hidden_state[told]), labels[told]),
+            "mim": F.cross_entropy(
+                self.mim_head(image_output.last_hidden_state[:, 1:][patch_mask]), classes[patch_mask]
+            ),
+            "mlm": F.cross_entropy(self.mlm_head(text_output.last_hidden_state[token_mask]), labels[token_mask]),
             "itm": F.cross_entropy(self.itm_head(fused), match.long()),
             "global_contrastive": contrast,
-            "mmm_image": F.cross_entropy(self.mmm_image_head(fused[:, 2 : 2 + patches][shown]), classes[shown]),
-            "mmm_text": F.cross_entropy(self.mmm_text_head(fused[:, 2 + patches :][spoken]), said[spoken]),
+            "mmm_image": F.cross_entropy(
+                self.mmm_image_head(fused[:, 2 : 2 + patches][mmm_patches]), classes[mmm_patches]
+            ),
+            "mmm_text": F.cross_entropy(
+                self.mmm_text_head(fused[:, 2 + patches :][mmm_tokens]), partner_labels[mmm_tokens]
+            ),
         }
         loss = torch.stack([getattr(config, f"{name}_weight") * part for name, part in parts.items()]).sum()
         return PretrainingOutput(loss, parts)
 
     def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masked ids and labels, (N, L) each."""
+        """Return masked ids and labels, (N, L) each."""
         config = self.config
         return mask_tokens(
             input_ids,
@@ -213,7 +221,10 @@ class Flava(FlavaForPreTraining):
 
 
 def swap_captions(count: int, share: float, device: torch.device) -> torch.Tensor:
-    """Whose caption each image is read with, (N,): its own, or, for `share` of them, the next one's among those."""
+    """Return the caption index of each image, (N,): its own, or another's for about `share` of the images.
+
+    The selected images exchange their captions in a cycle.
+    """
     partner = torch.arange(count, device=device)
     chosen = (torch.rand(count, device=device) < share).nonzero()[:, 0]
     partner[chosen] = chosen.roll(1)
@@ -221,10 +232,10 @@ def swap_captions(count: int, share: float, device: torch.device) -> torch.Tenso
 
 
 def block_masks(count: int, side: int, most: int, smallest: int, device: torch.device) -> torch.Tensor:
-    """Mask rectangles until about `most` patches are masked, and never more.
+    """Draw rectangles of masked patches, at most `most` patches per image in total.
 
-    Each rectangle has an area between `smallest` and what is still to hide, and sides in a ratio of 0.3 to 1/0.3; one
-    that would hide too much, or nothing new, is drawn again, ten times.
+    Ten rectangles are drawn for each image. Their area lies between `smallest` and the number of patches that may still
+    be masked, and their aspect ratio between 0.3 and 1/0.3. A rectangle that would exceed `most` is skipped.
 
     Returns:
         (count, side²) bool.
@@ -270,27 +281,28 @@ def build(
     initializer_range: float = 0.02,
     loss_weights: dict[str, float] | None = None,
 ) -> tuple[Flava, FlavaProcessor]:
-    """Build a FLAVA and its processor; masking and swapping as in `FlavaPretrainingConfig`.
+    """Build a FLAVA and its processor; `FlavaPretrainingConfig` documents masking and swapping.
 
     Args:
-        hidden_size: of all three encoders.
+        texts: corpus from which the vocabulary is built.
+        hidden_size: width of all three encoders.
         head_dim: width of an attention head.
-        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
-        classes: of patches, in the codebook.
-        initializer_range: deviation of the initial weights.
-        weights: of the losses by their names, such as `{itm: 2}`; 1 where none is given.
+        vocab_size: minimum number of rows of the embedding table.
+        codebook_size: number of patch classes.
+        initializer_range: standard deviation of the initial weights.
+        loss_weights: weights of the losses by name, such as `{itm: 2}`; the default weight is 1.
     """
     tokenizer = build_tokenizer(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
     tokenizer.padding_side = "right"
-    start: dict[str, Any] = {"initializer_range": initializer_range}
+    initializer: dict[str, Any] = {"initializer_range": initializer_range}
     sizes = {
         "hidden_size": hidden_size,
         "intermediate_size": mlp_ratio * hidden_size,
         "num_attention_heads": hidden_size // head_dim,
-    } | start
+    } | initializer
     text = {"vocab_size": max(len(tokenizer), vocab_size), "max_position_embeddings": text_length}
     image = {"image_size": image_size, "patch_size": patch_size, "vocab_size": codebook_size}
-    weighed: dict[str, Any] = {f"{name}_weight": weight for name, weight in (loss_weights or {}).items()}
+    weights: dict[str, Any] = {f"{name}_weight": weight for name, weight in (loss_weights or {}).items()}
     config = FlavaPretrainingConfig(
         text_config={**sizes, **text, "num_hidden_layers": text_layers, "pad_token_id": tokenizer.pad_token_id},
         image_config={**sizes, **image, "num_hidden_layers": image_layers},
@@ -304,9 +316,9 @@ def build(
         swap_probability=swap_probability,
         mask_token_id=tokenizer.mask_token_id,  # type: ignore[arg-type]
         special_ids=tuple(tokenizer.all_special_ids),
-        **start,
-        **weighed,
+        **initializer,
+        **weights,
     )
     side = {"height": image_size, "width": image_size}
-    pictures = FlavaImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
-    return Flava(config), FlavaProcessor(pictures, tokenizer)
+    image_processor = FlavaImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
+    return Flava(config), FlavaProcessor(image_processor, tokenizer)

@@ -2,7 +2,7 @@
 
 Each encoder runs on its whole input and on a masked one. Masked patches attend to the whole text and are predicted as
 pixels, p(I | T); masked tokens attend to the whole image and are predicted as tokens, p(T | I). A contrastive loss
-aligns the two encoders, and matching the two cross-modality encoders.
+aligns the two encoders; a matching loss trains the two cross-modality encoders.
 Source: Kwon et al. 2023, section 3.
 """
 
@@ -30,9 +30,10 @@ from models.tokenizer import build_tokenizer
 class MaskVLMConfig(PreTrainedConfig):
     """Sizes of the two encoders and of the cross-modality encoders, and the masking.
 
-    stem_channels: of convolutions of stride 2 before the last one, or none for a patch that is a linear map.
-    mask_ratio: share of an image's patches that are masked; mask_probability: of a token.
-    mim_weight: of the pixels' loss in the sum; the paper's is 1.
+    stem_channels: channels of the convolutions of stride 2 before the last one; empty for a linear patch embedding.
+    mask_ratio: share of an image's patches that are masked.
+    mask_probability: probability that a token is masked.
+    mim_weight: weight of the pixel loss in the sum; the paper uses 1.
     """
 
     model_type = "mask-vlm"
@@ -65,9 +66,9 @@ class MaskVLMConfig(PreTrainedConfig):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm attention to the other side, and an MLP; starts as the identity.
+    """Pre-norm cross-attention to the other modality, and an MLP; starts as the identity.
 
-    A query sees nothing of its own side, so that the first token's outcome needs no other token.
+    There is no self-attention. The output of the first token can therefore be computed without the other tokens.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: int):
@@ -81,7 +82,7 @@ class CrossBlock(nn.Module):
         self.mlp_output = ZeroInitLinear(mlp_ratio * width, width)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """x: (N, Q, D) looks at context: (N, K, D) where mask: (N, 1, 1, K) is true; returns (N, Q, D)."""
+        """x: (N, Q, D) attends to context: (N, K, D) where mask: (N, 1, 1, K) is true; returns (N, Q, D)."""
         context = self.context_norm(context)
         q = self.query(self.attention_norm(x))
         q, k, v = (
@@ -93,7 +94,7 @@ class CrossBlock(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """Cross blocks one after the other."""
+    """A stack of cross-attention blocks, and a norm."""
 
     def __init__(self, config: MaskVLMConfig, layers: int):
         super().__init__()
@@ -102,7 +103,7 @@ class CrossEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """x: (N, Q, D), context: (N, K, D), mask: (N, K), 1 where there is something to see; returns (N, Q, D)."""
+        """x: (N, Q, D), context: (N, K, D), mask: (N, K), 1 where x may attend; returns (N, Q, D)."""
         where = None if mask is None else mask.bool()[:, None, None, :]
         for block in self.blocks:
             x = block(x, context, where)
@@ -110,7 +111,7 @@ class CrossEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A transformer over patches, and a token of the whole image before them."""
+    """A transformer over a class token, which represents the whole image, and the patches."""
 
     def __init__(self, config: MaskVLMConfig):
         super().__init__()
@@ -130,7 +131,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, patch_mask: torch.Tensor | None = None) -> torch.Tensor:
         """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool, patches to mask; returns (N, 1 + P, D)."""
-        if patch_mask is not None:  # pixels too: the stem's convolutions reach over a patch's edge
+        if patch_mask is not None:  # zero pixels too: the stem's convolutions reach over patch borders
             pixel_values = pixel_values * ~patch_to_pixel_mask(patch_mask, self.patch_size, pixel_values.shape[-1])
         x = (
             self.stem(pixel_values.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
@@ -144,7 +145,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A transformer over words; the first token is the whole text's."""
+    """A transformer over tokens; the first token represents the whole text."""
 
     def __init__(self, config: MaskVLMConfig):
         super().__init__()
@@ -198,7 +199,7 @@ class MaskVLM(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(width))  # logits of unit size: they are the output too
+            nn.init.normal_(module.weight, std=1 / math.sqrt(width))  # tied to the output: gives logits of unit size
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -228,23 +229,23 @@ class MaskVLM(PreTrainedModel):
 
     @property
     def scale(self) -> torch.Tensor:
-        """The factor on cosines, at most 100."""
+        """The factor on cosine similarities, at most 100."""
         return self.logit_scale.clamp(max=math.log(100.0)).exp()
 
     def predict_patches(self, patches: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """patches: (N, 1 + P, D) of a masked picture, text: (N, L, D), whole; returns pixels (N, P, 3·p²)."""
+        """patches: (N, 1 + P, D) of a masked image; text: (N, L, D), not masked; returns pixels (N, P, 3·p²)."""
         x = self.image_cross(patches[:, 1:], text, attention_mask)
         return self.pixel_head(self.decoder(x, text, attention_mask))
 
     def predict_tokens(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        """words: (N, L, D) of a masked text, picture: (N, 1 + P, D), whole; returns logits (N, L, V)."""
+        """words: (N, L, D) of a masked text; picture: (N, 1 + P, D), not masked; returns logits (N, L, V)."""
         return F.linear(self.word_head(self.text_cross(words, picture)), self.text.tokens.weight, self.word_bias)
 
     def match_logits(self, picture: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """picture: (N, 1 + P, D), text: (N, L, D), both whole; returns logits (N, 2) of mismatch and match."""
-        seen = self.image_cross(picture[:, :1], text, attention_mask)[:, 0]
-        read = self.text_cross(text[:, :1], picture)[:, 0]
-        return self.match_head(torch.cat([seen, read], dim=-1))
+        """picture: (N, 1 + P, D), text: (N, L, D), both not masked; returns logits (N, 2) of mismatch and match."""
+        image_state = self.image_cross(picture[:, :1], text, attention_mask)[:, 0]
+        text_state = self.text_cross(text[:, :1], picture)[:, 0]
+        return self.match_head(torch.cat([image_state, text_state], dim=-1))
 
     def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -266,13 +267,13 @@ class MaskVLM(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool; returns (N, 3, H, W), with predicted masked patches."""
+        """pixel_values: (N, 3, H, W); patch_mask: (N, P) bool; returns (N, 3, H, W) with masked patches predicted."""
         patches = self.predict_patches(
             self.image(pixel_values, patch_mask), self.text(input_ids, attention_mask), attention_mask
         )
         size = self.config.patch_size
-        painted = F.fold(patches.transpose(1, 2), tuple(pixel_values.shape[-2:]), size, stride=size)
-        return torch.where(patch_to_pixel_mask(patch_mask, size, pixel_values.shape[-1]), painted, pixel_values)
+        predicted = F.fold(patches.transpose(1, 2), tuple(pixel_values.shape[-2:]), size, stride=size)
+        return torch.where(patch_to_pixel_mask(patch_mask, size, pixel_values.shape[-1]), predicted, pixel_values)
 
     def forward(
         self,
@@ -284,7 +285,7 @@ class MaskVLM(PreTrainedModel):
         masked_tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
         **_: Any,
     ) -> PretrainingOutput:
-        """`mim_weight` MIM + MLM + ITC + ITM.
+        """Compute the loss, `mim_weight` · MIM + MLM + ITC + ITM.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
@@ -295,15 +296,15 @@ class MaskVLM(PreTrainedModel):
         patch_mask = self.hide_patches(len(pixel_values)) if patch_mask is None else patch_mask
         masked, labels = self.hide_words(input_ids, attention_mask) if masked_tokens is None else masked_tokens
         picture, text = self.image(pixel_values), self.text(input_ids, attention_mask)
-        told = labels != IGNORE_INDEX
-        painted = self.predict_patches(self.image(pixel_values, patch_mask), text, attention_mask)[patch_mask]
-        spoken = self.predict_tokens(self.text(masked, attention_mask), picture)[told]
+        token_mask = labels != IGNORE_INDEX
+        pixels = self.predict_patches(self.image(pixel_values, patch_mask), text, attention_mask)[patch_mask]
+        logits = self.predict_tokens(self.text(masked, attention_mask), picture)[token_mask]
         image = F.normalize(self.image_projection(picture[:, 0]), dim=-1)
         caption = F.normalize(self.text_projection(text[:, 0]), dim=-1)
         same = (input_ids[:, None] == input_ids[None]).all(-1)
         parts = {
-            "mim": F.l1_loss(painted, patchify(pixel_values, self.config.patch_size)[patch_mask]),
-            "mlm": F.cross_entropy(spoken, labels[told]),
+            "mim": F.l1_loss(pixels, patchify(pixel_values, self.config.patch_size)[patch_mask]),
+            "mlm": F.cross_entropy(logits, labels[token_mask]),
             "itc": clip_loss(image, caption, self.scale),
             "itm": self.matching(picture, text, attention_mask, self.scale * image @ caption.T, same),
         }
@@ -318,30 +319,30 @@ class MaskVLM(PreTrainedModel):
         logits: torch.Tensor,
         same: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross-entropy of N pairs, and of 2N mismatches that are hard to tell.
+        """Cross-entropy of N pairs and of up to 2N hard negatives.
 
-        Every picture gets another's caption, and every caption another's picture, drawn by how similar the contrast
-        finds the two: softmax over the batch, with pairs that say the `same` left out.
+        Each image gets the caption of another pair and each caption the image of another pair. They are drawn from the
+        softmax of the contrastive `logits` over the batch, without the pairs whose captions are the `same`.
 
         Source: Li et al. 2021 (ALBEF), section 3.2.
         """
         logits = logits.detach().masked_fill(same, -math.inf)
-        some = ~same.all(1)  # a image whose batch holds but one caption has no mismatch
+        some = ~same.all(1)  # an image has no negative if all captions of the batch equal its own
         own = torch.arange(len(same), device=same.device)
         captions = logits[some].softmax(1).multinomial(1)[:, 0]
-        pictures = logits.T[some].softmax(1).multinomial(1)[:, 0]
-        i, j = torch.cat([own, own[some], pictures]), torch.cat([own, captions, own[some]])
+        images = logits.T[some].softmax(1).multinomial(1)[:, 0]
+        i, j = torch.cat([own, own[some], images]), torch.cat([own, captions, own[some]])
         label = torch.arange(len(i), device=same.device) < len(own)
         return F.cross_entropy(self.match_logits(picture[i], text[j], attention_mask[j]), label.long())
 
     def hide_patches(self, count: int) -> torch.Tensor:
-        """Which patches to hide, (count, P) bool: the same number in every picture."""
+        """Draw the patches to mask, (count, P) bool, the same number for every image."""
         patches = len(self.image.positions)
         order = torch.rand(count, patches, device=self.device).argsort(1)
         return order >= int(patches * (1 - self.config.mask_ratio))
 
     def hide_words(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masked ids and labels, (N, L) each."""
+        """Return masked ids and labels, (N, L) each."""
         config = self.config
         return mask_tokens(
             input_ids,
@@ -354,7 +355,7 @@ class MaskVLM(PreTrainedModel):
 
 
 def patch_to_pixel_mask(patch_mask: torch.Tensor, patch_size: int, image_size: int) -> torch.Tensor:
-    """patch_mask: (N, P), a value for each patch; returns (N, 1, H, W), the same value for each of its pixels."""
+    """Expand a mask of patches, (N, P), to a mask of their pixels, (N, 1, H, W)."""
     side = image_size // patch_size
     return patch_mask.view(-1, 1, side, side).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
@@ -378,12 +379,13 @@ def build(
     mask_probability: float = 0.3,
     mim_weight: float = 1.0,
 ) -> tuple[MaskVLM, CLIPProcessor]:
-    """A new MaskVLM and its processor; stem, masks and `mim_weight` as in `MaskVLMConfig`.
+    """Build a MaskVLM and its processor; `MaskVLMConfig` documents stem, masking and `mim_weight`.
 
     Args:
-        hidden_size: of all encoders.
+        texts: corpus from which the vocabulary is built.
+        hidden_size: width of all encoders.
         head_dim: width of an attention head.
-        vocab_size: rows of the embedding table, where the vocabulary needs fewer.
+        vocab_size: minimum number of rows of the embedding table.
     """
     tokenizer = build_tokenizer(texts, extra=("<cls>", "<sep>", "<mask>"), frame="<cls> $A <sep>")
     tokenizer.padding_side = "right"
@@ -408,8 +410,8 @@ def build(
         special_ids=tuple(tokenizer.all_special_ids),
     )
     side = {"height": image_size, "width": image_size}
-    pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
-    return MaskVLM(config), CLIPProcessor(pictures, tokenizer)
+    image_processor = CLIPImageProcessorPil(size=side, do_center_crop=False, resample=2)  # bilinear
+    return MaskVLM(config), CLIPProcessor(image_processor, tokenizer)
 
 
 AutoConfig.register(MaskVLMConfig.model_type, MaskVLMConfig)

@@ -1,8 +1,8 @@
 """ViLBERT: one stream for text, one for image regions, and co-attention between them.
 
 The text stream is transformers' `BertModel`, so that it can start from public weights, as in the paper
-(`model.text = BertModel.from_pretrained(…)`). Regions are the cells of a grid instead of a detector's, and their
-classes those of a fixed codebook. Source: Lu et al. 2019, sections 2.2 and 3.1.
+(`model.text = BertModel.from_pretrained(…)`). Regions are the cells of a grid instead of a detector's boxes, and their
+classes come from a fixed codebook. Source: Lu et al. 2019, sections 2.2 and 3.1.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ from models.outputs import PretrainingOutput
 
 @strict
 class VilbertConfig(PreTrainedConfig):
-    """Sizes of the streams, by default the paper's; `hidden_size` and its like are those of the text stream."""
+    """Sizes of the streams, by default the paper's; names as in BERT, such as `hidden_size`, are of the text stream."""
 
     model_type = "vilbert"
 
@@ -53,7 +53,7 @@ class VilbertConfig(PreTrainedConfig):
     special_token_ids: tuple[int, ...] | list[int] = (0, 100, 101, 102, 103)
 
     def stream(self, **sizes: Any) -> BertConfig:
-        """A BERT with what both streams share."""
+        """Return the config of a stream: the values that both streams share, and `sizes`."""
         return BertConfig(
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
@@ -63,14 +63,14 @@ class VilbertConfig(PreTrainedConfig):
 
     @property
     def text(self) -> BertConfig:
-        """The text stream."""
+        """The config of the text stream."""
         names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         names += ("max_position_embeddings", "pad_token_id")
         return self.stream(**{name: getattr(self, name) for name in names})
 
     @property
     def vision(self) -> BertConfig:
-        """The stream of regions."""
+        """The config of the region stream."""
         return self.stream(
             hidden_size=self.vision_hidden_size,
             num_attention_heads=self.vision_heads,
@@ -79,7 +79,7 @@ class VilbertConfig(PreTrainedConfig):
 
 
 class CoAttention(nn.Module):
-    """One side of a link: a stream's queries on the other stream's keys and values, then its own feed-forward."""
+    """One direction of co-attention: queries of one stream, keys and values of the other; then a feed-forward block."""
 
     def __init__(self, config: VilbertConfig, own: BertConfig, other: BertConfig):
         super().__init__()
@@ -104,13 +104,13 @@ class CoAttention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
-        found = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # (N, L, link width)
-        x = self.output(found, x)
+        attended = (self.dropout(weights) @ v).transpose(1, 2).flatten(2)  # (N, L, co-attention width)
+        x = self.output(attended, x)
         return self.feed_forward(self.intermediate(x), x), weights
 
 
 class CoAttentionLayer(nn.Module):
-    """A co-attentional transformer layer: both streams look at each other at once. Source: figure 2b."""
+    """A co-attentional transformer layer: both streams attend to each other in parallel. Source: figure 2b."""
 
     def __init__(self, config: VilbertConfig):
         super().__init__()
@@ -118,14 +118,14 @@ class CoAttentionLayer(nn.Module):
         self.to_words = CoAttention(config, config.vision, config.text)
 
     def forward(self, words: torch.Tensor, regions: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Words (N, L, D) and regions (N, R, D') after the link, and the weights of words and of regions."""
+        """Return the new words (N, L, D) and regions (N, R, D'), and the attention weights of words and of regions."""
         new_words, of_words = self.to_regions(words, regions)
         new_regions, of_regions = self.to_words(regions, words, mask)
         return new_words, new_regions, of_words, of_regions
 
 
 class RegionEmbeddings(nn.Module):
-    """Features and places of regions, after a global one: LN(W f + W' (x0, y0, x1, y1, area)). Source: section 3.1."""
+    """Embed regions, with a global one in front: LN(W f + W' (x0, y0, x1, y1, area)). Source: section 3.1."""
 
     def __init__(self, config: VilbertConfig):
         super().__init__()
@@ -137,10 +137,10 @@ class RegionEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, pixel_values: torch.Tensor, zeroed: torch.Tensor | None = None) -> torch.Tensor:
-        """pixel_values: (N, 3, H, W); zeroed: (N, R) bool, regions not to be seen; returns (N, 1 + R, D).
+        """pixel_values: (N, 3, H, W); zeroed: (N, R) bool, regions to hide; returns (N, 1 + R, D).
 
-        Pixels are zeroed as well as features, for a convolution sees its neighbours. The global region is the mean of
-        the features that are left, at the place of the whole image.
+        Pixels are zeroed as well as features, because convolutions reach into neighbouring regions. The global region
+        is the mean of all features, zeros included, with the box of the whole image.
         """
         side = pixel_values.shape[-1] // self.patch_size
         if zeroed is not None:
@@ -156,7 +156,7 @@ class RegionEmbeddings(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """BERT's head: a layer, and then the classes."""
+    """BERT's prediction head: a hidden layer with norm, and a linear layer to the classes."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -180,7 +180,10 @@ class Vilbert(PreTrainedModel):
     def __init__(self, config: VilbertConfig):
         super().__init__(config)
         if config.co_attention_layers > min(config.num_hidden_layers, config.vision_layers):
-            raise ValueError(f"co_attention_layers {config.co_attention_layers}: more than the layers of a stream")
+            raise ValueError(
+                f"co_attention_layers {config.co_attention_layers} exceeds the number of layers of a stream: text "
+                f"{config.num_hidden_layers}, vision {config.vision_layers}"
+            )
         self.text = BertModel(config.text, add_pooling_layer=False)
         self.regions = RegionEmbeddings(config)
         self.vision = nn.ModuleList(BertLayer(config.vision) for _ in range(config.vision_layers))
@@ -206,34 +209,46 @@ class Vilbert(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         zeroed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Words (N, L, D), regions (N, 1 + R, D'), and each link's weights, (N, heads, L, 1 + R) and the other way.
+        """Run both streams.
 
-        pixel_values: (N, 3, H, W); input_ids, attention_mask: (N, L); zeroed: (N, R) bool, regions not to be seen.
-        The last layers of both streams have a link before each of them: in the paper before text layers 6 to 11 and
-        layers 0 to 5 of regions. What comes earlier reads alone.
+        A co-attention layer precedes each of the last layers of both streams: in the paper, text layers 6 to 11 and
+        region layers 0 to 5. Earlier layers do not depend on the other stream.
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            input_ids, attention_mask: (N, L).
+            zeroed: (N, R) bool, regions to hide.
+
+        Returns:
+            Words (N, L, D), regions (N, 1 + R, D'), and for each co-attention layer the weights of words,
+            (N, heads, L, 1 + R), and of regions, (N, heads, 1 + R, L).
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = attention_mask[:, None, None].bool()  # (N, 1, 1, L)
-        words, regions, looks = self.text.embeddings(input_ids=input_ids), self.regions(pixel_values, zeroed), []
+        words, regions, weights = self.text.embeddings(input_ids=input_ids), self.regions(pixel_values, zeroed), []
         text, vision = list(self.text.encoder.layer), list(self.vision)
-        alone, seeing = len(text) - len(self.co_attention_layers), len(vision) - len(self.co_attention_layers)
-        for layer in text[:alone]:
+        count = len(self.co_attention_layers)
+        text_start, vision_start = len(text) - count, len(vision) - count
+        for layer in text[:text_start]:
             words = layer(words, mask)
-        for layer in vision[:seeing]:
+        for layer in vision[:vision_start]:
             regions = layer(regions)
-        for link, own, other in zip(self.co_attention_layers, text[alone:], vision[seeing:], strict=True):
-            words, regions, of_words, of_regions = link(words, regions, mask)
-            looks.append((of_words, of_regions))
-            words, regions = own(words, mask), other(regions)
-        return words, regions, looks
+        for co_attention, text_layer, vision_layer in zip(
+            self.co_attention_layers, text[text_start:], vision[vision_start:], strict=True
+        ):
+            words, regions, of_words, of_regions = co_attention(words, regions, mask)
+            weights.append((of_words, of_regions))
+            words, regions = text_layer(words, mask), vision_layer(regions)
+        return words, regions, weights
 
     def forward(  # type: ignore[override]
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any
     ) -> PretrainingOutput:
         """Compute masked language modelling + classes of masked regions + image-text matching, unweighted.
 
-        Each image is seen with its own caption and with another one of the batch. Words and regions are hidden in
-        both, and asked for in the first: another image's caption tells nothing of them (Lu et al. 2020).
+        Each image is paired with its own caption and with another one of the batch. Words and regions are masked in
+        both pairs but predicted only in the first, because another image's caption gives no information about them
+        (Lu et al. 2020).
 
         pixel_values: (N, 3, H, W), normalised; input_ids, attention_mask: (N, L), row i the caption of image i.
         """
@@ -249,70 +264,70 @@ class Vilbert(PreTrainedModel):
             probability=self.config.mask_probability,
         )
         patches = patchify(pixel_values, self.config.patch_size)  # (N, R, 3·p²)
-        hidden, zeroed = self.hide_regions(2 * len(patches), patches.shape[1])
+        region_mask, zeroed = self.hide_regions(2 * len(patches), patches.shape[1])
         words, regions = self.streams(pixel_values.repeat(2, 1, 1, 1), masked, mask, zeroed)[:2]
-        asked = (labels != IGNORE_INDEX) & matches[:, None]
-        own = hidden[: len(patches)]
+        token_mask = (labels != IGNORE_INDEX) & matches[:, None]
+        region_mask = region_mask[: len(patches)]
         parts = {
-            "mlm": F.cross_entropy(self.word_predictor(words[asked]), labels[asked]),
+            "mlm": F.cross_entropy(self.word_predictor(words[token_mask]), labels[token_mask]),
             "regions": region_loss(
-                self.region_predictor(regions[: len(patches), 1:][own]), self.codebook(patches[own])
+                self.region_predictor(regions[: len(patches), 1:][region_mask]), self.codebook(patches[region_mask])
             ),
             "itm": F.binary_cross_entropy_with_logits(self.match_logit(words, regions), matches.to(words.dtype)),
         }
         return PretrainingOutput(parts["mlm"] + parts["regions"] + parts["itm"], parts)
 
     def hide_regions(self, count: int, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which regions to find, and which of them are not seen, (count, R) bool: 9 of 10 are not.
+        """Draw the regions to predict and those to zero, (count, R) bool each; 9 of 10 predicted regions are zeroed.
 
-        Cells of a grid do not overlap; a detector's regions that overlap a hidden one would have to be hidden too.
+        The cells of a grid do not overlap. A detector's regions that overlap a zeroed one would have to be zeroed too.
         """
-        hidden = torch.rand(count, regions, device=self.device) < self.config.region_mask_probability
-        return hidden, hidden & (torch.rand(count, regions, device=self.device) < 0.9)
+        masked = torch.rand(count, regions, device=self.device) < self.config.region_mask_probability
+        return masked, masked & (torch.rand(count, regions, device=self.device) < 0.9)
 
     def match_logit(self, words: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        """Log odds (N,) that both belong together, from h_CLS ⊙ h_IMG. Source: section 2.2."""
+        """Log odds (N,) that text and image match, from h_CLS ⊙ h_IMG. Source: section 2.2."""
         both = F.relu(self.text_pooler(words[:, 0])) * F.relu(self.vision_pooler(regions[:, 0]))
         return self.match_head(both)[:, 0]
 
     def match_score(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Log odds (N,) that text i tells of image i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
+        """Log odds (N,) that text i matches image i; pixel_values: (N, 3, H, W); input_ids: (N, L)."""
         words, regions, _ = self.streams(pixel_values, input_ids, attention_mask)
         return self.match_logit(words, regions)
 
     def fill_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (N, L, V) for every place of the text; input_ids, attention_mask: (N, L)."""
+        """Logits (N, L, V) for every token of the text; input_ids, attention_mask: (N, L)."""
         words, _, _ = self.streams(pixel_values, input_ids, attention_mask)
         return self.word_predictor(words)
 
     def co_attention(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Co-attention of tokens, (N, layers, heads, L, 1 + R), and of regions, (N, layers, heads, 1 + R, L).
+        """Co-attention weights of tokens, (N, layers, heads, L, 1 + R), and of regions, (N, layers, heads, 1 + R, L).
 
         Region 0 is the whole image; the others follow row by row.
         """
-        _, _, looks = self.streams(pixel_values, input_ids, attention_mask)
-        of_words, of_regions = zip(*looks, strict=True)
+        _, _, weights = self.streams(pixel_values, input_ids, attention_mask)
+        of_words, of_regions = zip(*weights, strict=True)
         return torch.stack(of_words, 1), torch.stack(of_regions, 1)
 
     def attention_maps(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Where each word looks in the last link, a mean over heads: (N, L, side, side).
+        """Attention of each token to the regions in the last co-attention layer, mean over heads: (N, L, side, side).
 
-        The rest, up to 1, goes to the region that is the whole image.
+        The rest, up to 1, goes to the global region.
         """
         maps = self.co_attention(pixel_values, input_ids, attention_mask)[0][:, -1].mean(1)[..., 1:]  # (N, L, R)
         return maps.unflatten(2, (round(maps.shape[2] ** 0.5), -1))
 
 
 def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean KL(target ‖ softmax(logits)) over regions, 0 where there are none; logits, target: (M, K)."""
+    """Mean KL(target ‖ softmax(logits)) over regions, 0 if there is none; logits, target: (M, K)."""
     each = F.kl_div(logits.log_softmax(-1), target, reduction="none").sum(-1)
     return each.sum() / max(len(each), 1)
 
@@ -346,16 +361,17 @@ def build(
     initializer_range: float = 0.02,
     vocab_size: int = 0,
 ) -> tuple[Vilbert, CLIPProcessor]:
-    """A new ViLBERT and its processor, with a vocabulary made from `texts`.
+    """Build a ViLBERT and its processor.
 
     Args:
-        region_dim: of a region's features, before the stream.
+        texts: corpus from which the vocabulary is built.
+        region_dim: size of a region's features, before the stream.
         head_dim: width of an attention head of the text stream.
-        co_attention_layers: co-attention layers; each stream has at least as many layers.
+        co_attention_layers: number of co-attention layers, at most the number of layers of each stream.
         codebook_size: number of classes of regions.
-        mask_probability: of a token, or the bounds from which it is drawn for each caption.
-        region_mask_probability: of a region.
-        initializer_range: standard deviation of the initial weights; near 1/√width for a short training.
+        mask_probability: probability that a token is masked, or the bounds from which it is drawn for each caption.
+        region_mask_probability: probability that a region is masked.
+        initializer_range: standard deviation of the initial weights; use about 1/√width for short training.
         vocab_size: minimum number of rows of the embedding table.
     """
     processor = build_pair_processor(texts, image_size)
