@@ -29,11 +29,11 @@ EnvMapping = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → 
 class Toleration(Section):
     """A taint of nodes that a step's pod tolerates, as in a pod's spec."""
 
-    key: str = Field("", description="Key of the taint; empty matches every key.")
-    operator: Literal["Equal", "Exists"] = Field("Equal", description="`Equal` also compares `value`.")
-    value: str = Field("", description="Value of the taint, with operator `Equal`.")
+    key: str = Field(default="", description="Key of the taint; empty matches every key.")
+    operator: Literal["Equal", "Exists"] = Field(default="Equal", description="`Equal` also compares `value`.")
+    value: str = Field(default="", description="Value of the taint, with operator `Equal`.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        "", description="Effect of the taint; empty matches every effect."
+        default="", description="Effect of the taint; empty matches every effect."
     )
 
 
@@ -41,17 +41,18 @@ class StepResources(Section):
     """The pod of a step: its image, resources, nodes, environment and retries."""
 
     image: str = Field(
-        "step", description="`step` or `train`, our own images (vlmflow/runtime/step.py), or a full image name."
+        default="step", description="`step` or `train`, our own images (vlmflow/runtime/step.py), or a full image name."
     )
-    cpu: str | int | float = Field(1, description="CPU, request and limit.")
-    memory: str = Field("2Gi", description="Memory, request and limit.")
+    cpu: str | int | float = Field(default=1, description="CPU, request and limit.")
+    memory: str = Field(default="2Gi", description="Memory, request and limit.")
     shared_memory: str = Field(
-        "", description="Size of /dev/shm, for the worker processes of a training; empty keeps Kubernetes' 64Mi."
+        default="",
+        description="Size of /dev/shm, for the worker processes of a training; empty keeps Kubernetes' 64Mi.",
     )
-    gpus: int = Field(0, ge=0, description="Amount of the resource `gpu`.")
-    gpu: str = Field("nvidia.com/gpu", description="Resource name of the GPUs.")
+    gpus: int = Field(default=0, ge=0, description="Amount of the resource `gpu`.")
+    gpu: str = Field(default="nvidia.com/gpu", description="Resource name of the GPUs.")
     node: dict[str, str] = Field(default_factory=dict, description="Labels that the node must have.")
-    tolerations: tuple[Toleration, ...] = Field((), description="Tolerated taints of nodes.")
+    tolerations: tuple[Toleration, ...] = Field(default=(), description="Tolerated taints of nodes.")
     secrets: EnvMapping = Field(
         default_factory=dict,
         description="Secret → its key → environment variable; a missing Secret or key leaves the variable unset.",
@@ -62,10 +63,12 @@ class StepResources(Section):
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Further environment variables.")
     volumes: dict[str, str] = Field(default_factory=dict, description="PersistentVolumeClaim → mount path.")
-    retries: int = Field(0, ge=0, description="Number of retries of a failed step.")
-    backoff: str = Field("30s", description="Wait before the first retry; doubled before each further one.")
-    timeout_minutes: int = Field(0, ge=0, description="Time limit of one attempt, in minutes; 0 is unlimited.")
-    cache: bool = Field(True, description="Whether KFP may reuse outputs of the same inputs, parameters and image.")
+    retries: int = Field(default=0, ge=0, description="Number of retries of a failed step.")
+    backoff: str = Field(default="30s", description="Wait before the first retry; doubled before each further one.")
+    timeout_minutes: int = Field(default=0, ge=0, description="Time limit of one attempt, in minutes; 0 is unlimited.")
+    cache: bool = Field(
+        default=True, description="Whether KFP may reuse outputs of the same inputs, parameters and image."
+    )
 
     @model_validator(mode="after")
     def _check_quantities(self) -> "StepResources":

@@ -12,29 +12,33 @@ class ScoreConfig(Section):
     """Image-text scores: the encoder that computes them, and which pairs are kept."""
 
     model: str = Field(
-        "none",
+        default="none",
         min_length=1,
         description="Encoder: `none`, `bootstrap` (a small encoder trained on the pairs that passed the rules), or a "
         "folder or Hugging Face id of a CLIP- or SigLIP-like model.",
     )
     threshold: Literal["otsu"] | Annotated[float, Field(ge=-1, le=1)] = Field(
-        "otsu", description="Smallest cosine that is kept; `otsu` splits this dataset's scores in two groups."
+        default="otsu", description="Smallest cosine that is kept; `otsu` splits this dataset's scores in two groups."
     )
     fraction: float | None = Field(
-        None, gt=0, le=1, description="Fraction of pairs to keep, the best by score; null uses `threshold`."
+        default=None, gt=0, le=1, description="Fraction of pairs to keep, the best by score; null uses `threshold`."
     )
     mask_text: bool = Field(
-        False, description="Paint over the annotated lines of text of an image before it is scored."
+        default=False, description="Paint over the annotated lines of text of an image before it is scored."
     )
-    cache: str | None = Field(None, description="Folder that caches embeddings and scores; null caches nothing.")
-    batch_size: int = Field(256, ge=1, description="Images or captions in a batch of the encoder.")
+    cache: str | None = Field(
+        default=None, description="Folder that caches embeddings and scores; null caches nothing."
+    )
+    batch_size: int = Field(default=256, ge=1, description="Images or captions in a batch of the encoder.")
 
 
 class LabelConsistencyConfig(Section):
     """Zero-shot classification of the image, which must agree with the class that the caption names."""
 
-    classes: tuple[str, ...] = Field((), description="Class names, words or phrases, at least two; empty is off.")
-    top: int = Field(1, description="The caption's class must be among this many most likely classes.")
+    classes: tuple[str, ...] = Field(
+        default=(), description="Class names, words or phrases, at least two; empty is off."
+    )
+    top: int = Field(default=1, description="The caption's class must be among this many most likely classes.")
 
     @model_validator(mode="after")
     def _check(self) -> "LabelConsistencyConfig":
@@ -48,17 +52,20 @@ class LabelConsistencyConfig(Section):
 class ClusterConfig(Section):
     """Rules over clusters of images by their embeddings; with all values null no clusters are made."""
 
-    count: int | None = Field(None, ge=1, description="Number of clusters; null makes one for each 50 images.")
+    count: int | None = Field(default=None, ge=1, description="Number of clusters; null makes one for each 50 images.")
     epsilon: float | None = Field(
-        None,
+        default=None,
         ge=0,
         lt=1,
         description="Of two images of a cluster with a cosine above 1 − epsilon one is kept (SemDeDup); null is off.",
     )
     reference: str | None = Field(
-        None, description="Folder of a dataset: only clusters that contain an image of it are kept; null is off."
+        default=None,
+        description="Folder of a dataset: only clusters that contain an image of it are kept; null is off.",
     )
-    per_cluster: int | None = Field(None, ge=1, description="Pairs to keep of each cluster, at most; null keeps all.")
+    per_cluster: int | None = Field(
+        default=None, ge=1, description="Pairs to keep of each cluster, at most; null keeps all."
+    )
 
     @property
     def wanted(self) -> bool:
@@ -76,10 +83,12 @@ class BalanceConfig(Section):
     """Balancing of the captions' subjects (MetaCLIP)."""
 
     limit: int | None = Field(
-        None, ge=1, description="Pairs of an entry above which its pairs are subsampled (t of MetaCLIP); null is off."
+        default=None,
+        ge=1,
+        description="Pairs of an entry above which its pairs are subsampled (t of MetaCLIP); null is off.",
     )
     entries: str | None = Field(
-        None, description="File with one word or phrase a line; null uses the words of the captions."
+        default=None, description="File with one word or phrase a line; null uses the words of the captions."
     )
 
     @model_validator(mode="after")
@@ -92,66 +101,82 @@ class BalanceConfig(Section):
 class CurateConfig(Section):
     """The rules of curation; a rule whose threshold is null, 0 or empty is disabled."""
 
-    min_side: int = Field(16, ge=1, description="Image: shortest side, in pixels.")
+    min_side: int = Field(default=16, ge=1, description="Image: shortest side, in pixels.")
     max_aspect: float | None = Field(
-        6.0, ge=1, description="Image: largest aspect ratio, longer over shorter side; null allows any."
+        default=6.0, ge=1, description="Image: largest aspect ratio, longer over shorter side; null allows any."
     )
     min_contrast: float = Field(
-        4.0, ge=0, le=127, description="Image: smallest standard deviation of brightness, in grey levels; 0 is off."
+        default=4.0,
+        ge=0,
+        le=127,
+        description="Image: smallest standard deviation of brightness, in grey levels; 0 is off.",
     )
     min_correlation: float = Field(
-        0.35, ge=0, le=1, description="Image: smallest correlation of neighbouring pixels; white noise has about 0."
+        default=0.35,
+        ge=0,
+        le=1,
+        description="Image: smallest correlation of neighbouring pixels; white noise has about 0.",
     )
     min_sharpness: float = Field(
-        0.0, ge=0, description="Image: smallest variance of the Laplacian at a longer side of 256 pixels; 0 is off."
+        default=0.0,
+        ge=0,
+        description="Image: smallest variance of the Laplacian at a longer side of 256 pixels; 0 is off.",
     )
     min_entropy: float = Field(
-        0.0, ge=0, le=8, description="Image: smallest entropy of the brightness histogram, in bits; 0 is off."
+        default=0.0, ge=0, le=8, description="Image: smallest entropy of the brightness histogram, in bits; 0 is off."
     )
     min_colorfulness: float = Field(
-        0.0, ge=0, description="Image: smallest colourfulness: 0 is grey, 15 faint, 45 moderate, above 80 strong."
+        default=0.0,
+        ge=0,
+        description="Image: smallest colourfulness: 0 is grey, 15 faint, 45 moderate, above 80 strong.",
     )
     min_words: int = Field(
-        1, ge=0, description="Caption: fewest words, not counting URLs, file names and markup; 0 is off."
+        default=1, ge=0, description="Caption: fewest words, not counting URLs, file names and markup; 0 is off."
     )
-    max_words: int | None = Field(None, description="Caption: most words; null allows any number.")
+    max_words: int | None = Field(default=None, description="Caption: most words; null allows any number.")
     min_characters: int = Field(
-        2, ge=0, description="Caption: fewest characters, not counting URLs, file names and markup; 0 is off."
+        default=2, ge=0, description="Caption: fewest characters, not counting URLs, file names and markup; 0 is off."
     )
-    languages: tuple[str, ...] = Field((), description="Caption: accepted languages, ISO codes; empty accepts all.")
+    languages: tuple[str, ...] = Field(
+        default=(), description="Caption: accepted languages, ISO codes; empty accepts all."
+    )
     min_language: float = Field(
-        0.1, ge=0, le=1, description="Caption: smallest total probability of the accepted languages."
+        default=0.1, ge=0, le=1, description="Caption: smallest total probability of the accepted languages."
     )
-    min_relations: int = Field(0, ge=0, description="Caption: fewest relations between things, in English; 0 is off.")
+    min_relations: int = Field(
+        default=0, ge=0, description="Caption: fewest relations between things, in English; 0 is off."
+    )
     blocklist: tuple[str, ...] = Field(
-        (), description="Caption: files with one forbidden word or phrase a line; empty is off."
+        default=(), description="Caption: files with one forbidden word or phrase a line; empty is off."
     )
     pii: Literal["ignore", "flag", "remove", "drop"] = Field(
-        "ignore",
+        default="ignore",
         description="Caption: what to do about e-mail addresses and telephone numbers: nothing, note them in the "
         "ledger, remove them from the caption, or drop the pair.",
     )
     phash_distance: int = Field(
-        8, ge=0, le=16, description="Near duplicates: largest Hamming distance of the 64-bit dHash, in bits."
+        default=8, ge=0, le=16, description="Near duplicates: largest Hamming distance of the 64-bit dHash, in bits."
     )
     max_cell_difference: float | None = Field(
-        16.0,
+        default=16.0,
         ge=0,
         le=255,
         description="Near duplicates: largest difference of any cell of the thumbnail, in grey levels; null drops "
         "exact duplicates only.",
     )
     dedup_images: bool = Field(
-        True, description="Keep one pair of each image; false keeps all pairs of an image whose captions differ."
+        default=True,
+        description="Keep one pair of each image; false keeps all pairs of an image whose captions differ.",
     )
     max_images_per_caption: int | None = Field(
-        None, ge=1, description="Training pairs to keep of each caption, at most; null keeps all."
+        default=None, ge=1, description="Training pairs to keep of each caption, at most; null keeps all."
     )
     decontaminate: tuple[str, ...] = Field(
-        (), description="Evaluation sets (datasets, or folders of images) whose images are dropped from training."
+        default=(),
+        description="Evaluation sets (datasets, or folders of images) whose images are dropped from training.",
     )
     exclude: str | None = Field(
-        None,
+        default=None,
         description="File with uids of taken-down pairs, written by `vlmflow takedown`; they are dropped from every "
         "split. Null excludes nothing.",
     )
@@ -164,7 +189,7 @@ class CurateConfig(Section):
     )
     balance: BalanceConfig = Field(default_factory=BalanceConfig, description="Balancing of the captions' subjects.")
     captioner: str | None = Field(
-        None,
+        default=None,
         description="Checkpoint that proposes a caption for each image; the caption with the better score is kept. "
         "Needs `score.model`; null is off.",
     )
@@ -172,16 +197,16 @@ class CurateConfig(Section):
         default_factory=dict, description="Training of the `bootstrap` encoder: a section `pretrain`."
     )
     engine: Literal["native", "ray"] = Field(
-        "native",
+        default="native",
         description="Where the work runs: processes of this machine, or a Ray cluster. The outcome is the same.",
     )
     ray: str | None = Field(
-        None,
+        default=None,
         description="Address of the Ray cluster; null uses RAY_ADDRESS, or a local Ray. `job` runs the step as a RayJob "
         "with its own cluster, whose pods see the shared volume and the image only.",
     )
-    processes: int = Field(1, ge=1, description="Worker processes, or Ray workers. The outcome is the same.")
-    seed: int = Field(0, description="Seed of clusters, balancing and bootstrap; the recipe's seed by default.")
+    processes: int = Field(default=1, ge=1, description="Worker processes, or Ray workers. The outcome is the same.")
+    seed: int = Field(default=0, description="Seed of clusters, balancing and bootstrap; the recipe's seed by default.")
 
     @property
     def outcome(self) -> dict[str, Any]:

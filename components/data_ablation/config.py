@@ -9,7 +9,7 @@ class DataAblationConfig(Section):
     """The comparison of models trained on the data after each stage of curation."""
 
     capabilities: tuple[str, ...] = Field(
-        ("retrieval", "zero-shot"), min_length=1, description="Capabilities of the dual encoder to compare."
+        default=("retrieval", "zero-shot"), min_length=1, description="Capabilities of the dual encoder to compare."
     )
-    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
-    seed: int = Field(0, description="Seed of the bootstrap; the recipe's seed by default.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
+    seed: int = Field(default=0, description="Seed of the bootstrap; the recipe's seed by default.")

@@ -18,10 +18,10 @@ class Toleration(Section):
     """A taint of nodes that the pods tolerate, as in a pod's spec."""
 
     key: str = Field(description="Key of the taint.")
-    operator: Literal["Exists", "Equal"] = Field("Exists", description="`Equal` also compares `value`.")
-    value: str = Field("", description="Value of the taint, with operator `Equal`.")
+    operator: Literal["Exists", "Equal"] = Field(default="Exists", description="`Equal` also compares `value`.")
+    value: str = Field(default="", description="Value of the taint, with operator `Equal`.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        "", description="Effect of the taint; empty matches every effect."
+        default="", description="Effect of the taint; empty matches every effect."
     )
 
 
@@ -29,86 +29,91 @@ class DeployConfig(Section):
     """How a model version is served, and how its endpoint is tested."""
 
     target: Literal["local", "cluster", "manifest"] = Field(
-        "local",
+        default="local",
         description="`local` starts the predictor on this machine, tests it and stops it. `cluster` applies the "
         "manifests to the cluster of KUBECONFIG (in a pod: its own), tests the endpoint, and restores the previous one "
         "if the test fails. `manifest` only writes the manifests, as the others do too.",
     )
-    prompt: str = Field("Describe the picture.", description="Prompt of the test, about an image of the test split.")
+    prompt: str = Field(
+        default="Describe the picture.", description="Prompt of the test, about an image of the test split."
+    )
     timeout: float = Field(
-        600.0,
+        default=600.0,
         gt=0,
         description="Seconds until the endpoint must be ready; in a cluster including the pull of image and model.",
     )
 
     runtime: Runtime = Field(
-        "vlmflow",
+        default="vlmflow",
         description="Serving runtime: `vlmflow` serves every family; `vllm`, and `huggingface` (the cluster's own from "
         "KServe), serve the families that vLLM supports.",
     )
     image: str = Field(
-        "",
+        default="",
         description="Container image; empty uses our `serve` image. Required with `vllm`: an image of a release that "
         "reads checkpoints of this environment's transformers. Must be empty with `huggingface`.",
     )
     storage: str = Field(
-        "",
+        default="",
         description="URI of the checkpoint folder for KServe, `s3://…` or `pvc://models/vlm/3`; empty uses the "
         "registry's. `mlflow-artifacts:/` is resolved with MLFLOW_ARTIFACTS_DESTINATION, the MLflow server's setting.",
     )
     service_account: str = Field(
-        "default",
+        default="default",
         description="Existing service account of the namespace; its Secret gives access to `s3://` storage.",
     )
-    namespace: str = Field("", description="Kubernetes namespace; empty uses VLMFLOW_NAMESPACE, or `default`.")
+    namespace: str = Field(default="", description="Kubernetes namespace; empty uses VLMFLOW_NAMESPACE, or `default`.")
 
     mode: Mode = Field(
-        "Standard", description="KServe mode: `Standard` makes a Deployment and a Service, `Knative` makes revisions."
+        default="Standard",
+        description="KServe mode: `Standard` makes a Deployment and a Service, `Knative` makes revisions.",
     )
-    cpu: str = Field("1", description="CPU of a replica, request and limit, as a Kubernetes quantity.")
-    memory: str = Field("4Gi", description="Memory of a replica, request and limit, as a Kubernetes quantity.")
-    gpus: int = Field(0, ge=0, description="GPUs of a replica.")
+    cpu: str = Field(default="1", description="CPU of a replica, request and limit, as a Kubernetes quantity.")
+    memory: str = Field(default="4Gi", description="Memory of a replica, request and limit, as a Kubernetes quantity.")
+    gpus: int = Field(default=0, ge=0, description="GPUs of a replica.")
     node_selector: dict[str, str] = Field(
         default_factory=dict,
         description="Labels of the nodes; Knative needs this feature enabled in its ConfigMap config-features.",
     )
     tolerations: tuple[Toleration, ...] = Field(
-        (),
+        default=(),
         description="Tolerated taints of nodes; Knative needs this feature enabled in its ConfigMap config-features.",
     )
-    min_replicas: int = Field(1, ge=0, description="Fewest replicas; 0 scales to zero, with Knative only.")
-    max_replicas: int = Field(1, ge=1, description="Most replicas.")
+    min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; 0 scales to zero, with Knative only.")
+    max_replicas: int = Field(default=1, ge=1, description="Most replicas.")
     scale_metric: Metric = Field(
-        "",
+        default="",
         description="Metric that adds replicas. Knative: `concurrency`, `rps`, or `cpu` and `memory` (HPA). Standard: "
         "`cpu` and `memory` (HPA), or `prometheus` (KEDA). Empty uses KServe's default.",
     )
     scale_target: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Target of the metric in each replica: requests, requests a second, or percent of the requested "
         "resource. Required with `scale_metric`.",
     )
-    scale_query: str = Field("", description="PromQL query, with `scale_metric: prometheus` only.")
-    prometheus: str = Field("", description="Address of the Prometheus server, with `scale_metric: prometheus` only.")
+    scale_query: str = Field(default="", description="PromQL query, with `scale_metric: prometheus` only.")
+    prometheus: str = Field(
+        default="", description="Address of the Prometheus server, with `scale_metric: prometheus` only."
+    )
 
     canary: int = Field(
-        0,
+        default=0,
         ge=0,
         lt=100,
         description="Percent of requests for a new version at first, in a cluster; 0 replaces the previous version at "
         "once. Standard mode needs KServe 0.20 or later with the Gateway API; otherwise a canary is refused.",
     )
     promote: bool = Field(
-        True, description="Send all requests to the canary after its test; false leaves it at `canary` percent."
+        default=True, description="Send all requests to the canary after its test; false leaves it at `canary` percent."
     )
     deploy_challengers: bool = Field(
-        False,
+        default=False,
         description="In a cluster, also deploy a version that the gate did not make champion; false keeps the current "
         "endpoint.",
     )
     url: str = Field(
-        "",
+        default="",
         description="Address of the ingress or of a port-forward, to test the endpoint from outside the cluster; the "
         "endpoint's host name is sent in the header Host. Empty uses the endpoint's address in the cluster.",
     )

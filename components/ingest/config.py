@@ -17,15 +17,23 @@ class ScenesConfig(Section):
     `shuffled`, `duplicates`, `junk` and `bad` are fractions of the web rows and sum to at most 1.
     """
 
-    web: int = Field(16000, ge=0, description="Training pairs of an image and a caption, noisy as on the web.")
-    boxes: int = Field(6000, ge=0, description="Training images with referring expressions and boxes, no caption.")
-    signs: int = Field(6000, ge=0, description="Training images of plates with lines of random letters and boxes.")
-    classes: int = Field(0, ge=0, description="Training images of one object with its class as label, no caption.")
-    test: int = Field(500, ge=0, description="Scenes of the test split: clean, with all annotations.")
-    shuffled: float = Field(0.30, ge=0, le=1, description="Fraction of web rows with another image's caption.")
-    duplicates: float = Field(0.10, ge=0, le=1, description="Fraction of web rows that repeat an earlier row.")
-    junk: float = Field(0.10, ge=0, le=1, description="Fraction of web rows with a junk caption, such as a file name.")
-    bad: float = Field(0.08, ge=0, le=1, description="Fraction of web rows with a broken or useless image.")
+    web: int = Field(default=16000, ge=0, description="Training pairs of an image and a caption, noisy as on the web.")
+    boxes: int = Field(
+        default=6000, ge=0, description="Training images with referring expressions and boxes, no caption."
+    )
+    signs: int = Field(
+        default=6000, ge=0, description="Training images of plates with lines of random letters and boxes."
+    )
+    classes: int = Field(
+        default=0, ge=0, description="Training images of one object with its class as label, no caption."
+    )
+    test: int = Field(default=500, ge=0, description="Scenes of the test split: clean, with all annotations.")
+    shuffled: float = Field(default=0.30, ge=0, le=1, description="Fraction of web rows with another image's caption.")
+    duplicates: float = Field(default=0.10, ge=0, le=1, description="Fraction of web rows that repeat an earlier row.")
+    junk: float = Field(
+        default=0.10, ge=0, le=1, description="Fraction of web rows with a junk caption, such as a file name."
+    )
+    bad: float = Field(default=0.08, ge=0, le=1, description="Fraction of web rows with a broken or useless image.")
 
     @model_validator(mode="after")
     def _check_fractions(self) -> "ScenesConfig":
@@ -42,47 +50,52 @@ class IngestConfig(Section):
     """Where the pairs come from, and how they are split and stored."""
 
     source: SourceName = Field(
-        "scenes",
+        default="scenes",
         description="Format of the source. `scenes` draws synthetic images. `conversations` and `preferences` give "
         "rows of the dataset schema of that name, all others give image-text pairs.",
     )
     path: str = Field(
-        "", description="File or folder, local or any URL that fsspec opens (`s3://…`); unused with source `scenes`."
+        default="",
+        description="File or folder, local or any URL that fsspec opens (`s3://…`); unused with source `scenes`.",
     )
     index: str = Field(
-        "",
+        default="",
         description="Index within the source, depending on `source`: annotation file, configuration or metadata; "
         "empty uses the only one there is.",
     )
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig, description="Columns of a source that has no format of its own."
     )
-    limit: int | None = Field(None, ge=1, description="Number of pairs to read, from the start; null reads all.")
-    holdout: float = Field(
-        0.1, ge=0, lt=1, description="Fraction of images for the test split, if the source defines no split."
+    limit: int | None = Field(
+        default=None, ge=1, description="Number of pairs to read, from the start; null reads all."
     )
-    licence: str = Field("", description="Licence of rows that have none of their own.")
+    holdout: float = Field(
+        default=0.1, ge=0, lt=1, description="Fraction of images for the test split, if the source defines no split."
+    )
+    licence: str = Field(default="", description="Licence of rows that have none of their own.")
     max_side: int | None = Field(
-        None,
+        default=None,
         ge=16,
         description="Longest side of an image, in pixels; larger images are stored as a smaller JPEG and their boxes "
         "are scaled (pixel values in texts are not). Null keeps every size.",
     )
     max_bytes: int | None = Field(
-        None,
+        default=None,
         ge=4096,
         description="Largest image file, in bytes; larger files are stored as a smaller JPEG. Null keeps every size.",
     )
     preference_source: Literal["human", "rule", "model"] = Field(
-        "human", description="Who judged the preferences, for rows that do not name it."
+        default="human", description="Who judged the preferences, for rows that do not name it."
     )
     exclude: str | None = Field(
-        None,
+        default=None,
         description="File with uids of taken-down pairs, written by `vlmflow takedown`; their rows are quarantined. "
         "Null excludes nothing.",
     )
     scenes: ScenesConfig = Field(default_factory=ScenesConfig, description="The synthetic source `scenes`.")
-    seed: int = Field(0, description="Seed of the split and of the synthetic scenes; the recipe's seed by default.")
+    seed: int = Field(
+        default=0, description="Seed of the split and of the synthetic scenes; the recipe's seed by default."
+    )
 
     @model_validator(mode="after")
     def _check_path(self) -> "IngestConfig":

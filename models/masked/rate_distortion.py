@@ -146,7 +146,8 @@ class RateDistortion(ViTMAEPreTrainedModel):
             ValueError: the number of masked patches does not fit `mask_ratio`.
         """
         check_mask_count(patch_mask, self.config.mask_ratio)
-        mean, *_, order = self.encode(pixel_values, patch_mask.float())
+        encoded = self.encode(pixel_values, patch_mask.float())
+        mean, order = encoded[0], encoded[-1]
         decoded: Any = self.decoder(mean, order).logits  # (N, P, p² · 3)
         return self.unpatchify(torch.where(patch_mask[..., None], decoded, self.patchify(pixel_values)))
 

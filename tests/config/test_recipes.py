@@ -16,7 +16,7 @@ from vlmflow.runtime.code_hash import ROOT
 
 
 class Inner(Section):
-    rate: float = Field(0.1, ge=0, le=1, description="")
+    rate: float = Field(default=0.1, ge=0, le=1, description="")
 
 
 class Task(Section):
@@ -24,13 +24,13 @@ class Task(Section):
 
 
 class Outer(Section):
-    count: int = Field(3, ge=1, description="")
+    count: int = Field(default=3, ge=1, description="")
     kind: Literal["a", "b"] = "a"
     flag: bool = False
     names: tuple[str, ...] = ()
     range: tuple[float, ...] = ()
     threshold: Literal["otsu"] | Annotated[float, Field(ge=-1, le=1)] = "otsu"
-    limit: float | None = Field(None, gt=0, description="")
+    limit: float | None = Field(default=None, gt=0, description="")
     quantity: str | int = 1
     labels: dict[str, str] = Field(default_factory=dict)
     inner: Inner = Field(default_factory=Inner)

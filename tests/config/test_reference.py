@@ -28,7 +28,8 @@ def test_a_generated_file_is_up_to_date(file: str) -> None:
 def sections_within(cls: type[Section]) -> Iterator[type[Section]]:
     yield cls
     for field in cls.model_fields.values():
-        for inner in (field.annotation, *get_args(field.annotation)):
+        candidates: tuple[Any, ...] = (field.annotation, *get_args(field.annotation))
+        for inner in candidates:
             if is_section(inner):
                 yield from sections_within(inner)
 

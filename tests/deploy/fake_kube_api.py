@@ -108,8 +108,7 @@ class Process:
         if self.process.poll() is None:
             return ""
         assert self.process.stderr is not None
-        if self.last_line is None:
-            self.last_line = self.process.stderr.read().strip().splitlines()[-1]
+        self.last_line = self.last_line or self.process.stderr.read().strip().splitlines()[-1]
         return self.last_line
 
     def ready(self) -> bool:

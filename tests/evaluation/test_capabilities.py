@@ -94,7 +94,7 @@ def test_the_interval_covers_the_true_value() -> None:
 
 
 def test_controls_replace_every_image() -> None:
-    suite = Suite(IMAGES, list("abcd"), None, [0, 1, 2, 3])
+    suite = Suite(IMAGES, list("abcd"), lambda *_: None, [0, 1, 2, 3])
     blank = build_control(suite, "blank", 4, seed=0)
     assert all(image.getextrema() == ((96, 96),) * 3 for image in blank.images)
     shuffled = build_control(suite, "shuffled", 4, seed=0)

@@ -1,4 +1,4 @@
-"""Curation as a RayJob: the step's manifest, and its entrypoint run with Ray on this machine."""
+"""Curation as a RayJob: its manifest, and its entrypoint with Ray on this machine."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 
 from components.curate.config import CurateConfig
 from components.curate.curation import curate
-from tests.jobs.fake_cluster import Cluster
+from tests.jobs.fake_job_cluster import JobCluster
 from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError, ServiceError
@@ -46,8 +46,8 @@ def curated(raw: Path, folder: Path, **section: Any) -> dict[str, str]:
     return {row["uid"]: row["caption"] for row in dataset.Dataset(folder / "curated").rows(["uid", "caption"])}
 
 
-def test_a_rayjob_keeps_what_this_machine_keeps(
-    cluster: Cluster, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_rayjob_keeps_the_same_pairs_as_this_machine(
+    cluster: JobCluster, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = curated(raw, tmp_path / "here", min_contrast=5.0)
     assert 0 < len(here) < 12
@@ -56,13 +56,13 @@ def test_a_rayjob_keeps_what_this_machine_keeps(
     assert there == here
     assert all((tmp_path / "there" / name).exists() for name in OUT[:3])
     assert "ray: " in caplog.text and f"kept {len(here)} of 12 pairs" in caplog.text
-    [job] = cluster.seen
+    [job] = cluster.created_objects
     assert job["spec"]["entrypoint"].startswith("vlmflow step curate --recipe /data/jobs/curate-")
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 2
     assert not cluster.objects and not cluster.pods and not list((cluster.shared / "jobs").iterdir())
 
 
-def test_a_rayjob_that_fails_tells_the_steps_own_line(cluster: Cluster, raw: Path, tmp_path: Path) -> None:
+def test_a_failed_rayjob_reports_the_steps_error_line(cluster: JobCluster, raw: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ServiceError, match=r"RayJob curate-\w+: failed: ray \(Failed\): error: .*no pair of 12 is left"
     ):
@@ -71,13 +71,13 @@ def test_a_rayjob_that_fails_tells_the_steps_own_line(cluster: Cluster, raw: Pat
 
 
 @pytest.mark.parametrize("job", [yaml.safe_load(TEMPLATE.read_text()), manifest("curate-0a", 3)], ids=["file", "step"])
-def test_the_job_is_one_that_the_cluster_takes(job: dict[str, Any]) -> None:
+def test_the_job_matches_the_schema(job: dict[str, Any]) -> None:
     if not SCHEMA.exists():
-        pytest.skip("the cluster's schemas are not here")
+        pytest.skip("the schema of the cluster is not available")
     jsonschema.validate(job, json.loads(SCHEMA.read_text()))
 
 
-def test_every_pod_is_bounded_unprivileged_and_found_by_its_job() -> None:
+def test_every_pod_has_limits_no_privileges_and_the_jobs_label() -> None:
     job = manifest("curate-0a", 3)
     ray = job["spec"]["rayClusterSpec"]
     templates = [job["spec"]["submitterPodTemplate"], ray["headGroupSpec"]["template"]]
@@ -94,6 +94,6 @@ def test_every_pod_is_bounded_unprivileged_and_found_by_its_job() -> None:
     assert job["spec"]["shutdownAfterJobFinishes"] and job["spec"]["ttlSecondsAfterFinished"] > 0
 
 
-def test_ray_is_an_engine_of_its_own() -> None:
+def test_a_ray_address_needs_the_ray_engine() -> None:
     with pytest.raises(RecipeError, match="set engine to ray"):
         recipes.load(CurateConfig, {"curate": {"ray": "job"}}, "curate")

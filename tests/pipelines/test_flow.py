@@ -28,8 +28,8 @@ OUTSIDE = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"
 def written(tmp_path_factory: pytest.TempPathFactory) -> Documents:
     """What `vlmflow compile` writes: IR and platform of each pipeline."""
     home = tmp_path_factory.mktemp("home")
-    images = {"VLMFLOW_STEP_IMAGE": "registry/step@sha256:1", "VLMFLOW_TRAIN_IMAGE": "registry/train@sha256:2"}
-    done = vlmflow(home, "compile", "--out", str(home / "ir"), **images)
+    images: Any = {"VLMFLOW_STEP_IMAGE": "registry/step@sha256:1", "VLMFLOW_TRAIN_IMAGE": "registry/train@sha256:2"}
+    done = vlmflow(home, "compile", "--out", str(home / "ir"), process=True, **images)
     assert done.returncode == 0, done.stderr
     found = {}
     for name in PIPELINES:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlmflow.config.nearest import nearest
-from vlmflow.config.section import Section, bounds, from_yaml, is_section, type_name, union_members
+from vlmflow.config.section import Section, UnknownKeyError, bounds, from_yaml, is_section, type_name, union_members
 from vlmflow.errors import RecipeError
 
 S = TypeVar("S", bound=Section)
@@ -171,8 +171,11 @@ def _explain(error: ValidationError, cls: type[Section], where: str) -> str:
             return f"{path}.{key}: required ({type_name(known[key].annotation)})"
         return _unknown_key(path, key, value, known)
     path, annotation, metadata = _locate(cls, where, location)
+    cause = mistake.get("ctx", {}).get("error")
+    if isinstance(cause, UnknownKeyError):
+        return _unknown_key(path, cause.key, cause.value, cause.known)
     if kind == "value_error":
-        return f"{path}: {_one_line(mistake.get('ctx', {}).get('error', mistake['msg']))}"
+        return f"{path}: {_one_line(cause or mistake['msg'])}"
     if kind.startswith(("greater_than", "less_than")) and (limits := bounds(metadata)):
         return f"{path}: must be {limits}{' or null' if NoneType in union_members(annotation) else ''}, got {value!r}"
     if kind in ("too_short", "string_too_short"):

@@ -10,10 +10,19 @@ concern several fields are validators of the class.
 """
 
 import types
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+
+class UnknownKeyError(ValueError):
+    """A key that a validator of a section refuses because it is none of the valid ones."""
+
+    def __init__(self, key: str, value: Any, known: Collection[str]) -> None:
+        super().__init__(key)
+        self.key, self.value, self.known = key, value, known
 
 
 class Section(BaseModel):

@@ -10,28 +10,42 @@ CONTROLS = ("blank", "shuffled")
 class EvaluateConfig(Section):
     """How many held-out examples each capability is measured on. An interval needs at least two examples."""
 
-    limit: int = Field(500, ge=2, description="Captioned and labelled test images for each capability, at most.")
-    questions: int = Field(300, ge=2, description="Test questions of each task, at most.")
-    control_questions: int = Field(
-        100, ge=2, description="Examples of each capability for the controls with blank and shuffled images, at most."
+    limit: int = Field(
+        default=500, ge=2, description="Captioned and labelled test images for each capability, at most."
     )
-    resamples: int = Field(1000, ge=1, description="Bootstrap resamples of each interval.")
-    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
-    samples: int = Field(6, ge=0, description="Answers of each capability kept for the report.")
-    held_out_loss: bool = Field(False, description="Also measure the family's own training objective on test pairs.")
-    loss_batch: int = Field(32, ge=1, description="Pairs in a batch of the held-out loss.")
-    processes: int = Field(1, ge=1, description="Processes that share the capabilities; does not change the values.")
-    seed: int = Field(0, description="Seed of the choice of examples and bootstrap; the recipe's seed by default.")
+    questions: int = Field(default=300, ge=2, description="Test questions of each task, at most.")
+    control_questions: int = Field(
+        default=100,
+        ge=2,
+        description="Examples of each capability for the controls with blank and shuffled images, at most.",
+    )
+    resamples: int = Field(default=1000, ge=1, description="Bootstrap resamples of each interval.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
+    samples: int = Field(default=6, ge=0, description="Answers of each capability kept for the report.")
+    held_out_loss: bool = Field(
+        default=False, description="Also measure the family's own training objective on test pairs."
+    )
+    loss_batch: int = Field(default=32, ge=1, description="Pairs in a batch of the held-out loss.")
+    processes: int = Field(
+        default=1, ge=1, description="Processes that share the capabilities; does not change the values."
+    )
+    seed: int = Field(
+        default=0, description="Seed of the choice of examples and bootstrap; the recipe's seed by default."
+    )
 
 
 class GateConfig(Section):
     """How a model is compared with the one before it, and what it must not lose."""
 
-    protected: tuple[str, ...] = Field((), description="Capabilities that must not become worse; empty means all.")
-    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
-    resamples: int = Field(2000, ge=100, description="Bootstrap resamples of each interval.")
-    tolerance: float = Field(0.0, ge=0, description="Accepted loss of mean score.")
-    min_examples: int = Field(
-        10, ge=2, description="A capability with fewer examples is reported as unsure and never refuses a model."
+    protected: tuple[str, ...] = Field(
+        default=(), description="Capabilities that must not become worse; empty means all."
     )
-    seed: int = Field(0, description="Seed of the bootstrap; the recipe's seed by default.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
+    resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples of each interval.")
+    tolerance: float = Field(default=0.0, ge=0, description="Accepted loss of mean score.")
+    min_examples: int = Field(
+        default=10,
+        ge=2,
+        description="A capability with fewer examples is reported as unsure and never refuses a model.",
+    )
+    seed: int = Field(default=0, description="Seed of the bootstrap; the recipe's seed by default.")

@@ -44,8 +44,8 @@ def mean_difference_interval(
 ) -> Interval:
     """Interval of mean(new) − mean(old) for two independent samples, (n,) and (m,) float."""
     if not np.ptp(new) and not np.ptp(old):  # all resamples have the same value
-        difference = float(new.mean() - old.mean())
-        return difference, difference
+        constant = float(new.mean() - old.mean())
+        return constant, constant
 
     def difference(new: np.ndarray, old: np.ndarray, axis: int = -1) -> np.ndarray:
         return new.mean(axis) - old.mean(axis)

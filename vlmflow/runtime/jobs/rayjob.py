@@ -1,6 +1,6 @@
-"""A step on a Ray cluster of its own: a RayJob of KubeRay, created by the step and waited for.
+"""A step on its own Ray cluster: the step creates a RayJob of KubeRay and waits for it.
 
-infra/ray/rayjob.yaml says what the cluster looks like; its head runs `vlmflow step`, its workers take the parts.
+infra/ray/rayjob.yaml is the template of the cluster. Its head runs `vlmflow step`, its workers process the parts.
 """
 
 import json
@@ -13,58 +13,62 @@ import yaml
 from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.runtime.code_hash import ROOT, code_hash
 from vlmflow.runtime.container_image import image_name
-from vlmflow.runtime.jobs.cluster import Cluster, Kind
-from vlmflow.runtime.jobs.shared_volume import VOLUME, Place
+from vlmflow.runtime.jobs.job import Job, JobKind
+from vlmflow.runtime.jobs.shared_volume import VOLUME, JobVolume
 
 TEMPLATE = ROOT / "infra" / "ray" / "rayjob.yaml"
 LABEL = "vlmflow.dev/job"
 
 
-def on_ray(
+def run_on_ray(
     step: str, section: dict[str, Any], inputs: dict[str, Path], outputs: dict[str, Path], processes: int
 ) -> None:
     """Run `step` with `section` of a recipe as a RayJob with a worker for each of `processes`, and wait.
 
-    What goes in is copied to the shared volume where it does not lie there, and what comes out is fetched from it.
+    Inputs are copied to the shared volume unless they are on it already; outputs are copied from it.
 
     Raises:
         ServiceError: no cluster, no shared volume, or the job failed.
     """
     contents = {name: content_hash(path) for name, path in inputs.items()}
     digest = cache_key(section=section, contents=contents, code=code_hash(f"components.{step}.component"))
-    place = Place(f"{step}-{digest[:10]}")
-    brought: dict[str, Path] = {}
+    volume = JobVolume(f"{step}-{digest[:10]}")
+    staged: dict[str, Path] = {}
 
     def prepare() -> None:
-        place.empty()
-        (place.folder / "recipe.yaml").write_text(yaml.safe_dump({step: json.loads(json.dumps(section))}))
-        brought.update({name: place.bring(path) for name, path in inputs.items()})
-        job["spec"]["entrypoint"] = entrypoint(step, mounted(job), place, brought, outputs)
+        volume.reset()
+        (volume.folder / "recipe.yaml").write_text(yaml.safe_dump({step: json.loads(json.dumps(section))}))
+        staged.update({name: volume.stage_in(path) for name, path in inputs.items()})
+        job["spec"]["entrypoint"] = job_command(step, mount_path(job), volume, staged, outputs)
 
-    job = manifest(place.folder.name, processes)
-    Cluster(f"{step}.ray: job").run(RAYJOB, job, 1 + processes, prepare)
+    job = manifest(volume.folder.name, processes)
+    Job(RAYJOB, job, 1 + processes, needed_by=f"{step}.ray: job").run(prepare)
     for name, path in outputs.items():
-        place.take(f"out/{name}", path)
-    place.clear()
+        volume.stage_out(f"out/{name}", path)
+    volume.remove()
 
 
-def entrypoint(step: str, volume: Path, place: Place, inputs: dict[str, Path], outputs: dict[str, Path]) -> str:
-    """The command of the job, by the paths that its pods see.
+def job_command(step: str, mount: Path, volume: JobVolume, inputs: dict[str, Path], outputs: dict[str, Path]) -> str:
+    """Return the job's command, with the paths in its pods.
 
     Args:
-        volume: where they mount it. inputs: by their paths on it.
+        step: the step's name.
+        mount: mount path of the volume in the pods.
+        volume: the job's folder.
+        inputs: their paths relative to the volume.
+        outputs: the outputs by name.
     """
-    folder = volume / place.folder.relative_to(place.volume)
+    folder = mount / volume.folder.relative_to(volume.volume)
     command = ["vlmflow", "step", step, "--recipe", str(folder / "recipe.yaml")]
     for name, path in inputs.items():
-        command += ["--in", f"{name}={volume / path}"]
+        command += ["--in", f"{name}={mount / path}"]
     for name in outputs:
         command += ["--out", f"{name}={folder / 'out' / name}"]
     return shlex.join(command)
 
 
 def manifest(name: str, workers: int) -> dict[str, Any]:
-    """The RayJob by our template, without its entrypoint."""
+    """Return the RayJob from our template, without its entrypoint."""
     job = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
     spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
     group = cluster["workerGroupSpecs"][0]
@@ -78,13 +82,13 @@ def manifest(name: str, workers: int) -> dict[str, Any]:
     return job
 
 
-def mounted(job: dict[str, Any]) -> Path:
-    """Where the pods of a RayJob mount the shared volume."""
+def mount_path(job: dict[str, Any]) -> Path:
+    """Return the mount path of the shared volume in the pods of a RayJob."""
     [container] = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
     return Path(next(variable["value"] for variable in container["env"] if variable["name"] == VOLUME))
 
 
-def _ended(status: dict[str, Any]) -> str | None:
+def _result(status: dict[str, Any]) -> str | None:
     if status.get("jobDeploymentStatus") not in ("Complete", "Failed"):
         return None
     if status.get("jobStatus") == "SUCCEEDED":
@@ -92,12 +96,10 @@ def _ended(status: dict[str, Any]) -> str | None:
     return f"{status.get('reason') or status.get('jobStatus')}: {status.get('message', '')}"
 
 
-RAYJOB = Kind(
+RAYJOB = JobKind(
     name="RayJob",
-    group="ray.io",
-    version="v1",
-    plural="rayjobs",
-    ended=_ended,
+    result=_result,
     selector=LABEL + "={name}",
-    speaker=lambda labels: "ray" if "batch.kubernetes.io/job-name" in labels else None,  # the submitter tells all lines
+    # The submitter's log contains the lines of all pods.
+    log_prefix=lambda labels: "ray" if "batch.kubernetes.io/job-name" in labels else None,
 )

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.zoo import ZOO
 from vlmflow.config.nearest import nearest
-from vlmflow.config.section import Section
+from vlmflow.config.section import Section, UnknownKeyError
 from vlmflow.training.config import TrainingConfig
 
 
@@ -124,6 +124,15 @@ class PretrainConfig(Section):
         lt=1,
         description="Fraction of the patches that the image tower drops in training (FLIP); 0 is off.",
     )
+
+    @field_validator("model")
+    @classmethod
+    def _check_size_names(cls, sizes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if sizes and info.data.get("family") in ZOO:
+            known = ZOO[info.data["family"]].build_sizes
+            for key in sizes.keys() - known:
+                raise UnknownKeyError(key, sizes[key], known)
+        return sizes
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainConfig":
