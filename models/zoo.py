@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from models.size_names import size_names
+
 ABILITIES = {
     "embed": "image and text to vectors of one space",
     "classify": "zero-shot classification of an image among several names",
@@ -61,6 +63,21 @@ class Family:
         model's image tower is the dual encoder's."""
         module, _ = self.builder.split(":")
         return _load(f"{module}:from_dual_encoder")
+
+    @property
+    def build_sizes(self) -> set[str]:
+        """Names of the size options of `build`; they are read without importing torch."""
+        return size_names(self.builder)
+
+    @property
+    def from_dual_encoder_sizes(self) -> set[str]:
+        """Names of the size options of `from_dual_encoder`; they are read without importing torch.
+
+        Raises:
+            LookupError: the family has no `from_dual_encoder`.
+        """
+        module, _ = self.builder.split(":")
+        return size_names(f"{module}:from_dual_encoder")
 
     @property
     def model_class(self) -> Any:

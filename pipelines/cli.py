@@ -24,7 +24,7 @@ Assignments = Annotated[
 ]
 
 Placement = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         help="Resources, image and secrets of each step, a YAML file.", show_default="infra/kubeflow/placement.yaml"
     ),

@@ -1,47 +1,82 @@
-"""What tests of several rooms share: a home of their own, and the whole life in miniature, run once."""
+"""What several test modules share: the command line, processes of their own, and one run of the end-to-end pipeline."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.process import one_thread
+from vlmflow.runtime.process import limit_threads
 
-one_thread()  # as every step has it: a process forked after torch has started threads hangs
+limit_threads()  # as in every step: a process that is forked after torch has started threads hangs
 
-LONGEST = ("tests/containers", "tests/test_life", "tests/training", "tests/trainer", "tests/infra", "tests/test_readme")
+# Ordered by duration, so that no worker starts a long file when the other has finished.
+LONGEST = ("tests/test_end_to_end", "tests/training", "tests/models/test_zoo", "tests/jobs", "tests/infra")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process of several has one left when the others have ended."""
-    order = {part: place for place, part in enumerate(LONGEST)}
+    """Run the longest files first."""
+    order = {part: position for position, part in enumerate(LONGEST)}
 
-    def place(item: pytest.Item) -> int:
+    def position(item: pytest.Item) -> int:
         return min((order[part] for part in order if item.nodeid.startswith(part)), default=len(order))
 
-    items.sort(key=place)
+    items.sort(key=position)
 
 
-def vlmflow(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Call the command line as a user does, with runs under `home`."""
-    given = {**os.environ, "VLMFLOW_HOME": str(home), "PYTHONWARNINGS": "default", "COLUMNS": "200", **environment}
+def vlmflow(
+    home: Path, *arguments: str, process: bool | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Call the command line with runs under `home`.
+
+    Args:
+        process: in a process of its own, as a user does, or in this one, which spares the imports. By default a process
+            for the commands that start others.
+    """
+    variables = {"VLMFLOW_HOME": str(home), "COLUMNS": "200", **environment}
+    if process is None:
+        process = arguments[0] in ("run", "serve", "ui", "data-ablation") or arguments[:2] == ("zoo", "check")
+    if not process:
+        return _in_this_process(arguments, variables)
     command = [str(Path(sys.executable).parent / "vlmflow"), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=580)
+    variables = {**os.environ, "PYTHONWARNINGS": "default", **variables}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=580)
+
+
+def _in_this_process(arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    from pipelines import cli
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
+        warnings.simplefilter("default")
+        patch.chdir(ROOT)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["vlmflow", *arguments])
+        patch.setattr(cli.console, "file", out)
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def executor_input(place: Path, parameters: dict[str, str], inputs: dict[str, Path], outputs: list[str]) -> str:
-    """What KFP hands to a step that is to write `outputs` into the folder `place`."""
+    """Return the input that KFP gives to a step which writes `outputs` into the folder `place`."""
 
     def artifact(path: Path) -> dict[str, list[dict]]:
         kind = {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}
@@ -54,8 +89,11 @@ def executor_input(place: Path, parameters: dict[str, str], inputs: dict[str, Pa
 
 @pytest.fixture(scope="session")
 def apart() -> Callable[..., Any]:
-    """Call a function in a process of its own, as every step is: training processes forked from the tests' process,
-    with the threads that other tests left in it, may wait forever for a lock that one of them held."""
+    """Call a function in a process of its own, as a step runs.
+
+    A training process that is forked from the test process, which has other tests' threads, may wait forever for a lock
+    that one of them held.
+    """
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -70,18 +108,24 @@ def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except ChildFailedError as error:
-        raise RuntimeError(str(error)) from None  # torch's own cannot be handed over
+        raise RuntimeError(str(error)) from None  # torch's exception cannot be pickled
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one run of recipes/mini.yaml."""
-    home = tmp_path_factory.mktemp("home")
-    done = vlmflow(home, "run", "recipes/mini.yaml")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return (home / "latest").resolve()
+    """Folder of one finished run of recipes/mini.yaml, shared by all workers of the test session."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the session's folder; each worker has one below it
+    home = root / "finished-run"
+    with FileLock(root / "finished-run.lock"):
+        if not (home / "first").exists():
+            done = vlmflow(home, "run", "recipes/mini.yaml")
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            (home / "first").symlink_to((home / "latest").resolve())
+    return (home / "first").resolve()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def summary(finished_run: Path) -> dict:
     return json.loads((finished_run / "summary.json").read_text())

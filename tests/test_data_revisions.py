@@ -1,4 +1,4 @@
-"""Data by revision: two versions of a small repository, in a local remote and behind a server that speaks S3."""
+"""Data by revision: two versions of a small repository, with a local remote and with an S3 server."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def captions(folder: Path) -> list[str]:
     return [row["caption"] for row in Dataset(folder, "pairs").rows(["caption"])]
 
 
-def test_each_revision_gives_its_own_data(repo: Path, tmp_path: Path) -> None:
+def test_each_revision_has_its_own_data(repo: Path, tmp_path: Path) -> None:
     for rev, expected in (("v1", ["all red", "all blue"]), ("v2", ["all red", "all blue", "all green"])):
         commit = get(repo, rev, tmp_path / rev)
         assert commit == git(repo, "rev-parse", rev)
@@ -109,7 +109,7 @@ def test_each_revision_gives_its_own_data(repo: Path, tmp_path: Path) -> None:
     assert Dataset(tmp_path / "v2" / "raw").hash == Dataset(repo / "data" / "raw").hash
 
 
-def test_a_step_takes_exactly_the_data_of_the_revision_that_it_is_given(repo: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_depends_on_the_data_of_its_revision(repo: Path, tmp_path: Path) -> None:
     """Through a pipeline's door: fetch, then training; the checkpoint names that data, and lineage its revision."""
     recipe = f"seed: 0\nfetch: {{repo: {repo}}}\n" + TRAINING
     for rev in ("v1", "v2"):
@@ -127,7 +127,7 @@ def test_a_step_takes_exactly_the_data_of_the_revision_that_it_is_given(repo: Pa
         assert f"at data revision {commit[:12]}" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_branch_that_has_moved_is_fetched_again(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_branch_is_fetched_again(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "own"
     git(tmp_path, "clone", "-q", str(repo), str(own))
     monkeypatch.setenv("VLMFLOW_RUN", str(tmp_path / "home" / "1"))
@@ -150,7 +150,7 @@ pretrain:
 @pytest.mark.parametrize(
     "stage", ["ingest", "validate", "curate", "validate-curated", "instructions", "validate-instructions"]
 )
-def test_a_stage_depends_on_all_the_code_that_it_runs(stage: str) -> None:
+def test_a_stage_depends_on_all_its_code(stage: str) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
     run = import_closure(f"components.{stage.split('-')[0]}.component")
     apart = {"__init__.py", "vlmflow/errors.py"}  # their content does not affect the data
@@ -159,7 +159,7 @@ def test_a_stage_depends_on_all_the_code_that_it_runs(stage: str) -> None:
     assert not [file for file in missing if file not in apart and Path(file).name not in apart]
 
 
-def test_every_dataset_of_the_training_pipeline_comes_from_the_revision() -> None:
+def test_every_dataset_of_the_training_pipeline_is_fetched() -> None:
     from pipelines.end_to_end import end_to_end, train
 
     tasks = train.pipeline_spec.root.dag.tasks
@@ -212,13 +212,13 @@ def test_push_to_s3_and_pull_from_it(s3: str, tmp_path: Path) -> None:
     assert captions(tmp_path / "v1" / "curated") == ["all red"]
 
 
-def test_what_is_wrong_is_said_in_a_line(repo: Path, tmp_path: Path) -> None:
+def test_each_mistake_is_an_error_of_one_line(repo: Path, tmp_path: Path) -> None:
     for rev, section, said in (
         ("v9", {}, "data_rev: 'v9': no such revision"),
-        ("", {}, "data_rev: name a commit"),
-        ("v1", {"raw": "data/none"}, "data/none at v1: not there"),
+        ("", {}, "data_rev: is empty; set a commit"),
+        ("v1", {"raw": "data/none"}, "data/none at v1: not found"),
         ("v1", {"remote": "nowhere"}, "fetch.remote: 'nowhere': .* has shelf"),
-        ("v1", {"repo": str(tmp_path / "none")}, "fetch.repo: .*no git repository"),
+        ("v1", {"repo": str(tmp_path / "none")}, "fetch.repo: .*not a git repository"),
     ):
         with pytest.raises(DataError, match=said) as caught:
             get(**{"repo": repo, "rev": rev, "out": tmp_path / "out", **section})
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_in_a_line(repo: Path, tmp_path: Path) -> None:
         load(FetchConfig, {"fetch": {"repos": "x"}}, "fetch")
 
 
-def test_data_that_was_never_pushed_or_was_touched_is_refused_and_leaves_nothing(repo: Path, tmp_path: Path) -> None:
+def test_data_that_was_not_pushed_or_was_changed_is_rejected(repo: Path, tmp_path: Path) -> None:
     from dvc.repo import Repo
 
     own = tmp_path / "repo"
@@ -235,7 +235,7 @@ def test_data_that_was_never_pushed_or_was_touched_is_refused_and_leaves_nothing
     with Repo(str(own)) as versions:
         share(versions, url=str(tmp_path / "empty"))
     git(own, "commit", "-qam", "an empty remote")
-    with pytest.raises(DataError, match="data/raw at HEAD: cannot be had .*`dvc push` it first"):
+    with pytest.raises(DataError, match="data/raw at HEAD: not in DVC.*run `dvc push` first"):
         get(own, "HEAD", tmp_path / "out")
     assert not (tmp_path / "out" / "raw").exists()
     commit = make(own, ["red"], "v3")
@@ -248,7 +248,7 @@ def test_data_that_was_never_pushed_or_was_touched_is_refused_and_leaves_nothing
         get(own, "HEAD", tmp_path / "out")
 
 
-def test_a_source_that_is_versioned_gives_its_revision_to_the_pairs(tmp_path: Path) -> None:
+def test_pairs_have_the_revision_of_a_versioned_source(tmp_path: Path) -> None:
     source = tmp_path / "pictures"
     source.mkdir()
     Image.new("RGB", (32, 32), "red").save(source / "a.png")

@@ -1,4 +1,4 @@
-"""A user's mistake: one clear line that names the thing, exit code 2, and nothing half-written."""
+"""A user's mistake gives one line that names the thing and the value, exit code 2, and no partial output."""
 
 import json
 import resource
@@ -15,8 +15,8 @@ from vlmflow.artifacts import dataset
 from vlmflow.runtime.code_hash import ROOT
 
 
-def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """The command ended with code 2 and a last line that has all of `parts`; no traceback."""
+def assert_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """The exit code is 2, the last line contains all `parts`, and there is no traceback."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     line = done.stderr.strip().splitlines()[-1]
@@ -26,7 +26,7 @@ def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     rows = []
@@ -42,54 +42,56 @@ def ingest(tmp_path: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     out = tmp_path / "out" / "raw"
     done = vlmflow(tmp_path / "home", "step", "ingest", "--recipe", "recipes/mini.yaml", "--out", f"raw={out}", *given)
     if done.returncode:
-        assert not out.exists() and not list(out.parent.glob(".*")), "something half-written was left"
+        assert not out.exists() and not list(out.parent.glob(".*")), "a partial output was left"
     return done
 
 
-def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    refused(vlmflow(tmp_path, "run", "recipes/dmeo.yaml"), "recipes/dmeo.yaml", "no such recipe")
+def test_a_missing_recipe(tmp_path: Path) -> None:
+    assert_error(vlmflow(tmp_path, "run", "recipes/dmeo.yaml", process=False), "recipes/dmeo.yaml", "no such recipe")
 
 
 def test_an_unknown_key(tmp_path: Path) -> None:
-    done = vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "curate.min_sidd=3")
-    refused(done, "curate.min_sidd", "3", "'min_side'")
+    done = vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "curate.min_sidd=3", process=False)
+    assert_error(done, "curate.min_sidd", "3", "'min_side'")
     assert not list(tmp_path.iterdir()), "nothing ran"
 
 
-def test_a_value_of_the_wrong_kind(tmp_path: Path) -> None:
-    refused(
-        vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "ocr.training.max_steps=many"), "max_steps", "'many'"
+def test_a_value_of_the_wrong_type(tmp_path: Path) -> None:
+    assert_error(
+        vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "ocr.training.max_steps=many", process=False),
+        "max_steps",
+        "'many'",
     )
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    refused(ingest(tmp_path, f"ingest.path={tmp_path / 'nowhere'}"), "nowhere")
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert_error(ingest(tmp_path, f"ingest.path={tmp_path / 'nowhere'}"), "nowhere")
 
 
-def test_a_caption_column_that_is_not_there(pictures: Path, tmp_path: Path) -> None:
-    refused(ingest(tmp_path, f"ingest.path={pictures}"), "caption", "txt")
+def test_a_missing_caption_column(images: Path, tmp_path: Path) -> None:
+    assert_error(ingest(tmp_path, f"ingest.path={images}"), "caption", "txt")
 
 
-def test_an_empty_dataset(pictures: Path, tmp_path: Path) -> None:
-    (pictures / "list.jsonl").write_text("")
-    refused(ingest(tmp_path, f"ingest.path={pictures}"), "pictures", "no rows")
+def test_an_empty_dataset(images: Path, tmp_path: Path) -> None:
+    (images / "list.jsonl").write_text("")
+    assert_error(ingest(tmp_path, f"ingest.path={images}"), "pictures", "no rows")
 
 
-def test_a_box_outside_its_picture_is_set_aside_with_its_reason(pictures: Path, tmp_path: Path) -> None:
+def test_a_box_outside_its_image_is_quarantined_with_the_reason(images: Path, tmp_path: Path) -> None:
     row = {
         "image": "0.png",
         "txt": "x",
         "boxes": [{"label": "in", "box": [1, 1, 9, 9]}, {"label": "out", "box": [90, 1, 99, 9]}],
     }
-    (pictures / "list.jsonl").write_text(json.dumps(row) + "\n")
-    done = ingest(tmp_path, f"ingest.path={pictures}", "ingest.columns.caption=txt", "ingest.columns.boxes=boxes")
+    (images / "list.jsonl").write_text(json.dumps(row) + "\n")
+    done = ingest(tmp_path, f"ingest.path={images}", "ingest.columns.caption=txt", "ingest.columns.boxes=boxes")
     assert done.returncode == 0, done.stderr
     rows = list(dataset.Dataset(tmp_path / "out" / "raw").rows())
     assert [region["phrase"] for region in rows[0]["regions"]] == ["in"]
     assert "out" in (tmp_path / "out" / "raw" / "quarantine.jsonl").read_text()
 
 
-def test_an_input_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_input(tmp_path: Path) -> None:
     done = vlmflow(
         tmp_path,
         "step",
@@ -101,15 +103,15 @@ def test_an_input_that_is_not_there(tmp_path: Path) -> None:
         "--out",
         f"conversations={tmp_path / 'x'}",
     )
-    refused(done, "pairs=gone", "no such artifact")
+    assert_error(done, "pairs=gone", "file not found")
 
 
-def test_a_step_that_is_not_there(tmp_path: Path) -> None:
-    refused(vlmflow(tmp_path, "step", "ingset", "--recipe", "recipes/mini.yaml"), "ingset", "'ingest'")
+def test_an_unknown_step(tmp_path: Path) -> None:
+    assert_error(vlmflow(tmp_path, "step", "ingset", "--recipe", "recipes/mini.yaml"), "ingset", "'ingest'")
 
 
-def test_no_space_to_write(tmp_path: Path) -> None:
-    """A file-size limit stands for a full disk: the write fails in the same place, half-way through a shard."""
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A file-size limit simulates a full disk: the write fails in the middle of a shard."""
     out = tmp_path / "out" / "raw"
     command = [str(Path(sys.executable).parent / "vlmflow"), "step", "ingest", "--recipe", "recipes/mini.yaml"]
     done = subprocess.run(
@@ -119,18 +121,18 @@ def test_no_space_to_write(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )
-    refused(done, "cannot be written")
+    assert_error(done, "cannot write")
     assert not out.exists() and not list(out.parent.iterdir())
 
 
 def test_a_home_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = vlmflow(tmp_path / "file", "run", "recipes/mini.yaml")
-    refused(done, str(tmp_path / "file"), "cannot be written", "VLMFLOW_HOME")
+    assert_error(done, str(tmp_path / "file"), "cannot be written", "VLMFLOW_HOME")
 
 
-def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
-    """The mistake is found inside a process group; its line comes up all the same."""
+def test_too_little_data_is_reported_from_a_worker_process(tmp_path: Path) -> None:
+    """The error is raised inside a process group and reported as one line."""
     rows = [
         {"uid": f"{i}", "image": b"", "caption": "a", "width": 1, "height": 1, "source": "", "licence": "",
          "split": "train", "label": "", "regions": [], "lines": []}
@@ -141,7 +143,7 @@ def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
     done = vlmflow(
         tmp_path, "step", "pretrain", "--recipe", "recipes/mini.yaml", "--param", "section=pretrain",
         "--in", f"pairs={tmp_path / 'pairs'}", "--in", f"conversations={tmp_path / 'conversations'}",
-        "--out", f"model={tmp_path / 'model'}", "--set", "pretrain.training.processes=2",
+        "--out", f"model={tmp_path / 'model'}", "--set", "pretrain.training.processes=2", process=True,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert (
@@ -152,20 +154,20 @@ def test_too_little_data_is_told_from_a_worker_too(tmp_path: Path) -> None:
 
 
 def test_a_wrong_model_reference(tmp_path: Path) -> None:
-    refused(vlmflow(tmp_path, "serve", "models:/vlm@nobody", "--port", "0"), "models:/vlm@nobody")
-    refused(vlmflow(tmp_path, "serve", str(tmp_path / "nothing"), "--port", "0"), "nothing")
+    assert_error(vlmflow(tmp_path, "serve", "models:/vlm@nobody", "--port", "0", process=False), "models:/vlm@nobody")
+    assert_error(vlmflow(tmp_path, "serve", str(tmp_path / "nothing"), "--port", "0", process=False), "nothing")
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        refused(vlmflow(tmp_path, "serve", "models:/vlm@champion", "--port", port), port, "--port")
-        refused(vlmflow(tmp_path, "ui", "--port", port), port)
+        assert_error(vlmflow(tmp_path, "serve", "models:/vlm@champion", "--port", port, process=False), port, "--port")
+        assert_error(vlmflow(tmp_path, "ui", "--port", port, process=False), port)
 
 
-def test_an_mlflow_server_that_is_gone(tmp_path: Path) -> None:
+def test_an_unreachable_mlflow_server(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    refused(done, "http://127.0.0.1:9", "MLFLOW_TRACKING_URI")
+    assert_error(done, "http://127.0.0.1:9", "MLFLOW_TRACKING_URI")
     assert not list(tmp_path.glob("*/steps/*")), "no step ran"

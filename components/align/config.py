@@ -30,7 +30,8 @@ class AlignConfig(Section):
             raise ValueError(f"losses and weights must have the same length, got {self.losses} and {self.weights}")
         if self.training.processes != 1 and self.training.nodes == 1:
             raise ValueError(
-                f"training.processes must be 1, got {self.training.processes}: DPO and its control are the two processes"
+                f"training.processes must be 1, got {self.training.processes}: DPO and its control "
+                f"are the two processes"
             )
         self.training.forbid_seconds()
         return self

@@ -202,7 +202,8 @@ class CurateConfig(Section):
     )
     ray: str | None = Field(
         default=None,
-        description="Address of the Ray cluster; null uses RAY_ADDRESS, or a local Ray. `job` runs the step as a RayJob "
+        description="Address of the Ray cluster; null uses RAY_ADDRESS, or a local Ray. `job` runs the step as a "
+        "RayJob "
         "with its own cluster, whose pods see the shared volume and the image only.",
     )
     processes: int = Field(default=1, ge=1, description="Worker processes, or Ray workers. The outcome is the same.")

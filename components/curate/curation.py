@@ -27,7 +27,7 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.hashing import cache_key
 from vlmflow.artifacts.ledger import Ledger
 from vlmflow.errors import DataError
-from vlmflow.runtime.jobs.rayjob import on_ray
+from vlmflow.runtime.jobs.rayjob import run_on_ray
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, c
     training = score.load_bootstrap_config(config.bootstrap, config.seed) if config.score.model == "bootstrap" else None
     if config.ray == "job":
         outputs = {"curated": curated, "ledger": ledger, "funnel": funnel, "scorer": scorer}
-        on_ray("curate", config.model_dump() | {"ray": None}, {"raw": raw}, outputs, config.processes)
+        run_on_ray("curate", config.model_dump() | {"ray": None}, {"raw": raw}, outputs, config.processes)
         return Dataset(curated, "pairs")
 
     scratch = _scratch_folder(curated, pairs, config)

@@ -95,14 +95,19 @@ def _roll_out(
     model: Path, name: str, test_image: bytes, service: Any, runtime: Any, config: DeployConfig, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
     from components.deploy import smoke_test
-    from components.deploy.cluster import Cluster
     from components.deploy.rollout import Rollout
+    from vlmflow.runtime.kube_client import KubeClient
 
     def test(url: str, host: str) -> list[dict[str, Any]]:
         path = runtimes.OPENAI_PATHS[config.runtime]
         return smoke_test.smoke_test(url, name, test_image, config.prompt, openai=path, host=host)
 
-    cluster = Cluster(config.namespace_or_default())
+    cluster = KubeClient(
+        config.namespace_or_default(),
+        needed_by="deploy.target cluster",
+        namespace_setting="deploy.namespace",
+        alternative="set deploy.target to local or manifest",
+    )
     record |= {"cluster": cluster.host, "namespace": cluster.namespace}
     return Rollout(cluster, service, runtime, config, test, record).run()
 

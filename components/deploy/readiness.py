@@ -6,14 +6,14 @@ it is still that of the previous version. So the pods, or with Knative the revis
 
 from typing import Any
 
-from components.deploy.cluster import Cluster
 from components.deploy.manifest import DIGEST
 from vlmflow.errors import ServiceError
+from vlmflow.runtime.kube_client import KubeClient
 
 Manifest = dict[str, Any]
 
 
-def pending_conditions(cluster: Cluster, live: Manifest, manifest: Manifest, old: str) -> str:
+def pending_conditions(cluster: KubeClient, live: Manifest, manifest: Manifest, old: str) -> str:
     """Return what the service still waits for before it matches `manifest`; "" if it matches.
 
     Args:
@@ -33,7 +33,7 @@ def pending_conditions(cluster: Cluster, live: Manifest, manifest: Manifest, old
     return _pending_pods(pods, {deployment_digest(part) for part in [spec, *spec.get("canary", [])]})
 
 
-def last_failure(cluster: Cluster, live: Manifest, name: str) -> str:
+def last_failure(cluster: KubeClient, live: Manifest, name: str) -> str:
     """Return the model's last failure and the latest warnings, for an error message; they may be missing."""
     failure = ((live.get("status") or {}).get("modelStatus") or {}).get("lastFailureInfo") or {}
     lines = [f"{failure.get('reason', '')}: {failure['message']}"] if failure.get("message") else []

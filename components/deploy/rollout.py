@@ -15,11 +15,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from components.deploy.cluster import Cluster, Refused
 from components.deploy.config import DeployConfig
 from components.deploy.readiness import address, deployment_digest, last_failure, latest_revision, pending_conditions
 from components.deploy.runtimes import OPENAI_PATHS
 from vlmflow.errors import ServiceError
+from vlmflow.runtime.kube_client import KubeApiError, KubeClient
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Rollout:
         record: receives what the transcript needs: url, host, revision, changed, rolled_back.
     """
 
-    cluster: Cluster
+    cluster: KubeClient
     service: Manifest
     runtime: Manifest | None
     config: DeployConfig
@@ -108,8 +108,8 @@ class Rollout:
         route = f"{self.name}-predictor"
         try:
             http_route = self.cluster.find("HTTPRoute", route)
-        except Refused as refusal:
-            if refusal.status:  # 0: the cluster has no such kind
+        except KubeApiError as error:
+            if error.status:  # 0: the cluster has no such kind
                 raise
             http_route = None
         if http_route is None:
@@ -201,7 +201,7 @@ class Rollout:
                 if done():
                     return True
             except ServiceError as error:  # the API server may be unavailable for a while
-                if time.monotonic() > deadline or (isinstance(error, Refused) and error.status < 500):
+                if time.monotonic() > deadline or (isinstance(error, KubeApiError) and error.status < 500):
                     raise
                 logger.warning("%s", error)
             if time.monotonic() > deadline:

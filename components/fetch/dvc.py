@@ -1,4 +1,4 @@
-"""Data by revision: what `dvc.yaml` made at a commit, out of DVC's cache or its remote."""
+"""Fetch data by revision: the outputs of `dvc.yaml` at a commit, from DVC's cache or its remote."""
 
 import logging
 import shutil
@@ -16,65 +16,66 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fetch(section: FetchConfig, data_rev: str, places: dict[str, Path]) -> str:
-    """Write artifacts as they are at a revision; a dataset's shards are checked, and its card names the commit.
+def fetch(config: FetchConfig, data_rev: str, outputs: dict[str, Path]) -> str:
+    """Write the artifacts of a revision; the shards of datasets are verified, and their cards get the commit.
 
     Args:
-        data_rev: a commit, a tag or a branch of `section.repo`.
-        places: an artifact's name, as the section has it → where it is written.
+        config: the repository, and the paths of the artifacts in it.
+        data_rev: a commit, a tag or a branch of `config.repo`.
+        outputs: name of an artifact, as in the config → path to write it to.
 
     Returns:
         The commit, 40 hex digits.
 
     Raises:
-        DataError: no such repository, revision or artifact, its data is neither in the cache nor in the
-            remote, or it is not what its card says.
+        DataError: the repository, the revision or the artifact does not exist, its data is neither in the cache nor
+            in the remote, or it does not match its card.
     """
     if not data_rev:
-        raise DataError(f"data_rev: name a commit, a tag or a branch of {section.repo}")
-    files = _open(section, data_rev)
+        raise DataError(f"data_rev: is empty; set a commit, a tag or a branch of {config.repo}")
+    files = _open(config, data_rev)
     commit: str = files.repo.get_rev()
-    for name, place in places.items():
-        path = getattr(section, name)
-        _get(files, path, place, f"{section.repo}: {path} at {data_rev}")
-        if (place / "card.json").exists():
-            dataset = Dataset(place)
+    for name, output in outputs.items():
+        path = getattr(config, name)
+        _download(files, path, output, f"{config.repo}: {path} at {data_rev}")
+        if (output / "card.json").exists():
+            dataset = Dataset(output)
             dataset.verify()
-            replace(dataset.card, revision=commit).save(place)
-    logger.info("%s of %s at %s (%s)", ", ".join(places), section.repo, data_rev, commit[:12])
+            replace(dataset.card, revision=commit).save(output)
+    logger.info("%s of %s at %s (%s)", ", ".join(outputs), config.repo, data_rev, commit[:12])
     return commit
 
 
-def _open(section: FetchConfig, data_rev: str) -> "DVCFileSystem":
+def _open(config: FetchConfig, data_rev: str) -> "DVCFileSystem":
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.scm import CloneError, RevError, SCMError
 
     try:
-        # `repo` is opened here, so that what is wrong with it is said now.
-        files = DVCFileSystem(section.repo, rev=data_rev, remote=section.remote or None)
+        # `repo` opens the repository, so that its errors are raised here.
+        files = DVCFileSystem(config.repo, rev=data_rev, remote=config.remote or None)
         files.repo.get_rev()
     except RevError:
-        raise DataError(f"data_rev: {data_rev!r}: no such revision in {section.repo}; see `git log --all`") from None
+        raise DataError(f"data_rev: {data_rev!r}: no such revision in {config.repo}; see `git log --all`") from None
     except (CloneError, NotDvcRepoError, SCMError) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"fetch.repo: {section.repo!r}: no git repository with DVC's data here: {said}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"fetch.repo: {config.repo!r}: not a git repository with DVC data: {reason}") from None
     except DvcException as error:
-        raise DataError(f"fetch.repo: {section.repo!r}: {' '.join(str(error).split())}") from None
+        raise DataError(f"fetch.repo: {config.repo!r}: {' '.join(str(error).split())}") from None
     remotes = files.repo.config["remote"]
-    if section.remote and section.remote not in remotes:
+    if config.remote and config.remote not in remotes:
         known = ", ".join(sorted(remotes)) or "none"
-        raise DataError(f"fetch.remote: {section.remote!r}: no such remote; {section.repo} has {known}")
+        raise DataError(f"fetch.remote: {config.remote!r}: no such remote; {config.repo} has {known}")
     return files
 
 
-def _get(files: "DVCFileSystem", path: str, place: Path, what: str) -> None:
+def _download(files: "DVCFileSystem", path: str, output: Path, source: str) -> None:
     if not files.exists(path):
-        raise DataError(f"{what}: not there; a stage of dvc.yaml or `dvc add` makes it, and dvc.lock must be committed")
+        raise DataError(f"{source}: not found; create it with a stage of dvc.yaml or `dvc add`, and commit dvc.lock")
     try:
-        files.get(path, str(place), recursive=files.isdir(path))
-    except Exception as error:  # a remote's client raises errors of its own: botocore's, aiohttp's, ...
-        shutil.rmtree(place, ignore_errors=True)
-        place.unlink(missing_ok=True)
-        said = " ".join(str(error).split())
-        raise DataError(f"{what}: cannot be had from DVC's cache or remote: {said}; `dvc push` it first") from error
+        files.get(path, str(output), recursive=files.isdir(path))
+    except Exception as error:  # the client of a remote has its own errors: botocore's, aiohttp's, …
+        shutil.rmtree(output, ignore_errors=True)
+        output.unlink(missing_ok=True)
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source}: not in DVC's cache or remote: {reason}; run `dvc push` first") from error

@@ -5,11 +5,11 @@ from vlmflow.runtime.step import step
 
 @step(tracking_optional=True)
 def finish(pipeline: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]):
-    """Close the run of a pipeline on a cluster: say in MLflow, in the UI and to a webhook what became of it."""
+    """Record the final status of a pipeline's run on a cluster in MLflow, in the UI and with a webhook."""
     import os
     from pathlib import Path
 
-    from components.finish.exit_handler import Ending, tell
+    from components.finish.exit_handler import RunStatus, report_run_status
 
-    ending = Ending(pipeline, status.state, status.error_message or "")
-    tell(ending, os.environ.get("VLMFLOW_KFP_RUN", ""), Path(summary.path))
+    run_status = RunStatus(pipeline, status.state, status.error_message or "")
+    report_run_status(run_status, os.environ.get("VLMFLOW_KFP_RUN", ""), Path(summary.path))

@@ -1,4 +1,4 @@
-"""The end of a pipeline's run on a cluster, told where people look: MLflow, Kubeflow's UI and a webhook."""
+"""Report the final status of a pipeline's run on a cluster: to MLflow, to Kubeflow's UI and to a webhook."""
 
 import logging
 import os
@@ -13,13 +13,18 @@ from vlmflow.tracking import mlflow_store, step_run
 logger = logging.getLogger(__name__)
 
 WEBHOOK = "VLMFLOW_WEBHOOK"
-# KFP's state → MLflow's; any other is FAILED. Its SDK and its server do not spell them alike.
-CLOSED = {"SUCCEEDED": "FINISHED", "COMPLETE": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
+# KFP's state → MLflow's status; any other is FAILED. KFP's SDK and server spell the states differently.
+MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "COMPLETE": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What KFP says of the run (2.14 and later do): its state, SUCCEEDED, FAILED or CANCELLED, and its error or ""."""
+class RunStatus:
+    """The final status of a run, from KFP 2.14 or later.
+
+    pipeline: its name.
+    state: SUCCEEDED, FAILED or CANCELLED.
+    error: the error message, or "".
+    """
 
     pipeline: str
     state: str
@@ -27,13 +32,13 @@ class Ending:
 
     @property
     def status(self) -> str:
-        """MLflow's word for it."""
-        return CLOSED.get(self.state, "FAILED")
+        """The status in MLflow's terms."""
+        return MLFLOW_STATUS.get(self.state, "FAILED")
 
 
 @dataclass(frozen=True)
-class Told:
-    """A step as its run in MLflow tells of it."""
+class StepSummary:
+    """A step, from its run in MLflow."""
 
     label: str
     status: str
@@ -42,38 +47,38 @@ class Told:
     scores: dict[str, float]
 
 
-def tell(ending: Ending, kfp_run: str, summary: Path) -> None:
-    """Close the pipeline's MLflow run, write the summary for the UI, and post it where VLMFLOW_WEBHOOK says.
+def report_run_status(run_status: RunStatus, kfp_run: str, summary: Path) -> None:
+    """End the pipeline's MLflow run, write the summary for the UI, and post its headline to VLMFLOW_WEBHOOK.
 
     Raises:
-        ServiceError: MLflow is out of reach; the UI and the webhook have been told all the same.
+        ServiceError: MLflow is unreachable; raised after the summary is written and the webhook is called.
     """
-    steps: list[Told] = []
-    away: ServiceError | None = None
+    steps: list[StepSummary] = []
+    mlflow_error: ServiceError | None = None
     if os.environ.get("MLFLOW_TRACKING_URI") and mlflow_store.enabled():
         try:
-            steps = close(ending, kfp_run)
+            steps = close_mlflow_run(run_status, kfp_run)
         except ServiceError as error:
-            away = error
+            mlflow_error = error
     else:
-        logger.info("MLFLOW_TRACKING_URI is not set: nothing to close in MLflow")
-    summary.write_text(markdown(ending, steps), encoding="utf-8")
+        logger.info("MLFLOW_TRACKING_URI is not set: there is no MLflow run to end")
+    summary.write_text(markdown(run_status, steps), encoding="utf-8")
     if address := os.environ.get(WEBHOOK):
-        post(address, f"vlmflow: {headline(ending, steps)} (KFP run {kfp_run})")
-    if away:
-        raise away
+        post_to_webhook(address, f"vlmflow: {headline(run_status, steps)} (KFP run {kfp_run})")
+    if mlflow_error:
+        raise mlflow_error
 
 
-def close(ending: Ending, kfp_run: str) -> list[Told]:
-    """End the MLflow run of a KFP run, with the error if there was one; returns its steps, oldest first."""
+def close_mlflow_run(run_status: RunStatus, kfp_run: str) -> list[StepSummary]:
+    """End the MLflow run of a KFP run, with the error if it failed; returns its steps, oldest first."""
     parent = step_run.find_or_create_pipeline_run(kfp_run)
     client = mlflow_store.client()
     with mlflow_store.service_errors():
         experiment = client.get_run(parent).info.experiment_id
-        under = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`vlmflow.step` != 'finish'"
-        runs = client.search_runs([experiment], under, order_by=["attributes.start_time"])
+        query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`vlmflow.step` != 'finish'"
+        runs = client.search_runs([experiment], query, order_by=["attributes.start_time"])
         steps = [
-            Told(
+            StepSummary(
                 run.info.run_name or "",
                 run.data.tags.get("status", "unknown"),
                 run.data.metrics.get("seconds", 0.0),
@@ -82,47 +87,51 @@ def close(ending: Ending, kfp_run: str) -> list[Told]:
             )
             for run in runs
         ]
-        client.set_tag(parent, "pipeline", ending.pipeline)
-        if ending.status == "FAILED":
-            client.set_tag(parent, "error", headline(ending, steps)[:5000])
-        client.set_terminated(parent, ending.status)
+        client.set_tag(parent, "pipeline", run_status.pipeline)
+        if run_status.status == "FAILED":
+            client.set_tag(parent, "error", headline(run_status, steps)[:5000])
+        client.set_terminated(parent, run_status.status)
     return steps
 
 
-def failed(steps: list[Told]) -> list[Told]:
-    """The steps that failed and did not succeed when they were tried again."""
+def failed_steps(steps: list[StepSummary]) -> list[StepSummary]:
+    """Return the steps that failed and did not succeed in a retry."""
     last = {step.label: step for step in steps}
     return [step for step in last.values() if step.status == "failed"]
 
 
-def headline(ending: Ending, steps: list[Told]) -> str:
-    """One line: the pipeline, how it ended, and which step failed of what."""
-    if ending.status != "FAILED":
-        return f"{ending.pipeline} {'was cancelled' if ending.status == 'KILLED' else 'has finished'}"
-    reasons = "; ".join(f"{step.label}: {step.error}" for step in failed(steps)) or ending.error or "no reason given"
-    return f"{ending.pipeline} failed: {reasons}"
+def headline(run_status: RunStatus, steps: list[StepSummary]) -> str:
+    """Return one line with the pipeline, its final status, and the failed steps with their errors."""
+    if run_status.status != "FAILED":
+        return f"{run_status.pipeline} {'was cancelled' if run_status.status == 'KILLED' else 'has finished'}"
+    reasons = (
+        "; ".join(f"{step.label}: {step.error}" for step in failed_steps(steps))
+        or run_status.error
+        or "no reason given"
+    )
+    return f"{run_status.pipeline} failed: {reasons}"
 
 
-def markdown(ending: Ending, steps: list[Told]) -> str:
-    """The headline, and a row for each step, with what an evaluation found."""
-    lines = [f"**{headline(ending, steps)}**", ""]
+def markdown(run_status: RunStatus, steps: list[StepSummary]) -> str:
+    """Return the headline, and a table of the steps with the scores of evaluations."""
+    lines = [f"**{headline(run_status, steps)}**", ""]
     if steps:
         lines += ["| step | status | seconds | scores |", "|---|---|---|---|"]
         lines += [f"| {step.label} | {step.status} | {step.seconds:.0f} | {_scores(step)} |" for step in steps]
     return "\n".join(lines) + "\n"
 
 
-def _scores(step: Told) -> str:
+def _scores(step: StepSummary) -> str:
     return ", ".join(
         f"{name} {value:.3f}" for name, value in sorted(step.scores.items()) if name not in step_run.STEP_METRICS
     )
 
 
-def post(address: str, text: str) -> None:
-    """Send `{"text": …}`, as chat services take it. The address is a secret: what goes wrong is told without it."""
+def post_to_webhook(address: str, text: str) -> None:
+    """Send `{"text": …}`, the format of chat services. The URL is a secret, so error messages omit it."""
     try:
         httpx.post(address, json={"text": text}, timeout=10).raise_for_status()
     except httpx.HTTPStatusError as error:
-        logger.warning("%s: it answered %d; nobody was told there", WEBHOOK, error.response.status_code)
+        logger.warning("%s: HTTP status %d; the message was not delivered", WEBHOOK, error.response.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        logger.warning("%s: %s; nobody was told there", WEBHOOK, type(error).__name__)
+        logger.warning("%s: %s; the message was not delivered", WEBHOOK, type(error).__name__)

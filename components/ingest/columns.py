@@ -16,22 +16,24 @@ DEFAULT_CAPTION = "caption"
 class ColumnsConfig(Section):
     """The source's column of each value; "" if the source has none."""
 
-    image: str = Field("image", min_length=1, description="Column of the image: bytes or a path.")
+    image: str = Field(default="image", min_length=1, description="Column of the image: bytes or a path.")
     caption: str = Field(
-        DEFAULT_CAPTION,
-        description="Column of the caption; each caption of a list makes a pair. Empty makes captions from the regions' "
+        default=DEFAULT_CAPTION,
+        description="Column of the caption; each caption of a list makes a pair. Empty makes captions from the "
+        "regions' "
         "phrases or the lines' texts.",
     )
-    boxes: str = Field("", description="Column of the boxes of objects; empty if there are none.")
+    boxes: str = Field(default="", description="Column of the boxes of objects; empty if there are none.")
     box_format: BoxFormat = Field(
-        "xyxy",
-        description="Format of the boxes. `xyxy` and `xywh` are pixels of the upright image (EXIF orientation applied); "
+        default="xyxy",
+        description="Format of the boxes. `xyxy` and `xywh` are pixels of the upright image (EXIF orientation "
+        "applied); "
         "`yolo` is centre and size, or the corners of a polygon, as fractions of width and height.",
     )
-    lines: str = Field("", description="Column of the lines of text and their boxes; empty if there are none.")
-    label: str = Field("", description="Column of the image's label, or a list with a name for each box.")
-    split: str = Field("", description="Column of the split; empty splits by `ingest.holdout`.")
-    licence: str = Field("", description="Column of the licence; empty uses `ingest.licence`.")
+    lines: str = Field(default="", description="Column of the lines of text and their boxes; empty if there are none.")
+    label: str = Field(default="", description="Column of the image's label, or a list with a name for each box.")
+    split: str = Field(default="", description="Column of the split; empty splits by `ingest.holdout`.")
+    licence: str = Field(default="", description="Column of the licence; empty uses `ingest.licence`.")
 
     @model_validator(mode="after")
     def _check(self) -> "ColumnsConfig":

@@ -14,9 +14,10 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn import functional as F
-from transformers import IJepaConfig, IJepaModel
+from transformers import IJepaModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.models.ijepa.configuration_ijepa import IJepaConfig
 from transformers.models.ijepa.modeling_ijepa import IJepaEmbeddings, IJepaLayer, IJepaPreTrainedModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 

@@ -92,5 +92,5 @@ def test_a_missing_engine_or_image_is_named(engine: str, tmp_path: Path) -> None
         ({"DOCKER_HOST": f"unix://{tmp_path}/none"}, "no container engine answers at"),
         ({"DOCKER_HOST": engine, "VLMFLOW_STEP_IMAGE": "localhost/none:1"}, "localhost/none:1: image not found"),
     ):
-        done = vlmflow(tmp_path / "runs", "run", "recipes/mini.yaml", "--containers", **environment)
+        done = vlmflow(tmp_path / "runs", "run", "recipes/mini.yaml", "--containers", process=True, **environment)
         assert done.returncode == 2 and message in done.stderr, done.stderr

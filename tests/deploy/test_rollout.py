@@ -287,7 +287,7 @@ def test_an_endpoint_is_tested_through_an_ingress(
 
 
 FORBIDDEN = {
-    "inferenceservices": ("patch", r"403: .*cannot patch resource \"inferenceservices\".*; give this account the verb"),
+    "inferenceservices": ("patch", r"403: .*cannot patch resource \"inferenceservices\".*; grant this account"),
     "servingruntimes": ("patch", r"403: .*\"servingruntimes\".*infra/namespace/pipeline.yaml"),
     "controllerrevisions": ("patch", r"403: .*\"controllerrevisions\""),
 }
@@ -321,7 +321,7 @@ def test_a_cluster_without_kserve_is_named(cluster: Kubernetes, step: Step) -> N
 
 
 def test_a_missing_namespace_is_named(cluster: Kubernetes, step: Step) -> None:
-    with pytest.raises(ServiceError, match=r'namespaces "elsewhere" not found; make the namespace, or set'):
+    with pytest.raises(ServiceError, match=r'namespaces "elsewhere" not found; create the namespace, or set'):
         step("one", namespace="elsewhere")
 
 
@@ -330,18 +330,18 @@ def test_an_invalid_token_is_named(
 ) -> None:
     config = kubeconfig(tmp_path / "other", os.environ["HTTP_PROXY"], token="wrong")
     monkeypatch.setenv("KUBECONFIG", str(config))
-    with pytest.raises(ServiceError, match="401: Unauthorized; the cluster does not know us; log in again"):
+    with pytest.raises(ServiceError, match="401: Unauthorized; authentication failed; log in again"):
         step("one")
 
 
 def test_a_missing_cluster_is_named(step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with pytest.raises(
-        ServiceError, match="no cluster is named: .*; set KUBECONFIG, run in a pod, or set deploy.target"
+        ServiceError, match="none is configured: .*; set KUBECONFIG, or run in a pod, or set deploy.target"
     ):
         step("one")
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "dead", "http://127.0.0.1:9")))
-    with pytest.raises(ServiceError, match="http://127.0.0.1:9: the cluster does not answer: .*refused.*is it up"):
+    with pytest.raises(ServiceError, match="http://127.0.0.1:9: the cluster does not answer: .*refused.*is running"):
         step("one")
 
 

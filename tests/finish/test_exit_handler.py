@@ -1,4 +1,4 @@
-"""The end of a run on a cluster is told in MLflow, in the UI and to a webhook, by the step as its pod runs it."""
+"""The final status of a run on a cluster in MLflow, in the UI and at a webhook, with the step run as in its pod."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from components.finish.exit_handler import Ending, headline, post
+from components.finish.exit_handler import RunStatus, headline, post_to_webhook
 from tests.conftest import executor_input
 from tests.runtime.test_step_in_pod import pod
 from vlmflow.tracking import mlflow_store, step_run
@@ -26,11 +26,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 class Webhook(HTTPServer):
-    """Keeps what is posted to it; `status` is its answer."""
+    """Stores the posted bodies; `status` is the status of its responses."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Listener)
-        self.heard: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.status = 200
 
     @property
@@ -42,12 +42,12 @@ class Listener(BaseHTTPRequestHandler):
     server: Webhook
 
     def do_POST(self) -> None:
-        self.server.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(self.server.status)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -61,23 +61,25 @@ def webhook() -> Iterator[Webhook]:
 
 
 def record(label: str, status: str, error: str | None = None) -> dict[str, Any]:
-    """A step's record, as `vlmflow.runtime.step_runner` makes it in a pod."""
+    """A step's record, as `vlmflow.runtime.pod_step` creates it."""
     return {"label": label, "step": label.split("-")[0], "status": status, "seconds": 7.0, "error": error,
             "kfp_run": RUN, "input_paths": {}}  # fmt: skip
 
 
 def finish(tmp_path: Path, status: dict[str, Any], **environment: str) -> str:
-    """Run the step as a pod does; returns its summary."""
+    """Run the step as in a pod; returns its summary."""
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
     done = pod(tmp_path, "finish", given, RUN, **environment)
     assert done.returncode == 0, done.stderr
     return (tmp_path / "finish" / "summary").read_text()
 
 
-def test_a_failure_is_told_with_its_step_and_its_reason(tmp_path: Path, store: MlflowClient, webhook: Webhook) -> None:
+def test_a_failure_is_reported_with_its_step_and_its_error(
+    tmp_path: Path, store: MlflowClient, webhook: Webhook
+) -> None:
     parent = step_run.find_or_create_pipeline_run(RUN)
     step_run.log_step(record("ingest", "failed", "the store was away"), parent)
-    step_run.log_step(record("ingest", "done"), parent)  # KFP tried it again
+    step_run.log_step(record("ingest", "done"), parent)  # KFP retried it
     step_run.log_step(record("validate-raw", "failed", "3 captions are empty"), parent)
     status = {"state": "FAILED", "pipelineTaskName": "exit-handler-1", "error": {"code": 9, "message": "a task failed"}}
     summary = finish(tmp_path, status, VLMFLOW_WEBHOOK=webhook.address)
@@ -86,10 +88,10 @@ def test_a_failure_is_told_with_its_step_and_its_reason(tmp_path: Path, store: M
     assert run.data.tags["error"] == "life failed: validate-raw: 3 captions are empty"
     assert summary.startswith("**life failed: validate-raw: 3 captions are empty**\n")
     assert "| validate-raw | failed | 7 |  |" in summary
-    assert webhook.heard == [{"text": f"vlmflow: life failed: validate-raw: 3 captions are empty (KFP run {RUN})"}]
+    assert webhook.bodies == [{"text": f"vlmflow: life failed: validate-raw: 3 captions are empty (KFP run {RUN})"}]
 
 
-def test_a_success_is_told(tmp_path: Path, store: MlflowClient) -> None:
+def test_a_success_is_reported_with_scores(tmp_path: Path, store: MlflowClient) -> None:
     parent = step_run.find_or_create_pipeline_run(RUN)
     step_run.log_step(record("ingest", "done"), parent)
     (tmp_path / "scores").mkdir()
@@ -105,7 +107,7 @@ def test_a_success_is_told(tmp_path: Path, store: MlflowClient) -> None:
     assert run.info.status == "FINISHED" and "error" not in run.data.tags
 
 
-def test_without_mlflow_what_kfp_says_is_told(tmp_path: Path) -> None:
+def test_without_mlflow_the_error_of_kfp_is_reported(tmp_path: Path) -> None:
     status = {"state": "FAILED", "error": {"code": 9, "message": "a task failed"}}
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
     done = pod(tmp_path, "finish", given, RUN, MLFLOW_TRACKING_URI="")
@@ -113,26 +115,24 @@ def test_without_mlflow_what_kfp_says_is_told(tmp_path: Path) -> None:
     assert (tmp_path / "finish" / "summary").read_text() == "**life failed: a task failed**\n\n"
 
 
-def test_with_mlflow_away_the_webhook_is_told_before_the_step_fails(tmp_path: Path, webhook: Webhook) -> None:
+def test_with_mlflow_unreachable_the_webhook_is_called_before_the_step_fails(tmp_path: Path, webhook: Webhook) -> None:
     status = {"state": "FAILED", "error": {"code": 9, "message": "a task failed"}}
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "0", "VLMFLOW_WEBHOOK": webhook.address}
     done = pod(tmp_path, "finish", given, RUN, **away)
     assert done.returncode == 2 and "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
-    assert webhook.heard == [{"text": f"vlmflow: life failed: a task failed (KFP run {RUN})"}]
+    assert webhook.bodies == [{"text": f"vlmflow: life failed: a task failed (KFP run {RUN})"}]
 
 
-def test_a_webhook_that_refuses_is_a_warning_without_its_address(
-    webhook: Webhook, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_webhook_is_a_warning_without_its_url(webhook: Webhook, caplog: pytest.LogCaptureFixture) -> None:
     webhook.status = 500
-    post(webhook.address, "text")
-    post("http://127.0.0.1:9/hooks/secret", "text")
-    post("nonsense", "text")
-    assert len(caplog.messages) == 3 and "it answered 500" in caplog.messages[0]
+    post_to_webhook(webhook.address, "text")
+    post_to_webhook("http://127.0.0.1:9/hooks/secret", "text")
+    post_to_webhook("nonsense", "text")
+    assert len(caplog.messages) == 3 and "HTTP status 500" in caplog.messages[0]
     assert not any("secret" in message for message in caplog.messages)
 
 
-def test_a_run_that_was_cancelled_has_not_failed() -> None:
-    assert headline(Ending("life", "CANCELLED", ""), []) == "life was cancelled"
-    assert Ending("life", "CANCELED", "").status == "KILLED"
+def test_a_cancelled_run_is_not_failed() -> None:
+    assert headline(RunStatus("life", "CANCELLED", ""), []) == "life was cancelled"
+    assert RunStatus("life", "CANCELED", "").status == "KILLED"

@@ -83,7 +83,8 @@ def test_invalid_conversations_go_to_the_quarantine(tmp_path: Path) -> None:
     made, kept, entries = run(written(tmp_path / "set", rows), tmp_path / "out", source="conversations")
     assert len(kept) == 1 and made.card.notes["rows_read"] == len(rows)
     assert [entry["reason"].partition(":")[0] for entry in entries] == [
-        "no image", "roles do not alternate", "image markers", "no text", "no such file", "malformed row", "malformed row",
+        "no image", "roles do not alternate", "image markers", "no text", "no such file", "malformed row",
+        "malformed row",
         "malformed row", "malformed row", "malformed row", "damaged image",
     ]  # fmt: skip
 

@@ -65,7 +65,8 @@ def test_webdataset(tmp_path: Path) -> None:
     assert rows[0]["uid"] == uid(encoded("JPEG", seed=0), "a cat")
     assert {entry["location"]: entry["reason"].partition(":")[0] for entry in entries} == {
         "00001.tar:000010000": "no caption", "00001.tar:000010002": "no image",
-        "00001.tar:000010003": "not an image", "00001.tar:000010004": "not text", "00001.tar:000010005": "malformed row",
+        "00001.tar:000010003": "not an image", "00001.tar:000010004": "not text",
+        "00001.tar:000010005": "malformed row",
     }  # fmt: skip
     assert written.card.notes["rows_read"] == 8
 

@@ -108,7 +108,7 @@ def test_a_users_mistake_is_raised_in_the_step(cluster: JobCluster, tmp_path: Pa
 
 def test_a_failed_node_is_reported_with_its_error_line(cluster: JobCluster, tmp_path: Path) -> None:
     cluster.restarts = 0
-    with pytest.raises(ServiceError, match=r"TrainJob read-\w+: failed: .*node-1.*the second node cannot divide"):
+    with pytest.raises(ServiceError, match=r"TrainJob ocr-\w+: failed: .*node-1.*the second node cannot divide"):
         run_on_nodes("ocr", fail_on_second_node, TWO, out=tmp_path / "out")
     assert not cluster.objects and not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""What the nodes of a TrainJob are asked to do in the tests."""
+"""Functions that the nodes of a TrainJob call in the tests."""
 
 import os
 import time
@@ -7,19 +7,19 @@ from pathlib import Path
 from vlmflow.errors import DataError
 
 
-def refuse(number: int, out: Path) -> None:
-    """A mistake of the user."""
+def raise_data_error(number: int, out: Path) -> None:
+    """Raise a user's mistake."""
     raise DataError(f"{number} rows are too few")
 
 
-def break_down(out: Path) -> None:
-    """One node fails."""
+def fail_on_second_node(out: Path) -> None:
+    """Fail on one of two nodes."""
     if os.environ["RANK"] == "1":
         raise ZeroDivisionError("the second node cannot divide")
 
 
 def wait_for(file: str, out: Path) -> None:
-    """Until a file is there."""
+    """Wait until a file exists."""
     while not Path(file).exists():
         time.sleep(0.1)
     if os.environ["RANK"] == "0":

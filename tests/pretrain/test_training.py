@@ -28,7 +28,8 @@ from vlmflow.training.pretraining.training import build_or_load, check_options, 
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), "grey": (120, 120, 120)}
 SIZES = {
-    "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16, "text_layers": 1,
+    "image_size": 16, "patch_size": 4, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16,
+    "text_layers": 1,
     "projection_dim": 8, "head_dim": 8, "text_length": 12,
 }  # fmt: skip
 

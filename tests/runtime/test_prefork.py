@@ -1,4 +1,4 @@
-"""The warm process: a step forked from it is a step like any other, and does not outlive who asked for it."""
+"""The preforked process: a step in a fork behaves like any other, and ends with its caller."""
 
 import json
 import os
@@ -38,7 +38,6 @@ def address(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def start(tmp_path: Path, address: str) -> Ask:
     """Start a step in its own process, as kfp.local does."""
-
     run = {"VLMFLOW_RUN": str(tmp_path / "run")}
 
     def given(function: str, module: str) -> subprocess.Popen[str]:
@@ -79,14 +78,14 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(start: Ask) -> None:
     assert err.strip() == "error: refuse: no rows"
 
 
-def test_a_step_that_was_killed_is_told(start: Ask) -> None:
+def test_a_killed_step_is_reported(start: Ask) -> None:
     step = start("die", "steps_of_a_test")
     _, err = step.communicate(timeout=120)
     assert step.returncode == 128 + signal.SIGKILL
     assert "ended by signal 9" in err
 
 
-def test_a_step_ends_with_the_process_that_asked_for_it(start: Ask, tmp_path: Path) -> None:
+def test_a_step_ends_with_its_caller(start: Ask, tmp_path: Path) -> None:
     step = start("sleep", "steps_of_a_test")
     deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -100,5 +99,5 @@ def test_a_step_ends_with_the_process_that_asked_for_it(start: Ask, tmp_path: Pa
         time.sleep(0.1)
 
 
-def test_without_a_warm_process_a_step_runs_by_itself(tmp_path: Path) -> None:
+def test_without_a_preforked_process_there_is_no_exit_code(tmp_path: Path) -> None:
     assert run_in_prefork(str(tmp_path / "nobody"), []) is None

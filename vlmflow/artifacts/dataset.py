@@ -146,7 +146,8 @@ class Dataset:
             found = file_sha256(self.path / shard["name"])
             if found != shard["sha256"]:
                 raise DataError(
-                    f"{self.path}/{shard['name']}: SHA-256 {found[:12]} does not match the card's {shard['sha256'][:12]}"
+                    f"{self.path}/{shard['name']}: SHA-256 {found[:12]} does not match the card's "
+                    f"{shard['sha256'][:12]}"
                 )
 
     def batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:

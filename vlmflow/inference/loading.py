@@ -55,9 +55,7 @@ def load(path: str | Path) -> LoadedModel:
         else:
             architectures = AutoConfig.from_pretrained(path).architectures or []
             generates = any("Generation" in name for name in architectures)
-            auto, abilities = (
-                (AutoModelForImageTextToText, GENERATIVE) if generates else (AutoModel, EMBEDDING)
-            )
+            auto, abilities = (AutoModelForImageTextToText, GENERATIVE) if generates else (AutoModel, EMBEDDING)
         model: Any = auto.from_pretrained(path)
         processor = AutoProcessor.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:

@@ -20,7 +20,8 @@ def image_text_matching(loaded: LoadedModel, images: Sequence[Image.Image], text
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
-        found.append(loaded.model.match_score(**prepare_inputs(loaded, images[part], texts[part])).float().cpu().numpy())
+        inputs = prepare_inputs(loaded, images[part], texts[part])
+        found.append(loaded.model.match_score(**inputs).float().cpu().numpy())
     return np.concatenate(found)
 
 

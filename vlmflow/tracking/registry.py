@@ -23,7 +23,7 @@ CHALLENGER = "challenger"
 class RegistryConfig(Section):
     """Where a model is registered."""
 
-    name: str = Field("vlm", description="Name of the registered model, and of its endpoint.")
+    name: str = Field(default="vlm", description="Name of the registered model, and of its endpoint.")
 
     @field_validator("name")
     @classmethod

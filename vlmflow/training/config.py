@@ -14,7 +14,8 @@ class TrainingConfig(Section):
     seconds: float | None = Field(
         default=None,
         gt=0,
-        description="Budget in CPU seconds of each process (wall-clock seconds with a GPU) instead of `max_steps`: a few trial steps on a copy "
+        description="Budget in CPU seconds of each process (wall-clock seconds with a GPU) instead of "
+        "`max_steps`: a few trial steps on a copy "
         "estimate how many steps fit, and the schedule covers these. Pretraining only; null uses `max_steps`.",
     )
     batch_size: int = Field(default=32, ge=1, description="Examples in a step, over all processes of all nodes.")

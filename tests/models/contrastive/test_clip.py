@@ -15,7 +15,8 @@ from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle left of a blue star", "two green crosses", "a blue star", "a red circle"] * 3
 SIZES = {
-    "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 2, "text_hidden_size": 16, "text_layers": 1,
+    "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 2, "text_hidden_size": 16,
+    "text_layers": 1,
     "projection_dim": 24, "head_dim": 16, "text_length": 16,
 }  # fmt: skip
 SLIP = {"slip_weight": 0.5, "slip_hidden_size": 64, "slip_projection_dim": 8}

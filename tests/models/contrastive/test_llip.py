@@ -17,7 +17,8 @@ from vlmflow.training.launcher import launch
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {
-    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 2, "text_hidden_size": 12, "text_layers": 1,
+    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 2, "text_hidden_size": 12,
+    "text_layers": 1,
     "projection_dim": 10, "head_dim": 4, "text_length": 16, "mixture_heads": 2, "mixture_temperature": 1.5,
     "logit_bias": -2.0,
 }  # fmt: skip

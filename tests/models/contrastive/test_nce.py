@@ -13,7 +13,8 @@ from vlmflow.inference.inputs import tokenize_captions
 
 TEXTS = ["a red circle", "a blue star left of a red circle", "two green crosses", "a red star"] * 3
 SIZES = {
-    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 12, "text_layers": 1,
+    "image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 12,
+    "text_layers": 1,
     "projection_dim": 10, "head_dim": 4, "text_length": 16,
 }  # fmt: skip
 # Samples in which every state is as frequent as it is likely: their mean is the expectation.

@@ -24,7 +24,8 @@ from vlmflow.training.launcher import launch
 TEXTS = ["a red circle", "two green crosses", "a blue star"] * 4
 SIZES: dict[str, dict[str, Any]] = {
     "clip": {
-        "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 1, "text_hidden_size": 16, "text_layers": 1,
+        "image_size": 32, "patch_size": 8, "vision_hidden_size": 32, "vision_layers": 1,
+        "text_hidden_size": 16, "text_layers": 1,
         "projection_dim": 16, "head_dim": 16, "text_length": 16,
     },
     "siglip": {"image_size": 32, "patch_size": 8, "hidden_size": 32, "layers": 1, "heads": 2, "text_length": 8},
@@ -106,8 +107,8 @@ def test_parts_are_made_of_no_more_rows_than_allowed() -> None:
 MEMORY = """
 import json, pathlib, re, torch
 from models.contrastive import clip
-model, _ = clip.build([], image_size=32, patch_size=4, vision_hidden_size=32, vision_layers=2, text_hidden_size=32, text_layers=1,
-                      projection_dim=32, head_dim=16, text_length=16, vocab_size=400)
+model, _ = clip.build([], image_size=32, patch_size=4, vision_hidden_size=32, vision_layers=2, text_hidden_size=32,
+                      text_layers=1, projection_dim=32, head_dim=16, text_length=16, vocab_size=400)
 pixels, ids = torch.empty(4096, 3, 32, 32).normal_(), torch.randint(8, 300, (4096, 12))
 def peak(count, micro_batch, logits_chunk):
     model.config.micro_batch, model.config.logits_chunk = micro_batch, logits_chunk

@@ -35,28 +35,28 @@ SIZES = {
 
 
 @pytest.fixture
-def fused() -> tuple[Vilbert, object, dict[str, torch.Tensor]]:
+def model_processor_batch() -> tuple[Vilbert, object, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     model, processor = build(TEXTS, **SIZES)
     batch = processor.tokenizer(TEXTS[:3], padding=True, return_tensors="pt", return_token_type_ids=False)
     return model.eval(), processor, {**batch, "pixel_values": torch.randn(3, 3, 32, 32)}
 
 
-def test_without_the_links_outputs_a_picture_changes_no_word(fused):
-    model, _, batch = fused
+def test_with_zeroed_co_attention_outputs_words_do_not_depend_on_the_image(model_processor_batch):
+    model, _, batch = model_processor_batch
     other = {**batch, "pixel_values": torch.randn(3, 3, 32, 32)}
     assert not torch.allclose(model.fill_mask(**batch), model.fill_mask(**other), atol=1e-3)
     with torch.no_grad():
-        for link in model.co_attention_layers:
-            link.to_regions.output.dense.weight.zero_()
+        for layer in model.co_attention_layers:
+            layer.to_regions.output.dense.weight.zero_()
     assert torch.equal(model.fill_mask(**batch), model.fill_mask(**other))
-    read = {"pixel_values": batch["pixel_values"], "attention_mask": batch["attention_mask"]}
-    one, two = (model.streams(input_ids=ids, **read)[1] for ids in (batch["input_ids"], batch["input_ids"].flip(1)))
-    assert not torch.allclose(one, two, atol=1e-3)  # the other way is still open
+    given = {"pixel_values": batch["pixel_values"], "attention_mask": batch["attention_mask"]}
+    one, two = (model.streams(input_ids=ids, **given)[1] for ids in (batch["input_ids"], batch["input_ids"].flip(1)))
+    assert not torch.allclose(one, two, atol=1e-3)  # regions still attend to words
 
 
-def test_a_link_is_queries_of_one_stream_on_keys_and_values_of_the_other(fused):
-    model, _, _ = fused
+def test_co_attention_takes_queries_of_one_stream_and_keys_and_values_of_the_other(model_processor_batch):
+    model, _, _ = model_processor_batch
     side = model.co_attention_layers[0].to_regions
     words, regions = torch.randn(1, 4, 48), torch.randn(1, 5, 32)
     q, k, v = side.query(words)[0], side.key(regions)[0], side.value(regions)[0]
@@ -71,8 +71,8 @@ def test_a_link_is_queries_of_one_stream_on_keys_and_values_of_the_other(fused):
     torch.testing.assert_close(side(words, regions)[0][0], expected)
 
 
-def test_co_attention_is_a_distribution_and_no_region_looks_at_padding(fused):
-    model, _, batch = fused
+def test_co_attention_weights_sum_to_one_and_regions_do_not_attend_to_padding(model_processor_batch):
+    model, _, batch = model_processor_batch
     of_words, of_regions = model.co_attention(**batch)
     length = batch["input_ids"].shape[1]
     assert of_words.shape == (3, 2, 2, length, 17)
@@ -84,8 +84,8 @@ def test_co_attention_is_a_distribution_and_no_region_looks_at_padding(fused):
     assert (of_regions.permute(0, 4, 1, 2, 3)[padding] == 0).all()
 
 
-def test_a_map_is_the_last_link_s_row_by_row_without_the_whole_picture(fused):
-    model, _, batch = fused
+def test_attention_maps_are_those_of_the_last_co_attention_layer_without_the_global_region(model_processor_batch):
+    model, _, batch = model_processor_batch
     maps, weights = model.attention_maps(**batch), model.co_attention(**batch)[0][:, -1]  # (N, heads, L, 1 + R)
     assert maps.shape == (3, batch["input_ids"].shape[1], 4, 4)
     for y in range(4):
@@ -96,8 +96,8 @@ def test_a_map_is_the_last_link_s_row_by_row_without_the_whole_picture(fused):
     torch.testing.assert_close(maps.sum((2, 3)) + weights[..., 0].mean(1), torch.ones(maps.shape[:2]))
 
 
-def test_padding_changes_nothing(fused):
-    model, processor, batch = fused
+def test_padding_does_not_change_the_outputs(model_processor_batch):
+    model, processor, batch = model_processor_batch
     alone = processor.tokenizer(TEXTS[1], return_tensors="pt", return_token_type_ids=False)
     length = alone["input_ids"].shape[1]
     assert length < batch["input_ids"].shape[1]
@@ -106,7 +106,7 @@ def test_padding_changes_nothing(fused):
     torch.testing.assert_close(model.match_score(one, **alone), model.match_score(**batch)[1:2])
 
 
-def test_cells_lie_row_by_row_from_the_upper_left():
+def test_grid_boxes_are_ordered_row_by_row_from_the_upper_left():
     assert grid_boxes(1).tolist() == [[0, 0, 1, 1, 1]]
     assert grid_boxes(2)[1].tolist() == [0.5, 0, 1, 0.5, 0.25]
     boxes = grid_boxes(4)
@@ -114,8 +114,8 @@ def test_cells_lie_row_by_row_from_the_upper_left():
     assert float(boxes[:, 4].sum()) == 1
 
 
-def test_the_global_region_comes_first_and_is_the_mean_of_what_is_seen(fused):
-    model, _, batch = fused
+def test_the_global_region_comes_first_and_is_the_mean_of_the_features(model_processor_batch):
+    model, _, batch = model_processor_batch
     whole = model.regions
     zeroed = torch.zeros(3, 16, dtype=torch.bool)
     torch.testing.assert_close(whole(batch["pixel_values"], zeroed), whole(batch["pixel_values"]))
@@ -126,8 +126,8 @@ def test_the_global_region_comes_first_and_is_the_mean_of_what_is_seen(fused):
     torch.testing.assert_close(whole(batch["pixel_values"])[:, 0], first)
 
 
-def test_nothing_of_a_hidden_region_is_seen(fused):
-    model, _, batch = fused
+def test_the_pixels_of_a_zeroed_region_have_no_effect(model_processor_batch):
+    model, _, batch = model_processor_batch
     zeroed = torch.zeros(3, 16, dtype=torch.bool)
     zeroed[:, 5] = True  # rows and columns 8 to 16
     changed = batch["pixel_values"].clone()
@@ -136,7 +136,7 @@ def test_nothing_of_a_hidden_region_is_seen(fused):
     assert not torch.allclose(model.regions(changed)[:, 1:], model.regions(batch["pixel_values"])[:, 1:])
 
 
-def test_the_region_loss_is_a_divergence():
+def test_the_region_loss_is_a_kl_divergence():
     torch.manual_seed(0)
     target = torch.randn(4, 6).softmax(-1)
     assert float(region_loss(target.log() + 3.0, target)) == pytest.approx(0, abs=1e-6)
@@ -150,47 +150,47 @@ def test_the_region_loss_is_a_divergence():
     assert float(region_loss(logits[:0], target[:0])) == 0
 
 
-def test_nine_of_ten_hidden_regions_are_not_seen(fused):
-    model, *_ = fused
+def test_nine_of_ten_masked_regions_are_zeroed(model_processor_batch):
+    model, *_ = model_processor_batch
     torch.manual_seed(0)
-    hidden, zeroed = model.hide_regions(1000, 100)
-    assert not (zeroed & ~hidden).any()
-    assert float(hidden.float().mean()) == pytest.approx(0.15, abs=0.01)
-    assert float(zeroed.sum() / hidden.sum()) == pytest.approx(0.9, abs=0.01)
+    masked, zeroed = model.hide_regions(1000, 100)
+    assert not (zeroed & ~masked).any()
+    assert float(masked.float().mean()) == pytest.approx(0.15, abs=0.01)
+    assert float(zeroed.sum() / masked.sum()) == pytest.approx(0.9, abs=0.01)
 
 
-def test_each_part_of_the_loss_row_by_row(fused):
-    """Words and regions of own captions only; own and swap_probability captions told apart."""
-    model, _, batch = fused
+def test_each_part_of_the_loss_equals_a_sum_over_rows(model_processor_batch):
+    """Words and regions count for true pairs only; matching separates true from mismatched pairs."""
+    model, _, batch = model_processor_batch
     torch.manual_seed(5)
     found = model(**batch)
     torch.manual_seed(5)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     other, other_mask, _ = shift_captions(ids, mask)
-    facts = {"mask_token_id": model.config.mask_token_id, "special_ids": tuple(model.config.special_token_ids)}
+    options = {"mask_token_id": model.config.mask_token_id, "special_ids": tuple(model.config.special_token_ids)}
     masks = torch.cat([mask, other_mask])
-    seen, labels = mask_tokens(torch.cat([ids, other]), masks, vocab_size=model.config.vocab_size, **facts)
-    hidden, zeroed = model.hide_regions(6, 16)
+    masked_ids, labels = mask_tokens(torch.cat([ids, other]), masks, vocab_size=model.config.vocab_size, **options)
+    region_mask, zeroed = model.hide_regions(6, 16)
     patches, words, regions, match = patchify(batch["pixel_values"], 8), [], [], []
     for row in range(6):
-        one, picture = slice(row, row + 1), batch["pixel_values"][row % 3 : row % 3 + 1]
-        text, image, _ = model.streams(picture, seen[one], masks[one], zeroed[one])
-        chance = torch.sigmoid(model.match_logit(text, image)).item()
-        match.append(-torch.tensor(chance if row < 3 else 1 - chance).log())
+        one, pixels = slice(row, row + 1), batch["pixel_values"][row % 3 : row % 3 + 1]
+        text, image, _ = model.streams(pixels, masked_ids[one], masks[one], zeroed[one])
+        probability = torch.sigmoid(model.match_logit(text, image)).item()
+        match.append(-torch.tensor(probability if row < 3 else 1 - probability).log())
         if row < 3:
             logs = model.word_predictor(text).log_softmax(-1)[0]
             words += [-logs[i, label] for i, label in enumerate(labels[row].tolist()) if label != IGNORE_INDEX]
             guess = model.region_predictor(image[:, 1:]).log_softmax(-1)[0]
             true = model.codebook(patches[row])
-            regions += [(true[i] * (true[i].log() - guess[i])).sum() for i in range(16) if hidden[row, i]]
+            regions += [(true[i] * (true[i].log() - guess[i])).sum() for i in range(16) if region_mask[row, i]]
     for name, parts in (("mlm", words), ("regions", regions), ("itm", match)):
         assert parts
         torch.testing.assert_close(found.parts[name], sum(parts) / len(parts), msg=name)
     torch.testing.assert_close(found.loss, sum(found.parts.values()))
 
 
-def test_every_weight_learns_and_both_modalities_reach_both_tasks(fused):
-    model, _, batch = fused
+def test_every_weight_gets_a_gradient_and_both_masked_losses_depend_on_both_modalities(model_processor_batch):
+    model, _, batch = model_processor_batch
     torch.manual_seed(0)
     pixels = batch["pixel_values"].requires_grad_()
     found = model(**batch)
@@ -201,22 +201,22 @@ def test_every_weight_learns_and_both_modalities_reach_both_tasks(fused):
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
-def test_links_need_layers():
+def test_more_co_attention_layers_than_layers_of_a_stream_are_refused():
     with pytest.raises(ValueError, match="co_attention_layers 3"):
         build(TEXTS, **{**SIZES, "co_attention_layers": 3})
 
 
-def test_text_starts_from_public_weights(fused, tmp_path: Path):
-    """The text stream before the first link is BERT."""
-    model, _, batch = fused
+def test_the_text_stream_loads_public_weights(model_processor_batch, tmp_path: Path):
+    """Without the contribution of co-attention, the text stream equals BERT."""
+    model, _, batch = model_processor_batch
     sizes: Any = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 192}
     config = BertConfig(vocab_size=model.config.vocab_size, max_position_embeddings=16, **sizes)
     stock = BertModel(config, add_pooling_layer=False).eval()
     stock.save_pretrained(tmp_path)
     model.text = BertModel.from_pretrained(tmp_path, add_pooling_layer=False)
     with torch.no_grad():
-        for link in model.co_attention_layers:
-            for dense in (link.to_regions.output.dense, link.to_regions.feed_forward.dense):
+        for layer in model.co_attention_layers:
+            for dense in (layer.to_regions.output.dense, layer.to_regions.feed_forward.dense):
                 dense.weight.zero_()
                 dense.bias.zero_()
     words = model.streams(**batch)[0]
@@ -225,10 +225,10 @@ def test_text_starts_from_public_weights(fused, tmp_path: Path):
     )
 
 
-def test_a_saved_model_comes_back(fused, tmp_path: Path):
-    model, processor, batch = fused
+def test_a_saved_model_gives_equal_outputs_when_loaded(model_processor_batch, tmp_path: Path):
+    model, processor, batch = model_processor_batch
     with torch.no_grad():
-        model.codebook.codewords += 1.0  # what is saved counts, not what is drawn
+        model.codebook.codewords += 1.0  # the saved codewords are used, not newly drawn ones
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     for again in (ZOO["vilbert"].model_class.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
@@ -239,8 +239,8 @@ def test_a_saved_model_comes_back(fused, tmp_path: Path):
     assert AutoProcessor.from_pretrained(tmp_path).tokenizer.mask_token_id == model.config.mask_token_id
 
 
-def test_weights_without_a_codebook_load(fused, tmp_path: Path):
-    model, *_ = fused
+def test_weights_without_a_codebook_load(model_processor_batch, tmp_path: Path):
+    model, *_ = model_processor_batch
     model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if "codebook" not in k})
     again = Vilbert.from_pretrained(tmp_path)
     assert torch.equal(again.codebook.codewords, RandomCodebook(8, 16).codewords)

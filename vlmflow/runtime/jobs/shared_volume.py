@@ -1,4 +1,4 @@
-"""The folder that a step and the pods of its job share."""
+"""The folder that a step shares with the pods of its job."""
 
 import os
 import shutil
@@ -8,36 +8,40 @@ from vlmflow import errors
 from vlmflow.errors import ServiceError
 
 VOLUME = "VLMFLOW_SHARED"
-ARGUMENTS = "arguments.json"  # of the function that a TrainJob calls
+ARGUMENTS = "arguments.json"  # arguments of the function that a TrainJob calls
+_ERROR = "error"
 
 
-class Place:
-    """A job's folder on a volume that many pods mount; VLMFLOW_SHARED says where, in each of them.
+class JobVolume:
+    """A job's folder on a volume that many pods mount; VLMFLOW_SHARED is its mount path in each of them.
 
-    It holds what goes into the job and what comes out, and `refusal` when the job ended by a mistake of the user, which
-    no second try would mend.
+    It contains the inputs and outputs of the job, and `error` if the job ended with a user's mistake, which a retry
+    would not fix.
+
+    Args:
+        job: the job's name.
 
     Raises:
-        ServiceError: there is no such volume.
+        ServiceError: VLMFLOW_SHARED is not a folder.
     """
 
     def __init__(self, job: str):
         volume = os.environ.get(VOLUME, "")
         if not Path(volume).is_dir() or not volume:
             raise ServiceError(
-                f"{VOLUME}={volume}: names no folder; {job} runs in other pods, so mount a ReadWriteMany volume in "
-                "them and in this one, and set it to where"
+                f"{VOLUME}={volume}: not a folder; {job} runs in other pods: mount a ReadWriteMany volume in them and "
+                "in this pod, and set the variable to the mount path"
             )
         self.volume = Path(volume).resolve()
         self.folder = self.volume / "jobs" / job
 
-    def empty(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Create the folder, empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
-    def bring(self, path: Path) -> Path:
-        """Where on the volume an artifact is, which may be mounted elsewhere in a pod: itself, or else a copy."""
+    def stage_in(self, path: Path) -> Path:
+        """Return the path of an artifact relative to the volume; it is copied unless it is on the volume already."""
         if path.resolve().is_relative_to(self.volume):
             return path.resolve().relative_to(self.volume)
         target = self.folder / "in" / str(len(list(self.folder.glob("in/*"))))
@@ -45,8 +49,8 @@ class Place:
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, target)
         return target.relative_to(self.volume)
 
-    def take(self, name: str, target: Path) -> None:
-        """Copy what the job wrote under `name` to where the step writes it."""
+    def stage_out(self, name: str, target: Path) -> None:
+        """Copy the job's output `name` to the step's output path."""
         source = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -54,17 +58,17 @@ class Place:
         elif source.exists():
             shutil.copy2(source, target)
 
-    def refuse(self, error: errors.VlmflowError) -> None:
-        """Leave a user's mistake for the step to raise."""
-        (self.folder / "refusal").write_text(f"{type(error).__name__}\n{error}", encoding="utf-8")
+    def write_error(self, error: errors.VlmflowError) -> None:
+        """Store a user's mistake for the step."""
+        (self.folder / _ERROR).write_text(f"{type(error).__name__}\n{error}", encoding="utf-8")
 
-    def raise_refusal(self) -> None:
-        """Raise what `refuse` left."""
-        refusal = self.folder / "refusal"
-        if refusal.exists():
-            kind, message = refusal.read_text(encoding="utf-8").split("\n", 1)
-            raise getattr(errors, kind)(message)
+    def raise_error(self) -> None:
+        """Raise the error that `write_error` stored, if any."""
+        file = self.folder / _ERROR
+        if file.exists():
+            name, message = file.read_text(encoding="utf-8").split("\n", 1)
+            raise getattr(errors, name)(message)
 
-    def clear(self) -> None:
-        """Remove the folder."""
+    def remove(self) -> None:
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What torchrun starts in each process of a TrainJob's node.
+"""The program that torchrun starts in each process of a TrainJob's nodes.
 
 python -m torch.distributed.run -m vlmflow.runtime.jobs.torchrun_entry JOB MODULE:FUNCTION
 """
@@ -13,38 +13,40 @@ from typing import Any, get_type_hints
 from vlmflow.config import recipes
 from vlmflow.config.section import is_section
 from vlmflow.errors import VlmflowError
-from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, Place
+from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, JobVolume
 from vlmflow.runtime.process import configure_logging, limit_threads
 
 
 def main(job: str, function: str) -> None:
-    """Call the function with what waits in the job's place.
+    """Call the function with the arguments on the job's volume.
 
-    A mistake of the user is an outcome, which no restart would mend.
+    A user's mistake is stored for the step and the process succeeds, because a restart would not fix it.
     """
     configure_logging()
     limit_threads()
-    place = Place(job)
-    finished = place.folder / "finished"
+    volume = JobVolume(job)
+    finished = volume.folder / "finished"
     finished.mkdir(exist_ok=True)
-    if len(list(finished.iterdir())) == int(os.environ["WORLD_SIZE"]):  # a node was lost after the end
+    if len(list(finished.iterdir())) == int(
+        os.environ["WORLD_SIZE"]
+    ):  # restarted because a node was lost after the end
         return
-    os.environ.setdefault("VLMFLOW_CHECKPOINTS", str(place.volume / "checkpoints"))
+    os.environ.setdefault("VLMFLOW_CHECKPOINTS", str(volume.volume / "checkpoints"))
     module, name = function.split(":")
-    called = getattr(import_module(module), name)
-    given = json.loads((place.folder / ARGUMENTS).read_text(encoding="utf-8"))
-    hints = get_type_hints(called).values()
+    target = getattr(import_module(module), name)
+    values = json.loads((volume.folder / ARGUMENTS).read_text(encoding="utf-8"))
+    hints = get_type_hints(target).values()
     try:
-        called(*[_typed(hint, one, place) for hint, one in zip(hints, given)], place.folder / "out")  # noqa: B905
+        target(*[_parse_argument(hint, value, volume) for hint, value in zip(hints, values)], volume.folder / "out")  # noqa: B905
     except VlmflowError as error:
-        place.refuse(error)
+        volume.write_error(error)
     (finished / os.environ["RANK"]).touch()
 
 
-def _typed(hint: Any, value: Any, place: Place) -> Any:
-    """An argument as the function declares it."""
+def _parse_argument(hint: Any, value: Any, volume: JobVolume) -> Any:
+    """Return an argument with the type that the function declares."""
     if hint is Path:
-        return place.volume / value
+        return volume.volume / value
     return recipes.load(hint, {"argument": value}, "argument") if is_section(hint) else value
 
 

@@ -1,6 +1,7 @@
 """A Kubernetes API server in this process, with controllers that run the pods of TrainJobs and RayJobs as processes.
 
-What a pod mounts as the shared volume is a folder here: paths under the mount of the manifests are moved there.
+The shared volume is a local folder: its mount path in the manifests is replaced by the folder's path. The fake of
+tests/deploy is another one: it emulates server-side apply, schemas and KServe, and no jobs.
 """
 
 import contextlib
@@ -26,16 +27,17 @@ from vlmflow.runtime.code_hash import ROOT
 
 MOUNT = "/data"  # of the volume, in infra/trainer and infra/ray
 NAMESPACE = "vlmflow"
+NOT_FOUND = {"kind": "Status", "reason": "NotFound", "message": "not found"}
 
 
 @dataclass
 class Pod:
-    """A process, and what the API says of it."""
+    """A pod: a process and its state in the API."""
 
     name: str
     labels: dict[str, str]
     log: Path
-    process: subprocess.Popen[bytes] | None = None  # None: it waits for room
+    process: subprocess.Popen[bytes] | None = None  # None: the pod is not scheduled
 
     @property
     def phase(self) -> str:
@@ -50,7 +52,7 @@ class Pod:
         }
 
     def kill(self) -> None:
-        """All of it at once, as when a node is lost: torchrun's processes have sessions of their own."""
+        """Kill all its processes at once, as if the node was lost; torchrun's processes have their own sessions."""
         if self.process and self.process.poll() is None:
             parent = psutil.Process(self.process.pid)
             for process in (parent, *parent.children(recursive=True)):
@@ -60,11 +62,12 @@ class Pod:
 
 
 @dataclass
-class Cluster:
-    """The API server and all it knows.
+class JobCluster:
+    """The API server and its objects.
 
-    full: no pod finds room. restarts: of a TrainJob's pods, in place of the runtime's. seen: every object as it was
-    created.
+    full: no pod can be scheduled.
+    restarts: restarts of a TrainJob's pods; None uses the number in the runtime.
+    created_objects: every object that was created.
     """
 
     folder: Path
@@ -73,16 +76,16 @@ class Cluster:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)  # by "plural/name"
     pods: dict[str, Pod] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    seen: list[dict[str, Any]] = field(default_factory=list)
+    created_objects: list[dict[str, Any]] = field(default_factory=list)
     numbers: Any = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.shared = self.folder / "shared"
         self.shared.mkdir(parents=True)
-        cluster = self
+        job_cluster = self
 
         class Handler(_Handler):
-            world = cluster
+            cluster = job_cluster
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -97,7 +100,7 @@ class Cluster:
         self.kubeconfig.write_text(yaml.safe_dump(content))
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What a step's pod has."""
+        """Return the environment of a step's pod."""
         venv = Path(sys.executable).parent
         given = {"KUBECONFIG": str(self.kubeconfig), "VLMFLOW_NAMESPACE": NAMESPACE, "OMP_NUM_THREADS": "1"}
         given["VLMFLOW_SHARED"] = str(self.shared)
@@ -106,7 +109,7 @@ class Cluster:
         return {**outer, **given, **path, **more}
 
     def close(self) -> None:
-        """End it, and everything that runs in it."""
+        """Stop the server and all pods."""
         self.objects.clear()
         self.server.shutdown()
         self.server.server_close()
@@ -114,15 +117,15 @@ class Cluster:
             pod.kill()
 
     def created(self, plural: str, manifest: dict[str, Any]) -> None:
-        """A controller takes the object up."""
+        """Store the object and start its controller."""
         manifest["status"] = {}
-        self.seen.append(manifest)
+        self.created_objects.append(manifest)
         self.objects[f"{plural}/{manifest['metadata']['name']}"] = manifest
         work = {"trainjobs": self._trainjob, "rayjobs": self._rayjob}[plural]
         threading.Thread(target=work, args=(manifest,), daemon=True).start()
 
     def deleted(self, plural: str, name: str) -> None:
-        """The object goes, and its pods with it."""
+        """Delete the object and its pods."""
         self.objects.pop(f"{plural}/{name}")
         for pod in [pod for pod in self.pods.values() if pod.name.startswith(f"{name}-")]:
             pod.kill()
@@ -144,7 +147,7 @@ class Cluster:
         return pod
 
     def _trainjob(self, job: dict[str, Any]) -> None:
-        """Kubeflow Trainer and JobSet: the runtime's pods with the job's trainer in them; all again when one fails."""
+        """Emulate Kubeflow Trainer and JobSet: start the runtime's pods with the trainer; restart all if one fails."""
         name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
         runtime = yaml.safe_load((ROOT / "infra/trainer/runtime.yaml").read_text())
         assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
@@ -183,7 +186,7 @@ class Cluster:
         job["status"] = {"conditions": [{**condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
 
     def _rayjob(self, job: dict[str, Any]) -> None:
-        """KubeRay, with Ray on this machine for a cluster: the entrypoint runs in the submitter's pod."""
+        """Emulate KubeRay with Ray on this machine: the entrypoint runs in the submitter's pod."""
         name, spec = job["metadata"]["name"], job["spec"]
         for part in (spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]):
             for _ in range(part.get("replicas", 1)):
@@ -206,46 +209,46 @@ class Cluster:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    world: Cluster
+    cluster: JobCluster
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
-        """Objects, pods, their logs, events."""
+        """Return objects, pods, logs or events."""
         url = urlparse(self.path)
         parts, query = url.path.strip("/").split("/"), {k: v[0] for k, v in parse_qs(url.query).items()}
         if parts[-1] == "log":
             return self._log(parts[-2], query.get("follow") == "True")
         if parts[-1] == "pods":
             wanted = dict(one.split("=") for one in query["labelSelector"].split(","))
-            found = [pod for pod in list(self.world.pods.values()) if wanted.items() <= pod.labels.items()]
+            found = [pod for pod in list(self.cluster.pods.values()) if wanted.items() <= pod.labels.items()]
             return self._answer(200, {"kind": "PodList", "items": [pod.manifest() for pod in found]})
         if parts[-1] == "events":
-            return self._answer(200, {"kind": "EventList", "items": self.world.events})
-        found = self.world.objects.get("/".join(parts[-2:]))
-        return self._answer(200, found) if found else self._answer(404, {"kind": "Status", "reason": "NotFound"})
+            return self._answer(200, {"kind": "EventList", "items": self.cluster.events})
+        found = self.cluster.objects.get("/".join(parts[-2:]))
+        return self._answer(200, found) if found else self._answer(404, NOT_FOUND)
 
     def do_POST(self) -> None:
         """Create an object."""
         manifest = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.world.created(self.path.split("?")[0].split("/")[-1], manifest)
+        self.cluster.created(self.path.split("?")[0].split("/")[-1], manifest)
         self._answer(201, manifest)
 
     def do_DELETE(self) -> None:
         """Remove an object."""
         plural, name = self.path.split("?")[0].split("/")[-2:]
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if f"{plural}/{name}" not in self.world.objects:
-            return self._answer(404, {"kind": "Status", "reason": "NotFound"})
-        self.world.deleted(plural, name)
+        if f"{plural}/{name}" not in self.cluster.objects:
+            return self._answer(404, NOT_FOUND)
+        self.cluster.deleted(plural, name)
         return self._answer(200, {"kind": "Status", "status": "Success"})
 
     def _log(self, name: str, follow: bool) -> None:
-        pod = self.world.pods.get(name)
+        pod = self.cluster.pods.get(name)
         if pod is None:
-            self._answer(404, {"kind": "Status", "reason": "NotFound"})
+            self._answer(404, NOT_FOUND)
             return
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
