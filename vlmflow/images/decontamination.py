@@ -39,7 +39,7 @@ class Leak:
 
     uid: str
     evaluation_image: str  # set and uid, or set and file
-    difference: float  # levels; see `near_duplicates.difference`
+    difference: float  # levels; see `near_duplicates.cell_difference`
 
 
 def load_evaluation_images(paths: tuple[str, ...]) -> EvaluationImages:
