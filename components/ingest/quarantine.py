@@ -13,7 +13,7 @@ FILE_NAME = "quarantine.jsonl"
 class Quarantine:
     """Write an entry for each skipped row, region or line, and count them by kind of error.
 
-    Keys of an entry: `what` was skipped (`row`, `region` or `line`), its `location` in the index, the `image` as the
+    Keys of an entry: `what` was skipped (`row`, `region` or `line`), its `place` (file and row or line) in the index, the `image` as the
     index gives it, the `reason`, and the `uids` of the pairs of its row, one per caption; empty for a skipped row.
     """
 
@@ -33,6 +33,6 @@ class Quarantine:
         """Add an entry; `what` is rows, regions or lines."""
         self.counts[what][reason.kind] += 1
         self.first_entry = self.first_entry or f"{location}: {reason}"
-        entry = {"what": what.removesuffix("s"), "location": location, "image": image, "reason": str(reason)}
+        entry = {"what": what.removesuffix("s"), "place": location, "image": image, "reason": str(reason)}
         # json.dumps escapes to ASCII, so that any text of the index can be written, even invalid Unicode.
         self._file.write(json.dumps(entry | {"uids": uids or []}) + "\n")

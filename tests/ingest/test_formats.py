@@ -63,7 +63,7 @@ def test_webdataset(tmp_path: Path) -> None:
         "laion/000010001.png": ("in the JSON", ""),
     }  # fmt: skip
     assert rows[0]["uid"] == uid(encoded("JPEG", seed=0), "a cat")
-    assert {entry["location"]: entry["reason"].partition(":")[0] for entry in entries} == {
+    assert {entry["place"]: entry["reason"].partition(":")[0] for entry in entries} == {
         "00001.tar:000010000": "no caption", "00001.tar:000010002": "no image",
         "00001.tar:000010003": "not an image", "00001.tar:000010004": "not text",
         "00001.tar:000010005": "malformed row",
@@ -88,7 +88,7 @@ def test_a_truncated_shard_loses_only_its_missing_samples(tmp_path: Path) -> Non
     (tmp_path / "set" / "00002.tar").write_bytes(b"<html>")
     _, rows, entries = run(tmp_path / "set", tmp_path / "out", source="webdataset")
     assert [row["caption"] for row in rows] == ["first", "third"]
-    assert [(entry["location"], entry["reason"].partition(":")[0]) for entry in entries] == [
+    assert [(entry["place"], entry["reason"].partition(":")[0]) for entry in entries] == [
         ("00000.tar", "damaged shard"), ("00002.tar", "damaged shard"),
     ]  # fmt: skip
 
@@ -101,7 +101,7 @@ def test_the_parquet_beside_a_shard_is_joined_and_its_missing_keys_are_reported(
     pq.write_table(pa.table(table), tmp_path / "set" / "00000.parquet")
     _, rows, entries = run(tmp_path / "set", tmp_path / "out", source="webdataset", columns={"split": "part"})
     assert [(row["caption"], row["split"]) for row in rows] == [("in the tar", "train"), ("beside it", "test")]
-    assert [(entry["location"], entry["reason"]) for entry in entries] == [
+    assert [(entry["place"], entry["reason"]) for entry in entries] == [
         ("00000.tar:000000002", "no image: failed_to_download: 404")
     ]
 
@@ -118,7 +118,7 @@ def test_datacomps_metadata_is_joined_by_uid(tmp_path: Path) -> None:
     section = {"source": "webdataset", "index": "metadata/*.parquet", "columns": columns}
     _, rows, entries = run(tmp_path / "pool", tmp_path / "out", **section)
     assert [row["caption"] for row in rows] == ["three", "five"]
-    assert [entry["location"] for entry in entries] == ["00000000.tar:000000000"]
+    assert [entry["place"] for entry in entries] == ["00000000.tar:000000000"]
 
 
 def coco(root: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def test_unusable_rows_go_to_the_quarantine_with_a_reason(tmp_path: Path) -> Non
     written, rows, entries = run(root, tmp_path / "out")
 
     assert [row["source"] for row in rows] == ["set/images/0.png"]
-    reasons = {entry["location"].partition(":")[2]: entry["reason"].partition(":")[0] for entry in entries}
+    reasons = {entry["place"].partition(":")[2]: entry["reason"].partition(":")[0] for entry in entries}
     assert reasons == {
         "1": "not an image", "2": "not an image", "3": "not an image", "4": "too many pixels", "5": "no such file",
         "6": "no such file", "8": "no such file", "9": "no image", "10": "no image", "11": "malformed row",
@@ -296,7 +296,7 @@ def test_parquet_images_may_be_bytes_structs_or_names(tmp_path: Path) -> None:
         assert [row["image"]["bytes"] for row in rows] == [picture] * 4
         region = rows[0]["regions"][0]
         assert [region[key] for key in ("phrase", "x0", "y0", "x1", "y1")] == ["7", 1, 2, 4, 6]
-        assert [entry["location"] for entry in entries] == ["bytes.parquet:2", "names.parquet:2"]
+        assert [entry["place"] for entry in entries] == ["bytes.parquet:2", "names.parquet:2"]
 
 
 def test_a_dataset_can_be_ingested_again(tmp_path: Path) -> None:
