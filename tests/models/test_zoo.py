@@ -1,9 +1,11 @@
-"""Every family of the zoo goes through the same steps: pretrained, evaluated, served by what it can do."""
+"""Every family of the zoo passes through the same steps: it is pretrained, evaluated, and served by its abilities."""
 
 import asyncio
 import base64
+import inspect
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pipelines.zoo import measure
 from tests.conftest import vlmflow
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
-from vlmflow.config import recipes as recipes
+from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.evaluation.evaluate import evaluate
@@ -32,17 +34,17 @@ from vlmflow.training.pretraining.training import pretrain
 
 RECIPES = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))}
 LARGE = {path.stem: recipes.parse(path) for path in sorted((ROOT / "recipes" / "zoo" / "large").glob("*.yaml"))}
-SPEAKERS = {"tiny-vlm", "idefics3"}  # trained by the steps after pretraining
+LANGUAGE_MODELS = {"tiny-vlm", "idefics3"}  # trained by the steps after pretraining
 
 
-def test_every_family_that_trains_by_itself_has_two_recipes() -> None:
-    alone = set(ZOO) - SPEAKERS - {"tiny-dual-encoder"}
-    assert set(RECIPES) == alone and set(LARGE) == alone
+def test_every_family_that_pretrain_trains_alone_has_two_recipes() -> None:
+    expected = set(ZOO) - LANGUAGE_MODELS - {"tiny-dual-encoder"}
+    assert set(RECIPES) == expected and set(LARGE) == expected
     assert all(family.abilities <= set(ABILITIES) for family in ZOO.values())
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_right(name: str) -> None:
+def test_recipes_are_valid_and_use_the_same_pairs(name: str) -> None:
     for sections in (RECIPES[name], LARGE[name]):
         check(sections)
         assert sections["pretrain"]["family"] == name
@@ -50,15 +52,15 @@ def test_recipes_are_right(name: str) -> None:
         {**recipe["ingest"]["scenes"], "test": 0, "curate": recipe["curate"], "instructions": recipe["instructions"]}
         for recipe in (RECIPES[name], RECIPES["clip"])
     )
-    assert own == others, "all families learn from the same pairs, whatever they are asked about"
-    three = control_variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
-    check(three)
-    assert three["untrained"]["training"]["max_steps"] == 0 and three["shuffled"]["shuffle_pairs"]
-    assert three["trained"]["training"]["seconds"] == 60.0
+    assert own == others, "all families must train on the same pairs"
+    variants = control_variants(RECIPES[name] | {"pretrain": dict(RECIPES[name]["pretrain"])}, 60.0)
+    check(variants)
+    assert variants["untrained"]["training"]["max_steps"] == 0 and variants["shuffled"]["shuffle_pairs"]
+    assert variants["trained"]["training"]["seconds"] == 60.0
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_the_papers_scale_is_built_without_its_weights(name: str) -> None:
+def test_models_at_the_papers_scale_are_measured_without_allocating_weights(name: str) -> None:
     found = measure(name, large=True)
     assert found["parameters"] > 2e7 and found["learned"] > 0 and found["training_gib"] > found["weights_gib"] > 0
 
@@ -88,9 +90,19 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_size_that_a_family_does_not_have_is_named(name: str) -> None:
+def test_an_unknown_size_is_named_in_the_error(name: str) -> None:
     with pytest.raises(RecipeError, match=r"^pretrain\.model\b.*widht"):
         recipes.call(ZOO[name].build, ["a text"], values={"widht": 3}, where="pretrain.model")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_sizes_read_from_the_source_are_those_of_the_signature(name: str) -> None:
+    def sizes_of(builder: Callable[..., Any]) -> set[str]:
+        return {p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    assert ZOO[name].build_sizes == sizes_of(ZOO[name].build)
+    if name in SPEAKERS:
+        assert ZOO[name].from_dual_encoder_sizes == sizes_of(ZOO[name].from_dual_encoder)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,12 +112,14 @@ def test_a_family_is_pretrained_evaluated_and_served(name: str, pairs: Path, que
     section = recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=questions, out=tmp_path / "model", section=section)
     pretrain(pairs=pairs, conversations=questions, out=tmp_path / "again", section=section)
-    assert Checkpoint(tmp_path / "model").hash == Checkpoint(tmp_path / "again").hash, "a seed repeats the weights"
+    assert Checkpoint(tmp_path / "model").hash == Checkpoint(tmp_path / "again").hash, (
+        "equal seeds must give equal weights"
+    )
 
-    measured = EvaluateConfig(limit=12, control_questions=6, resamples=100, held_out_loss=True, loss_batch=6)
+    config = EvaluateConfig(limit=12, control_questions=6, resamples=100, held_out_loss=True, loss_batch=6)
     scores = evaluate(
         model=tmp_path / "model", pairs=pairs, conversations=questions, out=tmp_path / "scores", stage="pretrain",
-        section=measured,
+        section=config,
     )  # fmt: skip
     abilities = ZOO[name].abilities
     expected = set().union(*(EXPECTED[ability] for ability in abilities if ability in EXPECTED)) | {"held-out loss"}
@@ -114,54 +128,56 @@ def test_a_family_is_pretrained_evaluated_and_served(name: str, pairs: Path, que
 
     predictor = Predictor(name, tmp_path / "model")
     predictor.load()
-    _ask_everything(predictor, abilities)
+    _check_predictions(predictor, abilities)
 
 
-def _ask_everything(predictor: Predictor, abilities: frozenset[str]) -> None:
+def _check_predictions(predictor: Predictor, abilities: frozenset[str]) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (80, 60), "red").save(buffer, "PNG")
     image = {"b64": base64.b64encode(buffer.getvalue()).decode()}
     mask = getattr(predictor.loaded.tokenizer, "mask_token", None)
-    sees = {"image": image} if predictor.loaded.image_processor is not None else {}
-    asked: list[tuple[set[str], dict[str, Any], str]] = [
+    image_input = {"image": image} if predictor.loaded.image_processor is not None else {}
+    requests: list[tuple[set[str], dict[str, Any], str]] = [
         ({"embed", "features"}, {"image": image}, "embedding"),
         ({"embed"}, {"text": "a red circle"}, "embedding"),
         ({"classify"}, {"image": image, "labels": ["red circle", "blue star"]}, "probabilities"),
         ({"image_text_matching", "retrieval"}, {"image": image, "text": "a red circle"}, "score"),
-        ({"fill_mask"}, {**sees, "text": f"a {mask} circle"}, "words"),
+        ({"fill_mask"}, {**image_input, "text": f"a {mask} circle"}, "words"),
         ({"reconstruct"}, {"image": image, "reconstruct": 0}, "image"),
     ]
-    done = [(instance, key) for needed, instance, key in asked if abilities & needed]
-    answers = asyncio.run(predictor.predict({"instances": [instance for instance, _ in done]}))["predictions"]
-    for (_, key), answer in zip(done, answers, strict=True):
+    supported = [(instance, key) for needed, instance, key in requests if abilities & needed]
+    answers = asyncio.run(predictor.predict({"instances": [instance for instance, _ in supported]}))["predictions"]
+    for (_, key), answer in zip(supported, answers, strict=True):
         assert answer[key], answer
 
 
-def test_a_check_prints_what_was_learned(tmp_path: Path) -> None:
+def test_zoo_check_prints_and_writes_the_results(tmp_path: Path) -> None:
     small = ["ingest.scenes.web=160", "ingest.scenes.boxes=0", "ingest.scenes.classes=48", "ingest.scenes.test=64",
              "pretrain.training.max_steps=3", "pretrain.training.batch_size=16", "evaluate.resamples=100",
              "evaluate.loss_batch=16"]  # fmt: skip
     options = [part for value in small for part in ("--set", value)]
-    done = vlmflow(tmp_path, "zoo", "check", "mask-vlm", "--out", str(tmp_path / "out"), *options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    completed = vlmflow(tmp_path, "zoo", "check", "mask-vlm", "--out", str(tmp_path / "out"), *options)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    found = json.loads(completed.stdout)
     assert found == json.loads((tmp_path / "out" / "mask-vlm.json").read_text())
     assert found["family"] == "mask-vlm" and found["steps"] == 3 and set(found["core_seconds"]) == {
         "untrained", "trained", "shuffled"
     }  # fmt: skip
     assert {"retrieval", "image-text matching", "fill-mask", "reconstruction"} <= set(found["capabilities"])
-    with Image.open(tmp_path / "out" / "mask-vlm.png") as picture:
-        assert picture.width > 300
-    wrong = vlmflow(tmp_path, "zoo", "check", "clop")
-    assert wrong.returncode == 2 and "the nearest is 'clip'" in wrong.stderr
+    with Image.open(tmp_path / "out" / "mask-vlm.png") as figure:
+        assert figure.width > 300
+    unknown = vlmflow(tmp_path, "zoo", "check", "clop")
+    assert unknown.returncode == 2 and "the nearest is 'clip'" in unknown.stderr
 
 
-def test_a_recipe_of_one_family_runs_to_the_endpoint(tmp_path: Path) -> None:
+def test_a_zoo_recipe_runs_up_to_the_endpoint(tmp_path: Path) -> None:
     small = ["ingest.scenes.web=160", "ingest.scenes.boxes=0", "ingest.scenes.classes=96", "ingest.scenes.test=48",
              "pretrain.training.max_steps=2", "pretrain.training.batch_size=16", "evaluate.resamples=100",
              "evaluate.held_out_loss=false"]  # fmt: skip
-    done = vlmflow(tmp_path, "run", "recipes/zoo/mae.yaml", *[part for value in small for part in ("--set", value)])
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    completed = vlmflow(
+        tmp_path, "run", "recipes/zoo/mae.yaml", *[part for value in small for part in ("--set", value)]
+    )
+    assert completed.returncode == 0, completed.stdout[-2000:] + completed.stderr[-2000:]
     folder = tmp_path / "latest"
     transcript = json.loads((folder / "deploy" / "transcript" / "transcript.json").read_text())
     assert transcript["exchanges"][-1]["response"]["predictions"][0]["embedding"]

@@ -1,4 +1,4 @@
-"""Batches in parts, patches that are dropped, whole models on several processes, and the recipes for many machines."""
+"""Gradient caching, patch dropout, models on several processes, and the recipes at the papers' scale."""
 
 import json
 import os
@@ -32,7 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def built(name: str, **options: Any) -> Any:
+def build_model(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     return ZOO[name].build(TEXTS, **SIZES[name], **options)[0].double()
 
@@ -62,18 +62,20 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     [("clip", {}), ("siglip", {}), ("clip", {"slip_weight": 0.5, "slip_hidden_size": 32, "slip_projection_dim": 8})],
 )
 @pytest.mark.parametrize("micro_batch", [1, 5])
-def test_parts_have_the_gradients_of_the_whole(name: str, options: dict[str, Any], micro_batch: int) -> None:
+def test_micro_batches_have_the_gradients_of_the_whole_batch(
+    name: str, options: dict[str, Any], micro_batch: int
+) -> None:
     given = batch()
     if options:
         seen = torch.randn(12, 2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
         given |= {"views": seen, "negative_input_ids": given["input_ids"].flip(1).roll(1, 0)}
-    whole = gradients(built(name, **options), given)
-    assert_same(gradients(built(name, micro_batch=micro_batch, logits_chunk=4, **options), given), whole)
+    whole = gradients(build_model(name, **options), given)
+    assert_same(gradients(build_model(name, micro_batch=micro_batch, logits_chunk=4, **options), given), whole)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_a_part_is_embedded_again_with_the_random_numbers_that_it_had(name: str) -> None:
-    given, model, plain = batch(), built(name, micro_batch=4), built(name)
+def test_a_micro_batch_is_recomputed_with_the_same_random_numbers(name: str) -> None:
+    given, model, plain = batch(), build_model(name, micro_batch=4), build_model(name)
     for each in (model, plain):
         attach(each, 0.5)
     torch.manual_seed(1)
@@ -89,19 +91,19 @@ def test_a_part_is_embedded_again_with_the_random_numbers_that_it_had(name: str)
     assert_same(found, gradients(plain, given))
 
 
-def test_parts_are_made_of_no_more_rows_than_allowed() -> None:
-    seen = []
+def test_micro_batches_have_at_most_the_given_number_of_rows() -> None:
+    sizes = []
 
     def embed(x: torch.Tensor, y: None) -> torch.Tensor:
-        seen.append(len(x))
+        sizes.append(len(x))
         return x * 2
 
     x = torch.randn(7, 2, requires_grad=True)
     torch.testing.assert_close(grad_cache_embed(embed, 3, x, None), 2 * x)
-    assert seen == [3, 3, 1]
+    assert sizes == [3, 3, 1]
     grad_cache_embed(embed, 0, x, None)
     grad_cache_embed(embed, 7, x, None)
-    assert seen[3:] == [7, 7]
+    assert sizes[3:] == [7, 7]
 
 
 MEMORY = """
@@ -113,35 +115,35 @@ pixels, ids = torch.empty(4096, 3, 32, 32).normal_(), torch.randint(8, 300, (409
 def peak(count, micro_batch, logits_chunk):
     model.config.micro_batch, model.config.logits_chunk = micro_batch, logits_chunk
     model(pixel_values=pixels[:count], input_ids=ids[:count]).loss.backward()
-    # Not ru_maxrss: a child begins with what its parent had.
+    # Not ru_maxrss: a child process inherits its parent's value.
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
 before = peak(8, 0, 0)
 print(json.dumps([peak(*step) - before for step in [(256, 0, 0), (4096, 256, 128), (512, 0, 0)]]))
 """
 
 
-def test_a_batch_of_4096_takes_the_memory_of_256_and_its_vectors() -> None:
-    # Every large tensor is a mapping of its own, and given back at once: the peak is of what is alive. Megabytes.
+def test_a_batch_of_4096_needs_the_memory_of_256_plus_its_embeddings() -> None:
+    # Each large tensor gets its own memory mapping and is released at once, so the peak counts live tensors. In MiB.
     given = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "100000", "THP_MEM_ALLOC_ENABLE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", MEMORY]
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
-    direct, parts, twice = json.loads(done.stdout)
-    vectors = 2 * 4096 * 32 * 4 / 2**20  # pictures' and texts'
-    logits = 128 * 4096 * 4 / 2**20  # a logits_chunk of them
-    # Vectors: as parts and together, before and after they are of unit length, and their gradients; logits: as they
-    # are, as probabilities, and their gradient. One tensor of all 4096 pictures' tokens has 32.
-    assert parts < direct + 8 * vectors + 6 * logits
-    assert twice > 1.6 * direct  # what is measured is what a batch takes
+    direct, cached, twice = json.loads(done.stdout)
+    vectors = 2 * 4096 * 32 * 4 / 2**20  # of images and texts
+    logits = 128 * 4096 * 4 / 2**20  # one chunk
+    # Embeddings exist as parts and joined, before and after normalisation, and as gradients; logits exist as logits, as
+    # probabilities and as a gradient. A single tensor of the tokens of all 4096 images would take 32 MiB.
+    assert cached < direct + 8 * vectors + 6 * logits
+    assert twice > 1.6 * direct  # the measurement does depend on the batch size
 
 
-def _whole(folder: str) -> None:
+def _train_on_a_shard(folder: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     given = {name: value.chunk(world)[rank] for name, value in batch().items()}
     for name in SIZES:
-        model = nn.parallel.DistributedDataParallel(built(name, micro_batch=4, logits_chunk=4))
+        model = nn.parallel.DistributedDataParallel(build_model(name, micro_batch=4, logits_chunk=4))
         loss = model(**given).loss
         loss.backward()
         found = {name: p.grad for name, p in model.module.named_parameters()}
@@ -151,15 +153,17 @@ def _whole(folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_in_parts_learn_what_one_does_at_once(tmp_path: Path, apart: Callable[..., Any]) -> None:
-    apart(launch, _whole, 2, str(tmp_path))
+def test_two_processes_with_micro_batches_have_the_gradients_of_one_without(
+    tmp_path: Path, apart: Callable[..., Any]
+) -> None:
+    apart(launch, _train_on_a_shard, 2, str(tmp_path))
     for name in SIZES:
         found = torch.load(tmp_path / name, weights_only=True)
-        assert_same(found, gradients(built(name), batch()))
+        assert_same(found, gradients(build_model(name), batch()))
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_patches_are_dropped_for_each_picture_and_the_start_is_kept(first: int) -> None:
+def test_patches_are_dropped_per_image_and_leading_tokens_are_kept(first: int) -> None:
     torch.manual_seed(0)
     tokens = torch.arange(first + 16.0).repeat(64, 1)[..., None].expand(-1, -1, 2)
     module, drop = nn.Identity(), PatchDropout(0.75, first)
@@ -167,7 +171,7 @@ def test_patches_are_dropped_for_each_picture_and_the_start_is_kept(first: int) 
     assert kept.shape == (64, first + 4)
     assert (kept[:, :first] == 0).all()
     patches = kept[:, first:].sort(1).values
-    assert (patches.diff(dim=1) > 0).all() and patches.min() >= first  # none twice
+    assert (patches.diff(dim=1) > 0).all() and patches.min() >= first  # no duplicates
     assert len({tuple(row) for row in patches.tolist()}) > 50
     assert patches.unique().numel() == 16
     assert drop(module.eval(), None, tokens) is tokens
@@ -177,8 +181,8 @@ def test_patches_are_dropped_for_each_picture_and_the_start_is_kept(first: int) 
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("clip", 1 + 8), ("siglip", 8)])
-def test_towers_see_half_the_patches_while_they_learn(name: str, tokens: int) -> None:
-    model, plain = built(name), built(name)
+def test_patch_dropout_of_one_half_applies_in_training_mode_only(name: str, tokens: int) -> None:
+    model, plain = build_model(name), build_model(name)
     attach(model, 0.5)
     pixels = batch()["pixel_values"]
     assert model.vision_model(pixels).last_hidden_state.shape[1] == tokens
