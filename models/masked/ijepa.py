@@ -1,4 +1,4 @@
-"""I-JEPA: predict the features of some parts of an image from another part; a slow copy of the encoder computes them.
+"""I-JEPA: predict features of parts of an image from another part; a moving average of the encoder gives the targets.
 
 The encoders are transformers' `IJepaModel`, so that public weights load and `IJepaModel` loads ours; masks, predictor
 and target encoder are ours. Loss and masks follow the published code: smooth L1 on layer-normed targets.

@@ -163,9 +163,9 @@ def build(
 
     Args:
         region_dim: d_v, size of a region's features.
-        mask_probability: of a token, or the bounds from which it is drawn for each caption.
+        mask_probability: probability that a token is masked, or the bounds from which it is drawn for each caption.
         num_negatives: captions of other images with which each image is paired.
-        initializer_range: standard deviation of the initial weights; near 1/√hidden_size for a short training.
+        initializer_range: standard deviation of the initial weights; use about 1/√hidden_size for short training.
         vocab_size: minimum number of rows of the embedding table.
     """
     processor = build_pair_processor(texts, image_size)
