@@ -1,6 +1,8 @@
 """Recipes are validated strictly: every mistake is one line that names section, key, value and what is accepted."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -152,6 +154,38 @@ def test_a_section_becomes_the_arguments_of_a_function() -> None:
 def test_a_mistake_in_the_arguments_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipes.call(build, [], values=values, where="model")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"pretrain": {"model": {"widht": 3}}}, r"^pretrain\.model\.widht: no such key \(value 3\); the nearest is '"),
+        (
+            {"pretrain": {"family": "ijepa", "model": {"momentun": 1}}},
+            r"^pretrain\.model\.momentun: no such key \(value 1\); the nearest is 'momentum'",
+        ),
+        (
+            {"caption": {"task": "caption", "family": "idefics3", "model": {"layer": 3}}},
+            r"^caption\.model\.layer: no such key \(value 3\); the nearest is 'layers', all: heads, ",
+        ),
+        (
+            {"caption": {"task": "caption", "family": "clip"}},
+            r"^caption\.family: 'clip' is none of tiny-vlm, idefics3; the nearest is '",
+        ),
+    ],
+)
+def test_an_unknown_size_or_family_is_found_before_anything_runs(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check(sections)
+
+
+def test_checking_the_sizes_of_a_model_does_not_import_torch() -> None:
+    code = (
+        "import sys; from models.zoo import ZOO; "
+        "assert all(family.build_sizes for family in ZOO.values()); print('torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_a_bug_inside_a_function_is_not_a_mistake_of_the_recipe() -> None:

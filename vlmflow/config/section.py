@@ -36,6 +36,17 @@ class Section(BaseModel):
         return from_yaml(cls.model_fields[str(info.field_name)].annotation, value)
 
 
+def check_keys(values: dict[str, Any], known: Collection[str]) -> None:
+    """Refuse keys that are not in `known`, in a validator of a field.
+
+    Raises:
+        UnknownKeyError: names the first such key.
+    """
+    for key, value in values.items():
+        if key not in known:
+            raise UnknownKeyError(key, value, known)
+
+
 def is_section(annotation: Any) -> bool:
     """Whether a type is a section."""
     return isinstance(annotation, type) and issubclass(annotation, Section)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from vlmflow.config.section import Section
+from models.zoo import ZOO
+from vlmflow.config.nearest import nearest
+from vlmflow.config.section import Section, check_keys
 from vlmflow.training.config import TrainingConfig
 
 
@@ -24,6 +26,21 @@ class FineTuneConfig(Section):
     model: dict[str, Any] = Field(
         default_factory=dict, description="Sizes of the new language model, by the parameters of the family's builder."
     )
+
+    @field_validator("family")
+    @classmethod
+    def _check_family(cls, family: str) -> str:
+        known = [name for name, row in ZOO.items() if "chat" in row.abilities]
+        if family and family not in known:
+            raise ValueError(f"{family!r} is none of {', '.join(known)}; {nearest(family, known)}")
+        return family
+
+    @field_validator("model")
+    @classmethod
+    def _check_size_names(cls, sizes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if sizes and info.data.get("family"):
+            check_keys(sizes, ZOO[info.data["family"]].from_dual_encoder_sizes)
+        return sizes
 
     @model_validator(mode="after")
     def _check_training(self) -> "FineTuneConfig":

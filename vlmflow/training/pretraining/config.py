@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.zoo import ZOO
 from vlmflow.config.nearest import nearest
-from vlmflow.config.section import Section, UnknownKeyError
+from vlmflow.config.section import Section, check_keys
 from vlmflow.training.config import TrainingConfig
 
 
@@ -129,9 +129,7 @@ class PretrainConfig(Section):
     @classmethod
     def _check_size_names(cls, sizes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if sizes and info.data.get("family") in ZOO:
-            known = ZOO[info.data["family"]].build_sizes
-            for key in sizes.keys() - known:
-                raise UnknownKeyError(key, sizes[key], known)
+            check_keys(sizes, ZOO[info.data["family"]].build_sizes)
         return sizes
 
     @model_validator(mode="after")
