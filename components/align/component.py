@@ -12,7 +12,7 @@ def align(
     control: dsl.Output[dsl.Model],
     section: str = "align",
 ):
-    """Align by DPO on preference pairs, beside a control that is fine-tuned on the preferred answers alone."""
+    """Align with DPO on preference pairs, and fine-tune an SFT control on the chosen answers."""
     from components.align.alignment import align as run
 
     run(start.path, preferences.path, model.path, control.path, recipe, section)

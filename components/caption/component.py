@@ -11,7 +11,7 @@ def caption(
     model: dsl.Output[dsl.Model],
     section: str = "caption",
 ):
-    """Grow a language model from the dual encoder and teach it to describe pictures and to name what is there."""
+    """Build a language model on the dual encoder, and train it to caption images and to list their objects."""
     from vlmflow.training.finetuning.stage import run_stage
 
     run_stage(start.path, conversations.path, model.path, recipe, section)

@@ -11,7 +11,7 @@ def ground(
     model: dsl.Output[dsl.Model],
     section: str = "ground",
 ):
-    """Fine-tune to answer where a phrase is with a box, and replay what was learned before."""
+    """Fine-tune to locate a phrase with a box, with replay of earlier tasks."""
     from vlmflow.training.finetuning.stage import run_stage
 
     run_stage(start.path, conversations.path, model.path, recipe, section)

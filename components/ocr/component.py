@@ -11,7 +11,7 @@ def ocr(
     model: dsl.Output[dsl.Model],
     section: str = "ocr",
 ):
-    """Fine-tune to read a line of text, and replay what was learned before."""
+    """Fine-tune to transcribe a line of text, with replay of earlier tasks."""
     from vlmflow.training.finetuning.stage import run_stage
 
     run_stage(start.path, conversations.path, model.path, recipe, section)

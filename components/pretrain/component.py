@@ -13,7 +13,7 @@ def pretrain(
     stage: str = "contrastive",  # what a pipeline of several calls each of them
     change: str = "",  # values of the section that a sweep replaces, as JSON
 ):
-    """Pretrain a family of the zoo on pictures and their captions."""
+    """Pretrain a family of the zoo on images and their captions."""
     from pathlib import Path
 
     from vlmflow.config.recipes import changed, load, parse

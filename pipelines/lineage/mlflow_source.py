@@ -43,8 +43,8 @@ def _add_step(history: History, run: str, label: str, tags: dict[str, str]) -> N
     contents: dict[str, list[str]] = {}
     for name, text in tags.items():
         if name.startswith(ORIGIN_TAG):
-            told = json.loads(text)
-            ids = [history.add(Origin(**one), told["place"]).id for one in told["origins"]]
+            origins_tag = json.loads(text)
+            ids = [history.add(Origin(**one), origins_tag["place"]).id for one in origins_tag["origins"]]
             contents[tags.get(f"output.{name.removeprefix(ORIGIN_TAG)}", name)] = ids
     step = Step(
         label=label,

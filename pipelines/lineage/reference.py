@@ -71,8 +71,8 @@ def _query_endpoint(url: str, history: History) -> str:
 
 
 def _endpoint(name: str, parents: list[str], history: History) -> str:
-    told = Origin(id=f"endpoint {name}", kind="endpoint", name=name, step="deploy", parents=parents)
-    return history.add(told).id
+    endpoint = Origin(id=f"endpoint {name}", kind="endpoint", name=name, step="deploy", parents=parents)
+    return history.add(endpoint).id
 
 
 def _version(reference: str, history: History) -> str:
@@ -135,9 +135,9 @@ def _from_identifier(reference: str, history: History) -> Reference:
             made = [id for step in named for content in step.inputs for id in history.contents.get(content, [])]
         if made:
             return Reference("run", made)
-    told = [node.id for node in history.nodes.values() if reference in node.facts.get("kfp_run", [])]
-    if told:
-        return Reference("run", told)
+    produced = [node.id for node in history.nodes.values() if reference in node.facts.get("kfp_run", [])]
+    if produced:
+        return Reference("run", produced)
     if UID.fullmatch(reference):
         return Reference("uid", [])
     if re.fullmatch(rf"[0-9a-f]{{{_PREFIX},64}}", reference):
