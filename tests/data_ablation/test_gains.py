@@ -87,7 +87,7 @@ def test_the_whole_pipeline(tmp_path: Path) -> None:
     small = ["ingest.scenes.web=160", "ingest.scenes.test=30", "curate.score.model=none", "curate.clusters=null",
              "pretrain.training.max_steps=2", "pretrain.training.batch_size=16",
              "pretrain.training.processes=1", "evaluate.processes=1"]  # fmt: skip
-    done = vlmflow(tmp_path, "data_ablation", *[part for value in small for part in ("--set", value)])
+    done = vlmflow(tmp_path, "data-ablation", *[part for value in small for part in ("--set", value)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "latest" / "data_ablation" / "gains").read_text())
     assert [stage["stage"] for stage in found["stages"]] == list(STAGES)

@@ -30,7 +30,7 @@ def listed(text: str) -> list[dict]:
 
 
 def test_a_grid_contains_every_combination() -> None:
-    assert listed(recipe(training__learning_rate=[1e-3, "2e-3"], model__vision_width=[32, 64])) == [
+    assert listed(recipe(training__learning_rate=[1e-3, "2e-3"], model__vision_hidden_size=[32, 64])) == [
         {"model.vision_hidden_size": width, "training.learning_rate": rate}
         for width in (32, 64)
         for rate in (1e-3, "2e-3")
