@@ -68,9 +68,9 @@ def test_fill_mask_finds_a_word_from_the_image() -> None:
     assert masked.fill_mask_accuracy(LOADED, IMAGES, items).score.tolist() == [1] * 12
     assert masked.fill_mask_accuracy(LOADED, SHIFTED, items).score.sum() == 0
     assert fill_mask.fill_mask(LOADED, IMAGES[:2], ["a <mask> square", "<mask>"]) == [["red"], ["green"]]
-    with pytest.raises(ValueError, match="holds no <mask>"):
+    with pytest.raises(ValueError, match="has no <mask>"):
         fill_mask.fill_mask(LOADED, IMAGES[:1], ["a red square"])
-    with pytest.raises(ValueError, match=r"has a <mask> beyond the \d+ tokens"):
+    with pytest.raises(ValueError, match=r"has a <mask> after the limit of \d+ tokens"):
         fill_mask.fill_mask(LOADED, IMAGES[:1], ["a red square " * 200 + "<mask>"])
 
 

@@ -81,7 +81,7 @@ def test_a_start_that_is_none_is_one_line(tmp_path: Path, pairs: Path) -> None:
             section = PretrainConfig(family="clip", init_from=start, training=BUDGET)
             pretrain(pairs=pairs, conversations=None, out=tmp_path / "model", section=section)
         assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
-    with pytest.raises(ValueError, match="leave model out"):
+    with pytest.raises(ValueError, match="determines the sizes; remove model"):
         PretrainConfig(family="clip", init_from="nobody/nothing", model={"image_size": 32})
 
 

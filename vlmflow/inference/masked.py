@@ -1,4 +1,4 @@
-"""A masked or fused model at work: fill in words, match, paint patches, and say where a text looks."""
+"""Masked and fusion models: fill masked words, match images and texts, reconstruct patches, map attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ BATCH = 64
 
 @torch.inference_mode()
 def image_text_matching(loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str]) -> np.ndarray:
-    """A score (N,) for picture i with text i; the higher, the more they belong together."""
+    """Scores (N,) of image i with text i; higher is a better match."""
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
@@ -27,18 +27,18 @@ def image_text_matching(loaded: LoadedModel, images: Sequence[Image.Image], text
 
 @torch.inference_mode()
 def fill_mask(loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str]) -> list[list[str]]:
-    """The likeliest token for every mask token in each text, in order.
+    """The most likely token for every mask token of each text, in order.
 
     Args:
-        images: one for each text; a model of texts alone takes none.
+        images: one for each text, or None for a text-only model.
 
     Raises:
-        ValueError: a text without the tokenizer's mask token, or with one beyond the tokens that the model reads.
+        ValueError: a text has no mask token, or one after the truncation length.
     """
     mask, answers = loaded.tokenizer.mask_token, []
     for text in texts:
         if mask not in text:
-            raise ValueError(f"text: {text!r:.80} holds no {mask}, which stands for a word to fill in")
+            raise ValueError(f"text: {text!r:.80} has no {mask}; put one in place of each word to predict")
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
         given = prepare_inputs(loaded, images and images[part], texts[part])
@@ -46,7 +46,7 @@ def fill_mask(loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: 
         for text, ids, row in zip(texts[part], given["input_ids"], best, strict=True):
             places = (ids == loaded.tokenizer.mask_token_id).nonzero()[:, 0]
             if len(places) < text.count(mask):
-                raise ValueError(f"text: {text!r:.80} has a {mask} beyond the {len(ids)} tokens that the model reads")
+                raise ValueError(f"text: {text!r:.80} has a {mask} after the limit of {len(ids)} tokens; shorten it")
             answers.append([loaded.tokenizer.decode([int(row[place])]).strip() for place in places])
     return answers
 
@@ -55,7 +55,7 @@ def fill_mask(loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: 
 def words_recovered(
     loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
 ) -> np.ndarray:
-    """Whether each text's word number `hidden` (by spaces) is found again when all its tokens are masked, (N,)."""
+    """Whether word number `hidden` (split at spaces) of each text is predicted with all its tokens masked, (N,)."""
     found = []
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
@@ -68,7 +68,7 @@ def words_recovered(
 def mask_words(
     loaded: LoadedModel, images: Sequence[Image.Image] | None, texts: Sequence[str], hidden: Sequence[int]
 ) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """The model's inputs with word number `hidden` of each text masked; the true ids, and which are masked, (N, L)."""
+    """The inputs with word number `hidden` of each text masked, the true token ids, and the mask, both (N, L)."""
     given = prepare_inputs(loaded, images, texts, [text.split() for text in texts])
     encoded = given.pop("encoded")
     truth = given["input_ids"].clone()
@@ -83,9 +83,10 @@ def mask_words(
 def attention_maps(
     loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str], hidden: Sequence[int] | None = None
 ) -> np.ndarray:
-    """How much of its attention text i gives to each patch of picture i: (N, side, side), which adds up to 1 at most.
+    """Attention of text i to each patch of image i: (N, side, side), with a sum of at most 1.
 
-    With `hidden`, the gap looks where each text's word of that number (by spaces) was: a word that is there need not.
+    With `hidden`, it is the attention of that word (by number, split at spaces), masked: an unmasked word need not
+    attend to the image.
     """
     if hidden is None:
         return loaded.model.attention_maps(**prepare_inputs(loaded, images, texts))[:, 0].float().cpu().numpy()
@@ -95,7 +96,7 @@ def attention_maps(
 
 
 def random_patch_mask(loaded: LoadedModel, count: int, seed: int) -> torch.Tensor:
-    """Which patches to hide, (count, P) bool: the model's own share of them, drawn from `seed`."""
+    """A random patch mask, (count, P) bool, with the model's own mask ratio; True is masked."""
     config = loaded.model.config
     patches = (config.image_size // config.patch_size) ** 2
     shown = int(patches * (1 - config.mask_ratio))
@@ -107,7 +108,7 @@ def random_patch_mask(loaded: LoadedModel, count: int, seed: int) -> torch.Tenso
 def reconstruct(
     loaded: LoadedModel, images: Sequence[Image.Image], texts: Sequence[str] | None, hidden: torch.Tensor
 ) -> torch.Tensor:
-    """Pictures with the hidden patches painted by the model: (N, 3, H, W) float32, normalised."""
+    """Images with the masked patches predicted by the model: (N, 3, H, W) float32, normalised."""
     painted = []
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)
@@ -118,7 +119,7 @@ def reconstruct(
 
 @torch.inference_mode()
 def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> np.ndarray:
-    """Vectors (N, D) of pictures, as they are, for other models to learn from."""
+    """Feature vectors (N, D) of images, not normalised, as inputs of other models."""
     found = []
     for start in range(0, len(images), BATCH):
         given = prepare_inputs(loaded, images[start : start + BATCH], None)
@@ -129,7 +130,7 @@ def image_features(loaded: LoadedModel, images: Sequence[Image.Image]) -> np.nda
 
 
 def to_image(loaded: LoadedModel, normalised: torch.Tensor) -> Image.Image:
-    """One picture as people see it, from (3, H, W) as the model does."""
+    """A PIL image from a normalised tensor (3, H, W)."""
     return Image.fromarray(denormalize(loaded.image_processor, normalised[None])[0].permute(1, 2, 0).numpy())
 
 
@@ -139,7 +140,7 @@ def prepare_inputs(
     texts: Sequence[str] | None,
     words: list[list[str]] | None = None,
 ) -> dict[str, Any]:
-    """The model's inputs on its device; with `words`, texts go in word by word, and `encoded` says which is which."""
+    """The model's inputs on its device; with `words`, texts are split into words, which `encoded` maps to tokens."""
     device, given = loaded.model.device, {}
     if images is not None and loaded.image_processor is not None:
         given["pixel_values"] = pixel_values(loaded.image_processor, images).to(device)
