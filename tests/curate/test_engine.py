@@ -33,7 +33,7 @@ from pathlib import Path
 from components.curate import engine
 from components.curate.curation import curate
 from components.curate.config import CurateConfig
-from vlmflow.runtime.process import configure_logging, one_thread
+from vlmflow.runtime.process import configure_logging, limit_threads
 from vlmflow.config.recipes import load
 count, last = 0, int(sys.argv[3])
 run_and_commit = engine._run_and_commit
@@ -45,7 +45,7 @@ def counted(work, file, task):
     run_and_commit(work, file, task)
     count += 1
 if __name__ == "__main__":
-    one_thread()
+    limit_threads()
     configure_logging()
     engine._run_and_commit = counted
     root = Path(sys.argv[1])

@@ -180,7 +180,10 @@ def test_scores_are_cosines_and_depend_only_on_the_pair(clip: Path) -> None:
 def test_an_invalid_model_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = squares(4, 0)
     (tmp_path / "empty").mkdir()
-    for model, message in ((str(tmp_path / "empty"), "no config.json"), ("./not/there/at/all", "no such folder")):
+    for model, message in (
+        (str(tmp_path / "empty"), "config.json is missing"),
+        ("./not/there/at/all", "no such folder"),
+    ):
         with pytest.raises(ModelError, match=message) as caught:
             run(tmp_path / message.replace(" ", ""), rows, score={"model": model})
         assert "\n" not in str(caught.value)

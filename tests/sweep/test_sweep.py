@@ -37,6 +37,10 @@ def test_a_grid_contains_every_combination() -> None:
     ]
 
 
+def test_the_shipped_grid_is_valid() -> None:
+    assert len(listed((ROOT / "recipes" / "sweep.yaml").read_text(encoding="utf-8"))) == 6
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
