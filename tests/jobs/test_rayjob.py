@@ -64,7 +64,7 @@ def test_a_rayjob_keeps_the_same_pairs_as_this_machine(
 
 def test_a_failed_rayjob_reports_the_steps_error_line(cluster: JobCluster, raw: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ServiceError, match=r"RayJob curate-\w+: failed: ray \(Failed\): error: .*no pair of 12 is left"
+        ServiceError, match=r"RayJob curate-\w+: failed: ray \(Failed\): error: .*none of 12 pairs is kept"
     ):
         curated(raw, tmp_path / "none", min_side=64, engine="ray", ray="job")
     assert not cluster.objects
