@@ -141,7 +141,8 @@ class Job:
             raise ServiceError(f"{self}: was deleted while it ran; run the step again")
         phases: dict[str, str | None] = {}
         for pod in self.cluster.items("Pod", self.kind.selector.format(name=self.name)):
-            name, phase = pod["metadata"]["name"], (pod.get("status") or {}).get("phase", "Pending")
+            name: str = pod["metadata"]["name"]
+            phase: str = (pod.get("status") or {}).get("phase", "Pending")
             phases[name] = phase
             prefix = self.kind.log_prefix(pod["metadata"].get("labels") or {})
             if prefix and phase != "Pending" and name not in self._logs:
