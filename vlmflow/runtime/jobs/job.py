@@ -139,7 +139,7 @@ class Job:
         job = self._find()
         if job is None:
             raise ServiceError(f"{self}: was deleted while it ran; run the step again")
-        phases: dict[str, str | None] = {}
+        phases: dict[str, str] = {}
         for pod in self.cluster.items("Pod", self.kind.selector.format(name=self.name)):
             name: str = pod["metadata"]["name"]
             phase: str = (pod.get("status") or {}).get("phase", "Pending")
