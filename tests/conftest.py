@@ -1,4 +1,4 @@
-"""What several test modules share: the command line, processes of their own, and one run of the end-to-end pipeline."""
+"""Shared by several test modules: the command line, calls in a new process, and one run of the end-to-end pipeline."""
 
 import io
 import json
@@ -19,9 +19,9 @@ from filelock import FileLock
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.process import limit_threads
 
-limit_threads()  # as in every step: a process that is forked after torch has started threads hangs
+limit_threads()  # as in every step: a process forked after torch has started threads can hang
 
-# Ordered by duration, so that no worker starts a long file when the other has finished.
+# Longest first, so that no worker starts a long file when the other one is almost done.
 LONGEST = ("tests/test_end_to_end", "tests/training", "tests/models/test_zoo", "tests/jobs", "tests/infra")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -44,8 +44,8 @@ def vlmflow(
     """Call the command line with runs under `home`.
 
     Args:
-        process: in a process of its own, as a user does, or in this one, which spares the imports. By default a process
-            for the commands that start others.
+        process: run it in a new process, as a user does, or in this one, which saves the imports. By default only
+            commands that start processes run in a new one.
     """
     variables = {"VLMFLOW_HOME": str(home), "COLUMNS": "200", **environment}
     if process is None:
@@ -75,34 +75,36 @@ def _in_this_process(arguments: tuple[str, ...], variables: dict[str, str]) -> s
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
-def executor_input(place: Path, parameters: dict[str, str], inputs: dict[str, Path], outputs: list[str]) -> str:
-    """Return the input that KFP gives to a step which writes `outputs` into the folder `place`."""
+def executor_input(folder: Path, parameters: dict[str, str], inputs: dict[str, Path], outputs: list[str]) -> str:
+    """Return the input that KFP gives to a step that writes `outputs` into `folder`."""
 
     def artifact(path: Path) -> dict[str, list[dict]]:
         kind = {"schemaTitle": "system.Artifact", "schemaVersion": "0.0.1"}
         return {"artifacts": [{"name": path.name, "uri": str(path), "type": kind}]}
 
-    given = {"parameterValues": parameters, "artifacts": {name: artifact(path) for name, path in inputs.items()}}
-    made = {"artifacts": {name: artifact(place / name) for name in outputs}}
-    return json.dumps({"inputs": given, "outputs": {**made, "outputFile": str(place / "executor_output.json")}})
+    step_inputs = {"parameterValues": parameters, "artifacts": {name: artifact(path) for name, path in inputs.items()}}
+    step_outputs = {"artifacts": {name: artifact(folder / name) for name in outputs}}
+    return json.dumps(
+        {"inputs": step_inputs, "outputs": {**step_outputs, "outputFile": str(folder / "executor_output.json")}}
+    )
 
 
 @pytest.fixture(scope="session")
 def apart() -> Callable[..., Any]:
-    """Call a function in a process of its own, as a step runs.
+    """Call a function in a new process, as a step runs.
 
-    A training process that is forked from the test process, which has other tests' threads, may wait forever for a lock
-    that one of them held.
+    A training process that is forked from the test process may deadlock: it inherits locks that threads of other tests
+    held at the fork.
     """
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(_called, function, *arguments).result()
+            return pool.submit(_call, function, *arguments).result()
 
     return call
 
 
-def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
@@ -116,7 +118,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one finished run of recipes/mini.yaml, shared by all workers of the test session."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # the session's folder; each worker has one below it
+        root = root.parent  # the folder of the session, which contains one per worker
     home = root / "finished-run"
     with FileLock(root / "finished-run.lock"):
         if not (home / "first").exists():

@@ -1,4 +1,4 @@
-"""Data by revision: two versions of a small repository, with a local remote and with an S3 server."""
+"""Data of a DVC revision: two versions of a small repository, with a remote in a folder and on an S3 server."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from components.fetch.dvc import fetch
 from components.ingest.config import IngestConfig
 from components.ingest.ingestion import ingest
 from components.instructions.config import InstructionConfig
-from components.instructions.conversations import build_conversations as ask
+from components.instructions.conversations import build_conversations
 from pipelines.lineage.trace import lineage
 from pipelines.placement import load as load_placement
 from pipelines.step_cli import run_step
@@ -46,7 +46,7 @@ def pair(colour: str) -> dict[str, Any]:
     return {"uid": name, "image": buffer.getvalue(), "caption": f"all {colour}", "split": "train", **constant}
 
 
-def make(repo: Path, colours: list[str], tag: str) -> str:
+def commit_data(repo: Path, colours: list[str], tag: str) -> str:
     """Write all artifacts as `dvc repro` does, version them as `tag`, and return the commit."""
     from dvc.repo import Repo
 
@@ -54,20 +54,20 @@ def make(repo: Path, colours: list[str], tag: str) -> str:
     shutil.rmtree(data, ignore_errors=True)
     raw = dataset.write(data / "raw", "pairs", map(pair, colours), step="ingest")
     curated = dataset.write(data / "curated", "pairs", raw.rows(), step="curate", parents=[raw.hash])
-    ask(curated.path, data / "instructions", InstructionConfig())
+    build_conversations(curated.path, data / "instructions", InstructionConfig())
     (data / "ledger").mkdir()
     (data / "ledger" / "summary.json").write_text(json.dumps({"rows_in": len(raw), "kept": len(curated)}))
     (data / "funnel.html").write_text("<!doctype html>")
     with Repo(str(repo)) as versions:
-        versions.add([str(place) for place in sorted(data.iterdir())])  # type: ignore[arg-type]  # its wrapper's fault
+        versions.add([str(path) for path in sorted(data.iterdir())])  # type: ignore[arg-type]  # DVC annotates a single path
     git(repo, "add", "-A")
     git(repo, "commit", "-qm", tag)
     git(repo, "tag", tag)
     return git(repo, "rev-parse", "HEAD")
 
 
-def share(versions: Any, **remote: str) -> None:
-    """Make `remote` the repository's default remote, `shelf`."""
+def set_remote(versions: Any, **remote: str) -> None:
+    """Set the repository's default remote, with the name `shelf`."""
     with versions.config.edit("repo") as config:
         config["remote"] = {"shelf": remote}
         config["core"] = {"remote": "shelf", "analytics": False}
@@ -75,23 +75,23 @@ def share(versions: Any, **remote: str) -> None:
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with v1 (two pairs) and v2 (three), its data pushed to a folder and gone from the cache."""
+    """A repository with v1 (two pairs) and v2 (three), with the data pushed to a folder and the cache deleted."""
     from dvc.repo import Repo
 
     folder = tmp_path_factory.mktemp("versions") / "repo"
     folder.mkdir()
     git(folder, "init", "-q")
     with Repo.init(str(folder)) as versions:
-        share(versions, url=str(folder.parent / "shelf"))
-    make(folder, ["red", "blue"], "v1")
-    make(folder, ["red", "blue", "green"], "v2")
+        set_remote(versions, url=str(folder.parent / "shelf"))
+    commit_data(folder, ["red", "blue"], "v1")
+    commit_data(folder, ["red", "blue", "green"], "v2")
     with Repo(str(folder)) as versions:
         versions.push(all_tags=True)
     shutil.rmtree(folder / ".dvc" / "cache")
     return folder
 
 
-def get(repo: str | Path, rev: str, out: Path, **section: str) -> str:
+def fetch_all(repo: str | Path, rev: str, out: Path, **section: str) -> str:
     return fetch(FetchConfig(repo=str(repo), **section), rev, {name: out / name for name in NAMES})
 
 
@@ -101,7 +101,7 @@ def captions(folder: Path) -> list[str]:
 
 def test_each_revision_has_its_own_data(repo: Path, tmp_path: Path) -> None:
     for rev, expected in (("v1", ["all red", "all blue"]), ("v2", ["all red", "all blue", "all green"])):
-        commit = get(repo, rev, tmp_path / rev)
+        commit = fetch_all(repo, rev, tmp_path / rev)
         assert commit == git(repo, "rev-parse", rev)
         assert captions(tmp_path / rev / "curated") == expected
         for name in ("raw", "curated", "conversations"):
@@ -110,7 +110,7 @@ def test_each_revision_has_its_own_data(repo: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_depends_on_the_data_of_its_revision(repo: Path, tmp_path: Path) -> None:
-    """Through a pipeline's door: fetch, then training; the checkpoint names that data, and lineage its revision."""
+    """Runs the steps fetch and pretrain; the checkpoint names the data, and the lineage its revision."""
     recipe = f"seed: 0\nfetch: {{repo: {repo}}}\n" + TRAINING
     for rev in ("v1", "v2"):
         out = tmp_path / rev
@@ -128,16 +128,16 @@ def test_a_checkpoint_depends_on_the_data_of_its_revision(repo: Path, tmp_path: 
 
 
 def test_a_moved_branch_is_fetched_again(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tmp_path / "own"
-    git(tmp_path, "clone", "-q", str(repo), str(own))
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repo), str(clone))
     monkeypatch.setenv("VLMFLOW_RUN", str(tmp_path / "home" / "1"))
     call = ["kfp.dsl.executor_main", "--module", "components.fetch.component", "--function", "fetch", "--always_run"]
     for rev, expected in (("v1", 2), ("v2", 3)):
-        git(own, "branch", "-f", "moving", rev)
-        place = tmp_path / "home" / "1" / "train" / "fetch"
-        parameters = {"recipe": f"fetch: {{repo: {own}}}\n", "data_rev": "moving"}
-        assert main([*call, "--executor_input", executor_input(place, parameters, {}, list(NAMES))]) == 0
-        assert len(Dataset(place / "raw")) == expected
+        git(clone, "branch", "-f", "moving", rev)
+        folder = tmp_path / "home" / "1" / "train" / "fetch"
+        parameters = {"recipe": f"fetch: {{repo: {clone}}}\n", "data_rev": "moving"}
+        assert main([*call, "--executor_input", executor_input(folder, parameters, {}, list(NAMES))]) == 0
+        assert len(Dataset(folder / "raw")) == expected
 
 
 TRAINING = """
@@ -152,19 +152,19 @@ pretrain:
 )
 def test_a_stage_depends_on_all_its_code(stage: str) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    run = import_closure(f"components.{stage.split('-')[0]}.component")
-    apart = {"__init__.py", "vlmflow/errors.py"}  # their content does not affect the data
-    files = [file.relative_to(ROOT).as_posix() for file in run]
+    code = import_closure(f"components.{stage.split('-')[0]}.component")
+    excluded = {"__init__.py", "vlmflow/errors.py"}  # their content does not affect the data
+    files = [file.relative_to(ROOT).as_posix() for file in code]
     missing = [file for file in files if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)]
-    assert not [file for file in missing if file not in apart and Path(file).name not in apart]
+    assert not [file for file in missing if file not in excluded and Path(file).name not in excluded]
 
 
-def test_every_dataset_of_the_training_pipeline_is_fetched() -> None:
+def test_the_training_pipeline_fetches_every_dataset() -> None:
     from pipelines.end_to_end import end_to_end, train
 
     tasks = train.pipeline_spec.root.dag.tasks
-    makers = {"ingest", "curate", "instructions"}
-    assert makers <= set(end_to_end.pipeline_spec.root.dag.tasks) and not makers & set(tasks)
+    producers = {"ingest", "curate", "instructions"}
+    assert producers <= set(end_to_end.pipeline_spec.root.dag.tasks) and not producers & set(tasks)
     for name, task in tasks.items():
         for given, artifact in task.inputs.artifacts.items():
             producer = artifact.task_output_artifact.producer_task
@@ -176,7 +176,7 @@ def test_every_dataset_of_the_training_pipeline_is_fetched() -> None:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that speaks S3, on this machine, with an empty bucket `shelf`."""
+    """URL of an S3 server on this machine, with an empty bucket `shelf`."""
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -191,16 +191,16 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_push_to_s3_and_pull_from_it(s3: str, tmp_path: Path) -> None:
+def test_data_can_be_pushed_to_and_pulled_from_s3(s3: str, tmp_path: Path) -> None:
     from dvc.repo import Repo
 
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     git(origin, "init", "-q")
     with Repo.init(str(origin)) as versions:
-        share(versions, url="s3://shelf/vlmflow", endpointurl=s3)
-    make(origin, ["red"], "v1")
-    make(origin, ["red", "blue"], "v2")
+        set_remote(versions, url="s3://shelf/vlmflow", endpointurl=s3)
+    commit_data(origin, ["red"], "v1")
+    commit_data(origin, ["red", "blue"], "v2")
     with Repo(str(origin)) as versions:
         assert versions.push(all_tags=True) > 0
     git(tmp_path, "clone", "-q", str(origin), str(clone))
@@ -208,20 +208,20 @@ def test_push_to_s3_and_pull_from_it(s3: str, tmp_path: Path) -> None:
         versions.pull()
     assert captions(clone / "data" / "curated") == ["all red", "all blue"]
     shutil.rmtree(clone / ".dvc" / "cache")
-    get(clone, "v1", tmp_path / "v1")
+    fetch_all(clone, "v1", tmp_path / "v1")
     assert captions(tmp_path / "v1" / "curated") == ["all red"]
 
 
-def test_each_mistake_is_an_error_of_one_line(repo: Path, tmp_path: Path) -> None:
-    for rev, section, said in (
+def test_an_invalid_revision_or_source_is_a_one_line_error(repo: Path, tmp_path: Path) -> None:
+    for rev, section, message in (
         ("v9", {}, "data_rev: 'v9': no such revision"),
         ("", {}, "data_rev: is empty; set a commit"),
         ("v1", {"raw": "data/none"}, "data/none at v1: not found"),
         ("v1", {"remote": "nowhere"}, "fetch.remote: 'nowhere': .* has shelf"),
         ("v1", {"repo": str(tmp_path / "none")}, "fetch.repo: .*not a git repository"),
     ):
-        with pytest.raises(DataError, match=said) as caught:
-            get(**{"repo": repo, "rev": rev, "out": tmp_path / "out", **section})
+        with pytest.raises(DataError, match=message) as caught:
+            fetch_all(**{"repo": repo, "rev": rev, "out": tmp_path / "out", **section})
         assert "\n" not in str(caught.value)
     with pytest.raises(RecipeError, match="fetch.repos: no such key"):
         load(FetchConfig, {"fetch": {"repos": "x"}}, "fetch")
@@ -230,47 +230,50 @@ def test_each_mistake_is_an_error_of_one_line(repo: Path, tmp_path: Path) -> Non
 def test_data_that_was_not_pushed_or_was_changed_is_rejected(repo: Path, tmp_path: Path) -> None:
     from dvc.repo import Repo
 
-    own = tmp_path / "repo"
-    git(tmp_path, "clone", "-q", str(repo), str(own))
-    with Repo(str(own)) as versions:
-        share(versions, url=str(tmp_path / "empty"))
-    git(own, "commit", "-qam", "an empty remote")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repo), str(clone))
+    with Repo(str(clone)) as versions:
+        set_remote(versions, url=str(tmp_path / "empty"))
+    git(clone, "commit", "-qam", "use an empty remote")
     with pytest.raises(DataError, match="data/raw at HEAD: not in DVC.*run `dvc push` first"):
-        get(own, "HEAD", tmp_path / "out")
+        fetch_all(clone, "HEAD", tmp_path / "out")
     assert not (tmp_path / "out" / "raw").exists()
-    commit = make(own, ["red"], "v3")
-    shard = own / "data" / "raw" / "data-00000.parquet"
-    shard.write_bytes(shard.read_bytes() + b" ")  # versioned after its card was written
-    with Repo(str(own)) as versions:
-        versions.add([str(own / "data" / "raw")])  # type: ignore[arg-type]
-    git(own, "commit", "-qam", f"touched after {commit}")
+    commit = commit_data(clone, ["red"], "v3")
+    shard = clone / "data" / "raw" / "data-00000.parquet"
+    shard.write_bytes(shard.read_bytes() + b" ")  # changed after its card was written
+    with Repo(str(clone)) as versions:
+        versions.add([str(clone / "data" / "raw")])  # type: ignore[arg-type]
+    git(clone, "commit", "-qam", f"change the shard of {commit}")
     with pytest.raises(DataError, match="does not match the card's"):
-        get(own, "HEAD", tmp_path / "out")
+        fetch_all(clone, "HEAD", tmp_path / "out")
 
 
 def test_pairs_have_the_revision_of_a_versioned_source(tmp_path: Path) -> None:
-    source = tmp_path / "pictures"
+    source = tmp_path / "images"
     source.mkdir()
     Image.new("RGB", (32, 32), "red").save(source / "a.png")
     (source / "list.jsonl").write_text(json.dumps({"image": "a.png", "caption": "all red"}) + "\n")
 
-    def noted() -> str:
+    def ingested_revision() -> str:
         section = IngestConfig(source="folder", path=str(source), holdout=0.0)
         return ingest(section, tmp_path / "out").card.revision
 
-    assert noted() == ""
+    assert ingested_revision() == ""
     git(tmp_path, "init", "-q")
-    assert noted() == ""
-    (tmp_path / ".gitignore").write_text("/pictures\n")  # as `dvc add` does
-    (tmp_path / "pictures.dvc").write_text("outs: [{md5: 0.dir, path: pictures}]\n")
-    git(tmp_path, "add", "pictures.dvc")
-    git(tmp_path, "commit", "-qm", "by DVC")
+    assert ingested_revision() == ""
+    (tmp_path / ".gitignore").write_text("/images\n")  # as `dvc add` does
+    (tmp_path / "images.dvc").write_text("outs: [{md5: 0.dir, path: images}]\n")
+    git(tmp_path, "add", "images.dvc")
+    git(tmp_path, "commit", "-qm", "version with DVC")
     first = git(tmp_path, "rev-parse", "HEAD")
-    assert noted() == first
-    git(tmp_path, "add", "-f", "pictures")
-    git(tmp_path, "commit", "-qm", "by git")
-    assert noted() == git(tmp_path, "rev-parse", "HEAD") != first
+    assert ingested_revision() == first
+    git(tmp_path, "add", "-f", "images")
+    git(tmp_path, "commit", "-qm", "version with git")
+    assert ingested_revision() == git(tmp_path, "rev-parse", "HEAD") != first
     (source / "list.jsonl").write_text(json.dumps({"image": "a.png", "caption": "red all over"}) + "\n")
-    assert noted() == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
+    assert ingested_revision() == git(tmp_path, "rev-parse", "HEAD") + "-dirty"
     pairs = Dataset(tmp_path / "out")
-    assert ask(pairs.path, tmp_path / "instructions", InstructionConfig()).card.revision == pairs.card.revision
+    assert (
+        build_conversations(pairs.path, tmp_path / "instructions", InstructionConfig()).card.revision
+        == pairs.card.revision
+    )

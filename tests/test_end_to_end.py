@@ -53,7 +53,7 @@ def test_the_report_is_one_file_without_external_links(finished_run: Path) -> No
     assert not outside, outside[:5]
 
 
-def test_a_second_run_takes_every_step_from_the_cache(finished_run: Path, summary: dict) -> None:
+def test_a_second_run_reuses_every_step_from_the_cache(finished_run: Path, summary: dict) -> None:
     done = vlmflow(finished_run.parent, "run", "recipes/mini.yaml")
     assert done.returncode == 0, done.stderr
     again = json.loads((finished_run.parent / "latest" / "summary.json").read_text())
@@ -63,10 +63,10 @@ def test_a_second_run_takes_every_step_from_the_cache(finished_run: Path, summar
 
 
 def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary: dict, tmp_path: Path) -> None:
-    """The home begins with the cached steps up to `ground`; the run is killed in `ocr`, and run again."""
+    """The cache contains the steps up to `ground`. The run is killed in the step `ocr` and started again."""
     cache = tmp_path / ".step_cache"
     cache.mkdir()
-    early = {
+    cached_steps = {
         "ingest",
         "validate",
         "validate-2",
@@ -79,7 +79,7 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
     }
     for entry in (finished_run.parent / ".step_cache").glob("*.json"):
         outputs = json.loads(entry.read_text())["outputs"].values()
-        if {Path(output["path"]).parent.name for output in outputs} <= early:
+        if {Path(output["path"]).parent.name for output in outputs} <= cached_steps:
             shutil.copy2(entry, cache)
     command = [str(Path(sys.executable).parent / "vlmflow"), "run", "recipes/mini.yaml"]
     environment = {"VLMFLOW_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
@@ -97,11 +97,11 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
     again = json.loads((tmp_path / "latest" / "summary.json").read_text())
     assert again["steps"]["evaluate-ground"]["cached"] and not again["steps"]["ocr"]["cached"]
     assert not list(tmp_path.glob("*/*/*.partial"))
-    del again["results"]["version"], summary["results"]["version"]  # another registry's ids
+    del again["results"]["version"], summary["results"]["version"]  # the ids of the registry differ
     assert again["results"] == summary["results"]
 
 
-def test_the_same_steps_train_classes_of_transformers(tmp_path: Path) -> None:
+def test_the_same_steps_train_model_classes_of_transformers(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini-stock.yaml")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     results = json.loads((tmp_path / "latest" / "summary.json").read_text())["results"]
@@ -113,7 +113,7 @@ def test_the_same_steps_train_classes_of_transformers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A user's folder: images with captions, one of them broken, without boxes or lines of text."""
+    """A folder of images with captions, without boxes or lines of text. One image is not readable."""
     folder = tmp_path / "images"
     folder.mkdir()
     rows = []
@@ -150,13 +150,13 @@ def test_a_folder_of_user_images(images: Path, tmp_path: Path) -> None:
 
 
 def test_dvc_builds_the_data_once(tmp_path: Path) -> None:
-    """In a clone with the small recipe: repro, repro again, push, commit, and fetch the data of that commit."""
+    """In a clone with a small recipe: build twice, push, commit, and fetch the data of that commit."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy2(ROOT / name, clone / name)
-    for floor in ("components", "models", "pipelines", "recipes", "vlmflow"):
-        shutil.copytree(ROOT / floor, clone / floor, dirs_exist_ok=True)
+    for layer in ("components", "models", "pipelines", "recipes", "vlmflow"):
+        shutil.copytree(ROOT / layer, clone / layer, dirs_exist_ok=True)
     (clone / ".venv").symlink_to(Path(sys.executable).parent.parent)
     text = (clone / "dvc.yaml").read_text().replace("recipes/demo.yaml", "recipes/mini.yaml")
     (clone / "dvc.yaml").write_text(text)
@@ -179,11 +179,11 @@ def test_dvc_builds_the_data_once(tmp_path: Path) -> None:
     # The data of a commit can be fetched from the remote, without the working tree and the cache.
     subprocess.run(["git", "add", "dvc.lock", "dvc.yaml", ".dvc"], cwd=clone, check=True)
     author = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    subprocess.run(["git", *author, "commit", "-qm", "the data"], cwd=clone, check=True)
-    made = Dataset(clone / "data" / "instructions").hash
+    subprocess.run(["git", *author, "commit", "-qm", "version the data"], cwd=clone, check=True)
+    built = Dataset(clone / "data" / "instructions").hash
     shutil.rmtree(clone / "data")
     shutil.rmtree(clone / ".dvc" / "cache")
     names = ("raw", "curated", "ledger", "funnel", "conversations")
     commit = fetch(FetchConfig(repo=str(clone)), "HEAD", {name: tmp_path / name for name in names})
-    tasks = Dataset(tmp_path / "conversations")
-    assert (tasks.hash, tasks.card.revision) == (made, commit)
+    fetched = Dataset(tmp_path / "conversations")
+    assert (fetched.hash, fetched.card.revision) == (built, commit)

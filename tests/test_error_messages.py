@@ -1,4 +1,4 @@
-"""A user's mistake gives one line that names the thing and the value, exit code 2, and no partial output."""
+"""A user error gives one line that names the key and the value, exit code 2, and no partial output."""
 
 import json
 import resource
@@ -27,12 +27,12 @@ def assert_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     rows = []
     for i in range(4):
         Image.new("RGB", (40, 30), (40 * i, 90, 200)).save(folder / f"{i}.png")
-        rows.append({"image": f"{i}.png", "txt": f"picture number {i}"})
+        rows.append({"image": f"{i}.png", "txt": f"image number {i}"})
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -53,7 +53,7 @@ def test_a_missing_recipe(tmp_path: Path) -> None:
 def test_an_unknown_key(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", "--set", "curate.min_sidd=3", process=False)
     assert_error(done, "curate.min_sidd", "3", "'min_side'")
-    assert not list(tmp_path.iterdir()), "nothing ran"
+    assert not list(tmp_path.iterdir()), "a step ran"
 
 
 def test_a_value_of_the_wrong_type(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_missing_caption_column(images: Path, tmp_path: Path) -> None:
 
 def test_an_empty_dataset(images: Path, tmp_path: Path) -> None:
     (images / "list.jsonl").write_text("")
-    assert_error(ingest(tmp_path, f"ingest.path={images}"), "pictures", "no rows")
+    assert_error(ingest(tmp_path, f"ingest.path={images}"), "images", "no rows")
 
 
 def test_a_box_outside_its_image_is_quarantined_with_the_reason(images: Path, tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_a_missing_input(tmp_path: Path) -> None:
         "--recipe",
         "recipes/mini.yaml",
         "--in",
-        "pairs=gone",
+        "pairs=missing",
         "--out",
         f"conversations={tmp_path / 'x'}",
     )
-    assert_error(done, "pairs=gone", "file not found")
+    assert_error(done, "pairs=missing", "file not found")
 
 
 def test_an_unknown_step(tmp_path: Path) -> None:
@@ -154,15 +154,15 @@ def test_too_little_data_is_reported_from_a_worker_process(tmp_path: Path) -> No
 
 
 def test_a_wrong_model_reference(tmp_path: Path) -> None:
-    assert_error(vlmflow(tmp_path, "serve", "models:/vlm@nobody", "--port", "0", process=False), "models:/vlm@nobody")
+    assert_error(vlmflow(tmp_path, "serve", "models:/vlm@unknown", "--port", "0", process=False), "models:/vlm@unknown")
     assert_error(vlmflow(tmp_path, "serve", str(tmp_path / "nothing"), "--port", "0", process=False), "nothing")
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
         assert_error(vlmflow(tmp_path, "serve", "models:/vlm@champion", "--port", port, process=False), port, "--port")
         assert_error(vlmflow(tmp_path, "ui", "--port", port, process=False), port)
 
@@ -170,4 +170,4 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 def test_an_unreachable_mlflow_server(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert_error(done, "http://127.0.0.1:9", "MLFLOW_TRACKING_URI")
-    assert not list(tmp_path.glob("*/steps/*")), "no step ran"
+    assert not list(tmp_path.glob("*/steps/*")), "a step ran"

@@ -1,4 +1,4 @@
-"""The layers: imports go down, steps stand alone, no circles, compiling needs no torch, component files are thin."""
+"""Import rules: imports go down, no step imports another, no circles, no torch for compiling, thin component files."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ from vlmflow.runtime.code_hash import LAYERS, ROOT, import_closure, imported_mod
 
 FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
-SECTION_TABLE = ROOT / "components" / "plan" / "sections.py"  # names the config class of every section, as text
+SECTION_TABLE = ROOT / "components" / "plan" / "sections.py"  # names the config class of every section in a string
 
 
 def layer(module: str) -> int:
@@ -52,7 +52,7 @@ def test_packages_are_empty_and_every_step_has_a_component() -> None:
 
 
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda p: p.parent.name)
-def test_a_component_file_is_import_call_return(path: Path) -> None:
+def test_a_component_file_is_thin(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert "from __future__ import annotations" not in text  # KFP raises TypeError on it
@@ -62,7 +62,7 @@ def test_a_component_file_is_import_call_return(path: Path) -> None:
     assert {"vlmflow.runtime.step"} <= imported <= light
 
 
-def test_compiling_a_pipeline_imports_nothing_heavy() -> None:
+def test_compiling_a_pipeline_imports_no_heavy_library() -> None:
     code = (
         "import sys, pipelines.end_to_end; "
         "print([m for m in ('torch','transformers','mlflow','great_expectations','kserve') if m in sys.modules])"
@@ -77,13 +77,13 @@ def test_help_imports_neither_kfp_nor_pydantic() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_the_code_of_a_step_includes_builders_that_are_named_as_text() -> None:
-    """The zoo names its builders as text; a change in one of them must run the step again."""
+def test_the_code_of_a_step_includes_builders_that_are_named_in_strings() -> None:
+    """The zoo names its builders in strings; a change in one of them must rerun the step."""
     files = {str(path.relative_to(ROOT)) for path in import_closure("components.pretrain.component")}
     assert {"models/zoo.py", "models/tiny/dual_encoder.py", "vlmflow/training/pretraining/training.py"} <= files
     assert not any(name.startswith("vlmflow/serving/") for name in files)
 
 
-def test_there_is_no_module_for_leftovers() -> None:
+def test_no_module_is_named_utils_common_or_helpers() -> None:
     names = {path.stem for path in FILES} | {path.parent.name for path in FILES}
     assert not names & {"utils", "common", "helpers"}

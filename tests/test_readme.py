@@ -1,4 +1,4 @@
-"""README and docs are true: generated parts, links and commands."""
+"""README and docs: generated parts are up to date, links lead to files, commands exist and work."""
 
 import json
 import re
@@ -36,7 +36,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("file", GENERATED)
-def test_generated_parts_are_as_they_would_be_written_now(file: str) -> None:
+def test_generated_parts_are_up_to_date(file: str) -> None:
     assert updated(file) == (ROOT / file).read_text(encoding="utf-8"), "run `make docs`"
 
 
@@ -69,7 +69,7 @@ def test_every_command_exists() -> None:
     assert all(target in listed for target in targets)
 
 
-def test_the_run_commands_load(tmp_path: Path) -> None:
+def test_the_run_commands_have_valid_recipes(tmp_path: Path) -> None:
     """The recipes with the documented settings are valid; the pipeline itself runs in test_end_to_end."""
     from components.plan.sections import check
     from vlmflow.config import recipes
@@ -88,10 +88,12 @@ def test_lineage_of_the_champion(finished_run: Path) -> None:
     assert json.loads(as_json.stdout)
 
 
-def test_serve_and_call_as_the_readme_says(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = Image.new("RGB", (64, 64), "gray")
-    ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), fill="red")
-    picture.save(tmp_path / "picture.png")
+def test_the_serve_and_client_examples_work(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", (64, 64), "gray")
+    ImageDraw.Draw(image).ellipse((10, 10, 40, 40), fill="red")
+    image.save(tmp_path / "image.png")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -109,8 +111,8 @@ def test_serve_and_call_as_the_readme_says(finished_run: Path, tmp_path: Path, m
         assert "answer" in json.loads(done.stdout)["predictions"][0]
         monkeypatch.chdir(tmp_path)
         code = next(text for kind, text in BLOCKS if kind == "python").replace("localhost:8080", f"127.0.0.1:{port}")
-        said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert said.returncode == 0, said.stderr
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     finally:
         server.terminate()
         assert server.wait(20) == 0

@@ -12,7 +12,7 @@ from tests.infra.conftest import INFRA, OVERLAYS, Manifest, build, find, rayjob
 from tests.infra.test_pods import containers, endpoint, pods
 from vlmflow.runtime.code_hash import ROOT
 
-STEP = {"workflows.argoproj.io/workflow": "life-x"}  # Argo's label on each pod of a pipeline
+STEP = {"workflows.argoproj.io/workflow": "end-to-end-x"}  # Argo's label on each pod of a pipeline
 
 
 def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:

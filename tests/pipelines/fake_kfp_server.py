@@ -1,9 +1,8 @@
-"""A stand-in for the API server of Kubeflow Pipelines, which needs a cluster: its v2beta1 API over HTTP, in memory.
+"""A fake API server of Kubeflow Pipelines: its v2beta1 API over HTTP, in memory, without a cluster.
 
-Paths, fields and JSON names are those of the published definition: every body is read into and written from the
-model classes that `kfp_server_api` was generated as from it, and an unknown field is refused as the real server
-does. What it cannot show is the cluster: a test says in `script` how the tasks of a run go, a list of states for
-each look at it.
+Paths, fields and JSON names are those of the published API definition: every body is parsed into, and written from,
+the model classes of `kfp_server_api`, which are generated from that definition. Unknown fields are rejected, as by the
+real server. No step runs: a test sets in `script` the states of a run and its tasks, one entry for each poll.
 """
 
 import json
@@ -25,15 +24,15 @@ CODEC = api.ApiClient()
 
 
 def read(kind: str, body: bytes) -> Any:
-    """JSON into a model of the definition; an unknown field is refused as the real server refuses it."""
+    """Parse JSON into a model class of the API; an unknown field is rejected, as by the real server."""
     known = set(getattr(api, kind).attribute_map.values())
     if unknown := set(json.loads(body)) - known:
-        raise Refusal(400, f"unknown field {sorted(unknown)[0]!r}")
+        raise ApiError(400, f"unknown field {sorted(unknown)[0]!r}")
     return CODEC.deserialize(SimpleNamespace(data=body), kind)
 
 
-class Refusal(Exception):
-    """An answer that is an error, as gRPC's gateway words it."""
+class ApiError(Exception):
+    """An error response, in the format of gRPC's gateway."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -41,17 +40,17 @@ class Refusal(Exception):
 
 
 class KubeflowPipelines:
-    """The server's state; a method for each call of the API that the client makes."""
+    """The server's state, with a method for each API call that the client makes."""
 
     def __init__(self, token: str = "", status: int = 200):
         self.token, self.status = token, status
-        self.pipelines: dict[str, Any] = {}  # by id: V2beta1Pipeline
+        self.pipelines: dict[str, Any] = {}  # id → V2beta1Pipeline
         self.versions: dict[str, Any] = {}  # V2beta1PipelineVersion
         self.experiments: dict[str, Any] = {}  # V2beta1Experiment
         self.runs: dict[str, Any] = {}  # V2beta1Run
         self.recurring: dict[str, Any] = {}  # V2beta1RecurringRun
         self.script: list[tuple[str, list[api.V2beta1PipelineTaskDetail]]] = [("SUCCEEDED", [])]
-        self.outage = 0  # so many looks at a run are answered with 503
+        self.outage = 0  # number of polls of a run that are answered with 503
         self.routes: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", r"healthz", lambda **_: api.V2beta1GetHealthzResponse(multi_user=False)),
             ("GET", r"pipelines", self.list_pipelines),
@@ -68,78 +67,80 @@ class KubeflowPipelines:
         ]
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> Any:
-        """The model that answers a call.
+        """Return the response to a call.
 
         Raises:
-            Refusal: there is no such call, or it is not allowed.
+            ApiError: the call does not exist or is not allowed.
         """
         for verb, pattern, call in self.routes:
-            if verb == method and (found := re.fullmatch(f"/apis/v2beta1/{pattern}", path)):
-                return call(**found.groupdict(), query=query, body=body)
-        raise Refusal(404, f"no such call: {method} {path}")
+            if verb == method and (match := re.fullmatch(f"/apis/v2beta1/{pattern}", path)):
+                return call(**match.groupdict(), query=query, body=body)
+        raise ApiError(404, f"no such call: {method} {path}")
 
     def list_pipelines(self, query: dict[str, str], **_: Any) -> Any:
         found = [p for p in self.pipelines.values() if (p.namespace or "") == query.get("namespace", "")]
-        return api.V2beta1ListPipelinesResponse(pipelines=named(found, query))
+        return api.V2beta1ListPipelinesResponse(pipelines=filter_by_name(found, query))
 
     def create_pipeline(self, body: bytes, **_: Any) -> Any:
-        made = read("V2beta1Pipeline", body)
-        if any(p.display_name == made.display_name and p.namespace == made.namespace for p in self.pipelines.values()):
-            raise Refusal(409, f"pipeline {made.display_name} already exists")
-        made.pipeline_id = str(uuid.uuid4())
-        self.pipelines[made.pipeline_id] = made
-        return made
+        created = read("V2beta1Pipeline", body)
+        if any(
+            p.display_name == created.display_name and p.namespace == created.namespace for p in self.pipelines.values()
+        ):
+            raise ApiError(409, f"pipeline {created.display_name} already exists")
+        created.pipeline_id = str(uuid.uuid4())
+        self.pipelines[created.pipeline_id] = created
+        return created
 
     def list_versions(self, pipeline_id: str, query: dict[str, str], **_: Any) -> Any:
         found = [version for version in self.versions.values() if version.pipeline_id == pipeline_id]
-        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=named(found, query))
+        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=filter_by_name(found, query))
 
     def upload_version(self, query: dict[str, str], body: bytes, **_: Any) -> Any:
         if query["pipelineid"] not in self.pipelines:
-            raise Refusal(404, f"pipeline {query['pipelineid']} not found")
+            raise ApiError(404, f"pipeline {query['pipelineid']} not found")
         ir, platform = yaml.safe_load_all(body)
         spec = {"pipeline_spec": ir, "platform_spec": platform}
-        made: Any = api.V2beta1PipelineVersion(
+        created: Any = api.V2beta1PipelineVersion(
             pipeline_id=query["pipelineid"],
             pipeline_version_id=str(uuid.uuid4()),
             display_name=query["name"],
             pipeline_spec=spec,
         )
-        self.versions[made.pipeline_version_id] = made
-        return made
+        self.versions[created.pipeline_version_id] = created
+        return created
 
     def list_experiments(self, query: dict[str, str], **_: Any) -> Any:
-        return api.V2beta1ListExperimentsResponse(experiments=named(list(self.experiments.values()), query))
+        return api.V2beta1ListExperimentsResponse(experiments=filter_by_name(list(self.experiments.values()), query))
 
     def create_experiment(self, body: bytes, **_: Any) -> Any:
-        made = read("V2beta1Experiment", body)
-        made.experiment_id = str(uuid.uuid4())
-        self.experiments[made.experiment_id] = made
-        return made
+        created = read("V2beta1Experiment", body)
+        created.experiment_id = str(uuid.uuid4())
+        self.experiments[created.experiment_id] = created
+        return created
 
     def create_run(self, body: bytes, **_: Any) -> Any:
-        made = read("V2beta1Run", body)
-        self._checked(made)
-        made.run_id, made.state = str(uuid.uuid4()), "PENDING"
-        self.runs[made.run_id] = made
-        return made
+        created = read("V2beta1Run", body)
+        self._check_references(created)
+        created.run_id, created.state = str(uuid.uuid4()), "PENDING"
+        self.runs[created.run_id] = created
+        return created
 
-    def _checked(self, made: Any) -> None:
-        """A run's version is there, and its parameters are the pipeline's."""
-        version = self.versions.get(made.pipeline_version_reference.pipeline_version_id)
-        if version is None or made.experiment_id not in self.experiments:
-            raise Refusal(404, "pipeline version or experiment not found")
+    def _check_references(self, created: Any) -> None:
+        """Check that the version and the experiment of a run exist, and that the pipeline has its parameters."""
+        version = self.versions.get(created.pipeline_version_reference.pipeline_version_id)
+        if version is None or created.experiment_id not in self.experiments:
+            raise ApiError(404, "pipeline version or experiment not found")
         root = version.pipeline_spec["pipeline_spec"]["root"]
         known = root["inputDefinitions"]["parameters"]
-        if unknown := set(made.runtime_config.parameters or {}) - set(known):
-            raise Refusal(400, f"unknown parameters: {sorted(unknown)}")
+        if unknown := set(created.runtime_config.parameters or {}) - set(known):
+            raise ApiError(400, f"unknown parameters: {sorted(unknown)}")
 
     def get_run(self, run_id: str, **_: Any) -> Any:
         if self.outage:
             self.outage -= 1
-            raise Refusal(503, "upstream connect error")
+            raise ApiError(503, "upstream connect error")
         if run_id not in self.runs:
-            raise Refusal(404, f"run {run_id} not found")
+            raise ApiError(404, f"run {run_id} not found")
         run = self.runs[run_id]
         state, details = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         run.state, run.run_details = state, api.V2beta1RunDetails(task_details=details)
@@ -147,22 +148,22 @@ class KubeflowPipelines:
 
     def list_recurring(self, query: dict[str, str], **_: Any) -> Any:
         found = [job for job in self.recurring.values() if job.experiment_id == query.get("experiment_id")]
-        return api.V2beta1ListRecurringRunsResponse(recurring_runs=named(found, query))
+        return api.V2beta1ListRecurringRunsResponse(recurring_runs=filter_by_name(found, query))
 
     def create_recurring(self, body: bytes, **_: Any) -> Any:
-        made = read("V2beta1RecurringRun", body)
-        self._checked(made)
-        made.recurring_run_id, made.status = str(uuid.uuid4()), "ENABLED"
-        self.recurring[made.recurring_run_id] = made
-        return made
+        created = read("V2beta1RecurringRun", body)
+        self._check_references(created)
+        created.recurring_run_id, created.status = str(uuid.uuid4()), "ENABLED"
+        self.recurring[created.recurring_run_id] = created
+        return created
 
     def delete_recurring(self, recurring_run_id: str, **_: Any) -> Any:
         del self.recurring[recurring_run_id]
         return {}
 
 
-def named(found: list[Any], query: dict[str, str]) -> list[Any]:
-    """Those that the filter of the query lets through."""
+def filter_by_name(found: list[Any], query: dict[str, str]) -> list[Any]:
+    """Return the objects that match the filter of the query."""
     for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
         assert predicate["operation"] in ("EQUALS", 1) and predicate["key"] == "display_name", predicate
         found = [each for each in found if each.display_name == predicate["stringValue"]]
@@ -170,7 +171,7 @@ def named(found: list[Any], query: dict[str, str]) -> list[Any]:
 
 
 def task(name: str, state: str, error: str = "", children: tuple[str, ...] = ()) -> api.V2beta1PipelineTaskDetail:
-    """A node of a run, as the server tells of it; its id is its name."""
+    """Return a task of a run, in the server's format; its id is its name."""
     return api.V2beta1PipelineTaskDetail(
         task_id=name,
         display_name=name,
@@ -182,7 +183,7 @@ def task(name: str, state: str, error: str = "", children: tuple[str, ...] = ())
 
 @contextmanager
 def serving(kubeflow: KubeflowPipelines) -> Iterator[str]:
-    """Serve it on a free port of this machine; yields its address."""
+    """Serve the API on a free port of this machine. Yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -195,8 +196,8 @@ def serving(kubeflow: KubeflowPipelines) -> Iterator[str]:
             self.serve()
 
         def serve(self) -> None:
-            place = urlsplit(self.path)
-            query = {key: values[0] for key, values in parse_qs(place.query).items()}
+            url = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
             body: Any = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kind = self.headers.get("Content-Type", "")
             if kind.startswith("multipart/"):
@@ -204,16 +205,16 @@ def serving(kubeflow: KubeflowPipelines) -> Iterator[str]:
                 body = parts[0].get_payload(decode=True)  # type: ignore[union-attr, index]
             try:
                 if kubeflow.status != 200:
-                    raise Refusal(kubeflow.status, "refused by the test")
+                    raise ApiError(kubeflow.status, "an error set by the test")
                 if kubeflow.token and self.headers.get("Authorization") != f"Bearer {kubeflow.token}":
-                    raise Refusal(401, "Request header error: there is no user identity header.")
-                status, said = (
+                    raise ApiError(401, "Request header error: there is no user identity header.")
+                status, response = (
                     200,
-                    CODEC.sanitize_for_serialization(kubeflow.answer(self.command, place.path, query, body)),
+                    CODEC.sanitize_for_serialization(kubeflow.answer(self.command, url.path, query, body)),
                 )
-            except Refusal as refusal:
-                status, said = refusal.status, {"code": 2, "message": str(refusal), "details": []}
-            text = json.dumps(said).encode()
+            except ApiError as error:
+                status, response = error.status, {"code": 2, "message": str(error), "details": []}
+            text = json.dumps(response).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
@@ -221,7 +222,7 @@ def serving(kubeflow: KubeflowPipelines) -> Iterator[str]:
             self.wfile.write(text)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

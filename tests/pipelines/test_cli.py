@@ -1,4 +1,4 @@
-"""The command line: what it lists and what it writes."""
+"""Commands that only read or write files: `zoo`, `explain`, `export`."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from tests.conftest import vlmflow
 from vlmflow.artifacts.ledger import Ledger
 
 
-def test_the_zoo_is_listed(tmp_path: Path) -> None:
+def test_zoo_lists_every_family(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "zoo")
     assert done.returncode == 0 and all(name in done.stdout for name in ZOO)
 
 
-def test_explain_gives_the_verdict_on_a_pair(tmp_path: Path) -> None:
+def test_explain_prints_the_verdict_on_a_pair(tmp_path: Path) -> None:
     ledger = Ledger(["abc", "def"], ["train", "train"])
     ledger.drop("blank", np.array([True, False]), np.array([1.5, 80.0]), 4.0)
     ledger.write(tmp_path / "latest" / "curate" / "ledger", {})
@@ -24,7 +24,7 @@ def test_explain_gives_the_verdict_on_a_pair(tmp_path: Path) -> None:
     assert missing.returncode == 2 and "xyz: no such pair" in missing.stderr
 
 
-def test_export_writes_shards_that_are_read_back(tmp_path: Path) -> None:
+def test_exported_shards_can_be_ingested(tmp_path: Path) -> None:
     from components.ingest.config import IngestConfig, ScenesConfig
     from components.ingest.ingestion import ingest
     from vlmflow.artifacts.dataset import Dataset

@@ -1,4 +1,4 @@
-"""What Kubeflow is given: every pipeline with its form filled in, every step in its place, and the end told."""
+"""Compiled pipelines: default parameters, resources of each step, the exit handler, and the recipe of each step."""
 
 import re
 from pathlib import Path
@@ -15,18 +15,18 @@ from pipelines.placement import load
 from pipelines.pretraining import control_variants
 from pipelines.step_cli import names
 from tests.conftest import vlmflow
-from vlmflow.config import recipes as recipes
+from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.container_image import image_name
 
 Documents = dict[str, tuple[dict[str, Any], dict[str, Any]]]
-OUTSIDE = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"}
+NEVER_CACHED = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"}
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Documents:
-    """What `vlmflow compile` writes: IR and platform of each pipeline."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Documents:
+    """The output of `vlmflow compile`: IR and executor settings of each pipeline."""
     home = tmp_path_factory.mktemp("home")
     images: Any = {"VLMFLOW_STEP_IMAGE": "registry/step@sha256:1", "VLMFLOW_TRAIN_IMAGE": "registry/train@sha256:2"}
     done = vlmflow(home, "compile", "--out", str(home / "ir"), process=True, **images)
@@ -47,20 +47,20 @@ def step_of(container: dict[str, Any]) -> str:
 
 
 def tasks(ir: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every task, also of the exit handler's group and of loops, by its name."""
+    """Return all tasks by name, including those in the exit handler's group and in loops."""
     groups = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
     found = [item for group in groups for item in group["dag"]["tasks"].items()]
     return {label: task for label, task in found if "dag" not in ir["components"][task["componentRef"]["name"]]}
 
 
-def test_every_step_is_in_a_pipeline(written: Documents) -> None:
-    assert {step_of(container) for ir, _ in written.values() for container in executors(ir).values()} == set(names())
+def test_every_step_is_in_a_pipeline(compiled: Documents) -> None:
+    assert {step_of(container) for ir, _ in compiled.values() for container in executors(ir).values()} == set(names())
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
-    """The UI tells what the pipeline and each parameter are, and the defaults are a recipe that ships."""
-    ir, _ = written[name]
+def test_every_parameter_has_a_description_and_a_valid_default(name: str, compiled: Documents) -> None:
+    """The UI shows the descriptions; the default recipe is the shipped file that its description names."""
+    ir, _ = compiled[name]
     assert ir["pipelineInfo"]["name"] == name
     assert re.search(r"^1\. .*\n2\. ", ir["pipelineInfo"]["description"], re.MULTILINE)
     for parameter in ir["root"]["inputDefinitions"]["parameters"].values():
@@ -68,7 +68,7 @@ def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
         assert parameter["isOptional"] and "defaultValue" in parameter
     recipe = ir["root"]["inputDefinitions"]["parameters"]["recipe"]
     file = re.search(r"recipes/[\w/-]+\.yaml", recipe["description"])
-    assert file is not None, "the description says which recipe"
+    assert file is not None, "the description names no recipe file"
     shipped = recipes.parse(str(ROOT / file[0]))
     given = recipes.parse(recipe["defaultValue"])
     assert given == (control_variants(shipped) if name == "zoo-check" else shipped)
@@ -76,11 +76,11 @@ def test_the_form_can_be_left_as_it_is(name: str, written: Documents) -> None:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_step_is_in_its_place(name: str, written: Documents) -> None:
-    ir, pods = written[name]
+def test_every_step_has_its_image_resources_and_secrets(name: str, compiled: Documents) -> None:
+    ir, pods = compiled[name]
     for label, container in executors(ir).items():
-        learns = step_of(container) in ("pretrain", "caption", "ground", "ocr", "align")
-        assert container["image"] == ("registry/train@sha256:2" if learns else "registry/step@sha256:1")
+        trains = step_of(container) in ("pretrain", "caption", "ground", "ocr", "align")
+        assert container["image"] == ("registry/train@sha256:2" if trains else "registry/step@sha256:1")
         resources = container["resources"]
         assert resources["resourceCpuRequest"] == resources["resourceCpuLimit"]
         assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] != ""
@@ -92,27 +92,27 @@ def test_every_step_is_in_its_place(name: str, written: Documents) -> None:
         assert "MLFLOW_TRACKING_URI" in settings
     for label, task in tasks(ir).items():
         step = label.rstrip("-0123456789")
-        never = step in OUTSIDE or (name, step) == ("monitor-champion", "ingest")
-        assert task["cachingOptions"].get("enableCache", False) != never, label
+        uncached = step in NEVER_CACHED or (name, step) == ("monitor-champion", "ingest")
+        assert task["cachingOptions"].get("enableCache", False) != uncached, label
         assert ("retryPolicy" in task) == (step not in ("validate", "monitor")), label
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_end_is_told(name: str, written: Documents) -> None:
-    ir, _ = written[name]
+def test_the_exit_handler_runs_after_every_step(name: str, compiled: Documents) -> None:
+    ir, _ = compiled[name]
     root = ir["root"]["dag"]["tasks"]
     assert set(root) == {"exit-handler-1", "finish"}
     assert root["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     status = root["finish"]["inputs"]["parameters"]["status"]
     assert status["taskFinalStatus"]["producerTask"] == "exit-handler-1"
-    here = MessageToDict(load_pipeline(name).pipeline_spec)
-    assert set(tasks(ir)) - {"plan", "finish"} == set(tasks(here)), "the laptop runs the same tasks"
+    local = MessageToDict(load_pipeline(name).pipeline_spec)
+    assert set(tasks(ir)) - {"plan", "finish"} == set(tasks(local)), "a local run has other tasks"
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_step_is_given_its_part_of_the_recipe(name: str, written: Documents) -> None:
-    """So that KFP's cache knows what a change concerns: inputs are followed from the step up to `plan`."""
-    ir, _ = written[name]
+def test_a_step_gets_only_its_part_of_the_recipe(name: str, compiled: Documents) -> None:
+    """KFP's cache then reruns only the steps that a change affects. The input is traced from the step to `plan`."""
+    ir, _ = compiled[name]
     components = {label: part["dag"]["tasks"] for label, part in ir["components"].items() if "dag" in part}
     for label, task in tasks(ir).items():
         step = label.rstrip("-0123456789")
@@ -129,8 +129,8 @@ def test_a_step_is_given_its_part_of_the_recipe(name: str, written: Documents) -
         assert source["taskOutputParameter"] == {"producerTask": "plan", "outputParameterKey": section}, label
 
 
-def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(written: Documents) -> None:
-    ir, _ = written["sweep"]
+def test_a_sweep_trains_in_a_loop_over_the_listed_settings(compiled: Documents) -> None:
+    ir, _ = compiled["sweep"]
     around = ir["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     [(label, loop)] = [(label, task) for label, task in around.items() if "parameterIterator" in task]
     listed = loop["inputs"]["parameters"][loop["parameterIterator"]["items"]["inputParameter"]]
@@ -141,18 +141,18 @@ def test_a_sweep_trains_each_setting_in_a_loop_over_what_its_first_step_lists(wr
     assert inside["pretrain"]["inputs"]["parameters"]["change"] == {"componentInputParameter": item}
 
 
-def test_the_same_code_compiles_to_the_same_text() -> None:
+def test_compilation_is_deterministic() -> None:
     assert compile(load_pipeline("end-to-end"), load()) == compile(load_pipeline("end-to-end"), load())
 
 
-def placed(tmp_path: Path, text: str) -> Path:
+def write_placement(tmp_path: Path, text: str) -> Path:
     (tmp_path / "placement.yaml").write_text(text, encoding="utf-8")
     return tmp_path / "placement.yaml"
 
 
-def test_a_placement_of_ones_own(tmp_path: Path) -> None:
-    """GPUs with taints and labels, another image, more memory for workers; mappings add to those of the defaults."""
-    file = placed(
+def test_a_custom_placement(tmp_path: Path) -> None:
+    """GPUs, tolerations, node labels, another image, shared memory; mappings are merged with those of the defaults."""
+    file = write_placement(
         tmp_path,
         """
         defaults: {memory: 2G, node: {pool: cpu}, secrets: {s3: {key: AWS_ACCESS_KEY_ID}}}
@@ -184,14 +184,14 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
     assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["s3", "hub"]
     assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
     assert pod["pvcMount"][0]["mountPath"] == "/shared"
-    told = {each["name"]: each["value"] for each in container["env"]}
-    assert told.pop("VLMFLOW_SHARED") == "/shared"
-    assert told == {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables.pop("VLMFLOW_SHARED") == "/shared"
+    assert variables == {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
     assert "activeDeadlineSeconds" not in pod
     retry = tasks(ir)["align"]["retryPolicy"]
     assert (retry["maxRetryCount"], retry["backoffDuration"], retry["backoffFactor"]) == (2, "60s", 2.0)
-    assert executors(ir)["exec-read"]["resources"]["resourceMemoryLimit"] == "2G"
-    assert "accelerator" not in executors(ir)["exec-read"]["resources"]
+    assert executors(ir)["exec-ocr"]["resources"]["resourceMemoryLimit"] == "2G"
+    assert "accelerator" not in executors(ir)["exec-ocr"]["resources"]
 
 
 @pytest.mark.parametrize(
@@ -201,21 +201,21 @@ def test_a_placement_of_ones_own(tmp_path: Path) -> None:
         ("steps: {align: {memmory: 4Gi}}", ("steps.align.memmory", "'memory'")),
         ("defaults: {memory: 4Gb}", ("defaults", "'4Gb'", "4Gi")),
         ("defaults: {cpu: two}", ("defaults", "'two'", "500m")),
-        ("steps: {read: {backoff: 1m}}", ("steps.read", "'1m'", "30s")),
-        ("steps: {read: {gpus: some}}", ("steps.read.gpus", "'some'", "int")),
-        ("steps: {read: {gpus: -1}}", ("steps.read", "negative")),
-        ("steps: {read: 4Gi}", ("steps.read", "'4Gi'", "mapping")),
+        ("steps: {ocr: {backoff: 1m}}", ("steps.ocr", "'1m'", "30s")),
+        ("steps: {ocr: {gpus: some}}", ("steps.ocr.gpus", "'some'", "int")),
+        ("steps: {ocr: {gpus: -1}}", ("steps.ocr", "negative")),
+        ("steps: {ocr: 4Gi}", ("steps.ocr", "'4Gi'", "mapping")),
         ("default: {}", ("default", "`defaults`")),
     ],
 )
-def test_a_mistake_in_a_placement_is_named(text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
-    file = placed(tmp_path, text + "\n")
-    with pytest.raises(RecipeError) as refusal:
+def test_an_error_in_a_placement_names_the_key_and_the_value(text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+    file = write_placement(tmp_path, text + "\n")
+    with pytest.raises(RecipeError) as error:
         load(file)
     for part in (str(file), *parts):
-        assert part in str(refusal.value)
+        assert part in str(error.value)
 
 
-def test_a_placement_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_placement_file(tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "compile", "--placement", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "ir"))
     assert done.returncode == 2 and "none.yaml" in done.stderr and not (tmp_path / "ir").exists()

@@ -1,4 +1,4 @@
-"""A small history on disk and in a registry, walked up and down."""
+"""Lineage in both directions, on the artifacts of a small run on disk and in a registry."""
 
 import io
 import json
@@ -36,15 +36,18 @@ KFP = "0c1f3f0e-6a5b-4d0e-9d57-1f6e3f6f0a11"
 
 @dataclass
 class Run:
-    """runs/1 with raw → curated → conversations, and pretrain → align, which was registered and deployed."""
+    """A run in runs/1: raw → curated → conversations, and pretrain → align, which is registered and deployed.
+
+    `kept`, `dropped` and `tested` are the uids of its three pairs.
+    """
 
     home: Path
     kept: str
     dropped: str
     tested: str
 
-    def __getitem__(self, place: str) -> Path:
-        return self.home / "1" / place
+    def __getitem__(self, path: str) -> Path:
+        return self.home / "1" / path
 
 
 def pair(colour: str, split: str) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     raw = dataset.write(run["ingest/raw"], "pairs", rows, step="ingest", revision=REVISION)
     curated = dataset.write(run["curate/curated"], "pairs", [rows[0], rows[2]], step="curate", parents=[raw.hash])
     turns = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "red"}]
-    told = [
+    conversations = [
         {
             "uid": "0" * 32,
             "pair": row["uid"],
@@ -87,7 +90,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         }
         for row in (rows[0], rows[2])
     ]
-    tasks = dataset.write(run["instructions/out"], "conversations", told, step="instructions", parents=[curated.hash])
+    tasks = dataset.write(
+        run["instructions/out"], "conversations", conversations, step="instructions", parents=[curated.hash]
+    )
     ledger = run["curate/ledger"]
     ledger.mkdir()
     verdicts = [(run.kept, "kept", "", 0.0), (run.dropped, "dropped", "blank", 1.5), (run.tested, "kept", "", 0.0)]
@@ -114,8 +119,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def journalled(run: Run) -> dict[str, str]:
-    """The steps' runs in MLflow as a cluster's pods write them: step → its run's id."""
+def mlflow_runs(run: Run) -> dict[str, str]:
+    """Log the steps to MLflow as the pods of a cluster do. Maps each step to its run ID."""
     parent = step_run.find_or_create_pipeline_run(KFP)
     steps: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         "ingest": ({}, {"raw": "ingest/raw"}),
@@ -135,17 +140,17 @@ def journalled(run: Run) -> dict[str, str]:
             "code": "0",
             "image": "registry/step@sha256:cd",
             "kfp_run": KFP,
-            "inputs": {name: content_hash(run[place]) for name, place in inputs.items()},
-            "input_paths": {name: str(run[place]) for name, place in inputs.items()},
+            "inputs": {name: content_hash(run[path]) for name, path in inputs.items()},
+            "input_paths": {name: str(run[path]) for name, path in inputs.items()},
             "outputs": {
-                name: {"path": str(run[place]), "hash": content_hash(run[place])} for name, place in outputs.items()
+                name: {"path": str(run[path]), "hash": content_hash(run[path])} for name, path in outputs.items()
             },
         }
         found[step] = str(step_run.log_step(record, parent))
     return found
 
 
-def said(found: Lineage) -> str:
+def text_of(found: Lineage) -> str:
     console = Console(width=400, file=io.StringIO())
     console.print(found.text)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -173,18 +178,18 @@ ALL = {"ingest", "curate", "instructions", "pretrain", "align", "register", "dep
         ("1/instructions/out", "instructions", {"instructions", "curate", "ingest"}),
     ],
 )
-def test_everything_is_traced_to_its_raw_pairs(run: Run, reference: str, first: str, reached: set[str]) -> None:
+def test_every_reference_is_traced_to_the_raw_pairs(run: Run, reference: str, first: str, reached: set[str]) -> None:
     if reference == "1":
         (run["steps"]).mkdir(exist_ok=True)
     found = lineage(reference if ":" in reference else str(run.home / reference))
     assert [found.graph.nodes[id].step for id in found.graph.start] == [first]
     assert steps(found) == reached
-    told = said(found)
-    assert "ledger: 3 in, 2 kept" in told and f"at data revision {REVISION[:12]}" in told
+    text = text_of(found)
+    assert "ledger: 3 in, 2 kept" in text and f"at data revision {REVISION[:12]}" in text
     assert json.loads(json.dumps(found.content))["up"]["start"] == found.graph.start
 
 
-def test_a_hash_may_be_cut_and_a_revision_too(run: Run) -> None:
+def test_hashes_and_revisions_can_be_abbreviated(run: Run) -> None:
     whole = Checkpoint(run["gate/chosen"]).hash
     assert lineage(whole[:8]).graph.start == lineage(whole).graph.start == [whole]
     data = Dataset(run["curate/curated"]).hash
@@ -193,7 +198,7 @@ def test_a_hash_may_be_cut_and_a_revision_too(run: Run) -> None:
     assert lineage("c0de00", down=True).graph.start == ["models:/vlm/1"]
 
 
-def test_down_from_a_dataset_are_the_models_and_what_serves_them(run: Run) -> None:
+def test_the_descendants_of_a_dataset_are_models_versions_and_endpoints(run: Run) -> None:
     found = lineage(str(run["curate/curated"]), down=True)
     assert steps(found) == ALL - {"ingest"} and "down" in found.content and "up" not in found.content
     both = lineage(str(run["curate/curated"]), up=True, down=True)
@@ -201,45 +206,45 @@ def test_down_from_a_dataset_are_the_models_and_what_serves_them(run: Run) -> No
     assert steps(lineage(REVISION[:10], down=True)) == ALL
 
 
-def test_the_runs_of_mlflow_and_kfp_are_references(run: Run, journalled: dict[str, str]) -> None:
-    for reference, first in (
+def test_run_ids_of_mlflow_and_kfp_are_valid_references(run: Run, mlflow_runs: dict[str, str]) -> None:
+    for reference, first_step in (
         (KFP, "deploy"),
-        (journalled["pipeline"], "deploy"),
-        (journalled["gate"], "align"),
-        (journalled["instructions"], "instructions"),
-        (journalled["evaluate"], "pretrain"),  # which made nothing: what it was about
+        (mlflow_runs["pipeline"], "deploy"),
+        (mlflow_runs["gate"], "align"),
+        (mlflow_runs["instructions"], "instructions"),
+        (mlflow_runs["evaluate"], "pretrain"),  # it has no outputs: its input is used
     ):
         found = lineage(reference)
-        assert found.graph.nodes[found.graph.start[0]].step == first, reference
+        assert found.graph.nodes[found.graph.start[0]].step == first_step, reference
     curated = lineage(str(run["curate/curated"])).graph.nodes[Dataset(run["curate/curated"]).hash]
-    assert curated.provenance["kfp_run"] == [KFP] and curated.provenance["mlflow_run"] == [journalled["curate"]]
+    assert curated.provenance["kfp_run"] == [KFP] and curated.provenance["mlflow_run"] == [mlflow_runs["curate"]]
     assert curated.provenance["image"] == ["registry/step@sha256:cd"] and curated.provenance["code"]
 
 
-def test_mlflow_alone_tells_the_same(
-    run: Run, journalled: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_mlflow_alone_gives_the_same_lineage(
+    run: Run, mlflow_runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = lineage("models:/vlm@champion")
+    with_folders = lineage("models:/vlm@champion")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store.uri())
     monkeypatch.setenv("VLMFLOW_HOME", str(tmp_path))
-    there = lineage("models:/vlm@champion")
-    assert there.graph.nodes.keys() == here.graph.nodes.keys()
-    assert sorted(there.graph.edges) == sorted(here.graph.edges)
-    assert steps(lineage(run.kept)) == ALL  # the shards are where the tags say
+    from_mlflow = lineage("models:/vlm@champion")
+    assert from_mlflow.graph.nodes.keys() == with_folders.graph.nodes.keys()
+    assert sorted(from_mlflow.graph.edges) == sorted(with_folders.graph.edges)
+    assert steps(lineage(run.kept)) == ALL  # the tags give the location of the shards
     assert lineage(KFP).graph.start[0].startswith("endpoint default/vlm")
 
 
-def test_without_mlflow_the_folders_tell_and_the_registry_is_missed(
+def test_without_mlflow_the_folders_are_used_and_a_registered_version_is_an_error(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert steps(lineage(str(run["deploy/manifest"]))) == ALL
-    assert "left out of the lineage: MLflow at http://127.0.0.1:9" in caplog.text
+    assert "not included in the lineage: MLflow at http://127.0.0.1:9" in caplog.text
     with pytest.raises(ServiceError, match="MLflow at http://127.0.0.1:9"):
         lineage("models:/vlm@champion")
 
 
-def test_a_training_pair_is_found_in_every_model_that_learned_from_it(run: Run) -> None:
+def test_a_training_pair_is_traced_to_every_model_trained_on_it(run: Run) -> None:
     found = lineage(run.kept)
     graph = found.graph
     assert {graph.nodes[id].step: note for id, note in graph.notes.items()} == dict.fromkeys(
@@ -247,58 +252,58 @@ def test_a_training_pair_is_found_in_every_model_that_learned_from_it(run: Run) 
     )
     assert steps(found) == ALL
     assert [row["verdict"] for row in found.content["verdicts"]] == ["kept"]
-    assert "version models:/vlm/1 (champion)" in said(found) and "1 train" in said(found)
+    assert "version models:/vlm/1 (champion)" in text_of(found) and "1 train" in text_of(found)
 
 
-def test_a_dropped_pair_has_its_reason_and_taught_nothing(run: Run) -> None:
+def test_a_dropped_pair_shows_the_reason_and_no_models(run: Run) -> None:
     found = lineage(run.dropped)
     assert list(found.graph.nodes) == [Dataset(run["ingest/raw"]).hash]
-    assert "dropped by blank: 1.5 against 2.0" in said(found)
+    assert "dropped by blank: 1.5 (threshold 2.0)" in text_of(found)
 
 
-def test_a_test_pair_taught_nothing_and_comes_from_where_its_datasets_do(run: Run) -> None:
+def test_a_test_pair_is_traced_to_datasets_only(run: Run) -> None:
     found = lineage(run.tested)
     assert steps(found) == {"ingest", "curate", "instructions"}
     assert steps(lineage(run.tested, up=True)) == {"ingest", "curate", "instructions"}
 
 
-def test_a_model_that_went_on_from_one_is_drawn_right_of_it(run: Run, tmp_path: Path) -> None:
+def test_a_child_is_drawn_right_of_its_parent(run: Run, tmp_path: Path) -> None:
     graph = lineage("models:/vlm@champion").graph
-    spots, ways = layout(graph)
+    spots, routes = layout(graph)
     assert all(spots[parent].x < spots[child].x for parent, child in graph.edges)
     columns: dict[float, list[float]] = {}
     for spot in spots.values():
         columns.setdefault(spot.x, []).append(spot.y)
     assert all(b - a >= 44 for ys in columns.values() for a, b in zip(sorted(ys), sorted(ys)[1:], strict=False))
-    assert len(ways) == len(set(graph.edges))
+    assert len(routes) == len(set(graph.edges))
     draw(graph, tmp_path / "a.svg")
     draw(graph, tmp_path / "a.png")
     assert "<svg" in (tmp_path / "a.svg").read_text()
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 2 * drawn.height
-    with pytest.raises(DataError, match=r"--graph .*a\.gif: give a file ending in \.svg"):
+    with pytest.raises(DataError, match=r"--graph .*a\.gif: write a \.svg"):
         draw(graph, tmp_path / "a.gif")
 
 
 def test_a_live_endpoint_is_traced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     served = {"id": "vlm", "model_hash": Checkpoint(run["gate/chosen"]).hash}
-    asked = []
+    requested = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(str(request.url))
+        requested.append(str(request.url))
         return httpx.Response(200, json={"data": [served]})
 
     client = httpx.Client(transport=httpx.MockTransport(answer))
     monkeypatch.setattr(httpx, "get", client.get)
     found = lineage("http://models.example/vlm/v1/models/vlm:predict")
-    assert asked == ["http://models.example/vlm/openai/v1/models"]
+    assert requested == ["http://models.example/vlm/openai/v1/models"]
     assert steps(found) == ALL
     del served["model_hash"]
-    with pytest.raises(ServiceError, match="does not say which checkpoint it serves"):
+    with pytest.raises(ServiceError, match="reports no model_hash"):
         lineage("http://models.example/vlm")
 
 
-def test_the_record_of_a_step_is_joined_where_the_folder_has_been_moved(tmp_path: Path) -> None:
+def test_a_step_record_is_matched_after_the_run_folder_has_moved(tmp_path: Path) -> None:
     run = tmp_path / "20250101-000000-ab12"
     raw = dataset.write(run / "ingest" / "raw", "pairs", [pair("red", "train")], step="ingest")
     (run / "steps").mkdir()
@@ -316,7 +321,9 @@ def test_the_record_of_a_step_is_joined_where_the_folder_has_been_moved(tmp_path
     assert found.graph.nodes[raw.hash].provenance == {"run": [run.name], "mlflow_run": ["8" * 32]}
 
 
-def test_what_is_made_in_a_cluster_says_by_which_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_from_a_cluster_records_its_run_image_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [pair("red", "train")]
     assert dataset.write(tmp_path / "here", "pairs", rows).card.producer == {}
     monkeypatch.setenv("VLMFLOW_KFP_RUN", KFP)
@@ -326,10 +333,10 @@ def test_what_is_made_in_a_cluster_says_by_which_run(tmp_path: Path, monkeypatch
     assert raw.card.producer == {"kfp_run": KFP, "image": "registry/step@sha256:cd", "code": "c0de00112233"}
     assert raw.hash == Dataset(tmp_path / "here").hash
     found = lineage(KFP, root=tmp_path / "runs")
-    assert found.graph.start == [raw.hash] and f"KFP {KFP} · code c0de00112233 · image registry/step" in said(found)
+    assert found.graph.start == [raw.hash] and f"KFP {KFP} · code c0de00112233 · image registry/step" in text_of(found)
 
 
-def test_shards_in_a_bucket_are_looked_into(run: Run, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_in_a_bucket_are_searched(run: Run, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
 
     client = boto3.client("s3", endpoint_url=s3)
@@ -346,12 +353,12 @@ def test_shards_in_a_bucket_are_looked_into(run: Run, s3: str, monkeypatch: pyte
     assert pairs.locate_pairs([run.dropped], history).rows == {}
     node.places[:] = ["s3://shelf/nowhere"]
     found = pairs.locate_pairs([run.kept], history)
-    assert found.rows == {} and "s3://shelf/nowhere: no longer there" in found.unread[node.id]
+    assert found.rows == {} and "s3://shelf/nowhere: not found" in found.unread[node.id]
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that speaks S3, on this machine."""
+    """URL of an S3 server on this machine."""
     from moto.server import ThreadedMotoServer
 
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
@@ -363,12 +370,12 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
+def test_an_invalid_reference_is_a_one_line_error(run: Run, tmp_path: Path) -> None:
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "torn.yaml").write_text("kind: InferenceService\nmetadata: {name: [\n")
     for reference, error, message in (
-        ("f" * 32, DataError, "no dataset in .* holds this pair"),
-        ("nothing", ModelError, "no artifact, run or uid in .*; give an endpoint's address"),
+        ("f" * 32, DataError, "no dataset in .* contains this pair"),
+        ("nothing", ModelError, "no artifact, run or uid matches in .*; give an endpoint URL"),
         ("f" * 12, ModelError, "no artifact, run or uid"),
         ("models:/vlm/7", ModelError, "models:/vlm/7: no such version; registered: models:/vlm/1"),
         ("models:/vlm@best", ModelError, "no such version; registered"),
@@ -376,31 +383,31 @@ def test_a_wrong_reference_says_so(run: Run, tmp_path: Path) -> None:
         ("http://127.0.0.1:9", ServiceError, "http://127.0.0.1:9/openai/v1/models: ConnectError"),
         (str(tmp_path), ModelError, "not a checkpoint"),
         (str(tmp_path / "torn" / "torn.yaml"), DataError, "torn.yaml: not YAML"),
-        ("recipes/mini.yaml", DataError, "no InferenceService in it; give an endpoint's address"),
+        ("recipes/mini.yaml", DataError, "contains no InferenceService; give an endpoint URL"),
     ):
-        with pytest.raises(error, match=message) as refused:
+        with pytest.raises(error, match=message) as caught:
             lineage(reference)
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="no artifact"):
         lineage("HEAD~100000")
 
 
-def test_a_prefix_of_several_is_refused(run: Run, tmp_path: Path) -> None:
+def test_an_ambiguous_prefix_is_an_error(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "runs"
     shutil.copytree(run["pretrain/model"], home / "1" / "pretrain" / "model")
     card = json.loads((home / "1" / "pretrain" / "model" / "card.json").read_text())
     for digit in "01":
-        place = home / "2" / "pretrain" / digit
-        shutil.copytree(run["pretrain/model"], place)
-        (place / "card.json").write_text(json.dumps({"hash": "abcdef" + digit * 58, **card}))
-    with pytest.raises(DataError, match="abcdef: 2 begin so: abcdef0.*; give more of it"):
+        folder = home / "2" / "pretrain" / digit
+        shutil.copytree(run["pretrain/model"], folder)
+        (folder / "card.json").write_text(json.dumps({"hash": "abcdef" + digit * 58, **card}))
+    with pytest.raises(DataError, match="abcdef: ambiguous, 2 matches: abcdef0.*; give more digits"):
         lineage("abcdef", root=home)
 
 
 def test_the_command_prints_and_draws(run: Run, tmp_path: Path) -> None:
-    picture = tmp_path / "chain.svg"
-    done = vlmflow(run.home, "lineage", "models:/vlm@champion", "--down", "--json", "--graph", str(picture))
+    drawing = tmp_path / "chain.svg"
+    done = vlmflow(run.home, "lineage", "models:/vlm@champion", "--down", "--json", "--graph", str(drawing))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["down"]["start"] == ["models:/vlm/1"] and picture.exists()
+    assert json.loads(done.stdout)["down"]["start"] == ["models:/vlm/1"] and drawing.exists()
     wrong = vlmflow(run.home, "lineage", "models:/vlm/9")
     assert wrong.returncode == 2 and wrong.stderr.strip().splitlines()[-1].startswith("error: models:/vlm/9: no such")

@@ -1,4 +1,4 @@
-"""The preforked process: a step in a fork behaves like any other, and ends with its caller."""
+"""The preforked process: a step in a fork behaves as in its own process, and ends with its caller."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import pytest
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, run_in_prefork
 
-Ask = Callable[..., subprocess.Popen[str]]
+StartStep = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, address: str) -> Ask:
+def start(tmp_path: Path, address: str) -> StartStep:
     """Start a step in its own process, as kfp.local does."""
     run = {"VLMFLOW_RUN": str(tmp_path / "run")}
 
-    def given(function: str, module: str) -> subprocess.Popen[str]:
+    def start_step(function: str, module: str) -> subprocess.Popen[str]:
         outputs = {"artifacts": {}, "outputFile": str(tmp_path / "task" / "executor_output.json")}
         inputs = {"parameterValues": {}, "artifacts": {}}
         return subprocess.Popen(
@@ -61,31 +61,31 @@ def start(tmp_path: Path, address: str) -> Ask:
         "def die():\n    os.kill(os.getpid(), 9)\n"
         "def sleep():\n    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(600)\n"
     )
-    return given
+    return start_step
 
 
-def test_a_step_has_its_callers_environment_folder_and_output(start: Ask, tmp_path: Path) -> None:
+def test_a_step_has_its_callers_environment_folder_and_output(start: StartStep, tmp_path: Path) -> None:
     step = start("greet", "steps_of_a_test")
     out, err = step.communicate(timeout=120)
     assert step.returncode == 0, err
     assert out.strip() == f"from the caller {tmp_path}"
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(start: Ask) -> None:
+def test_a_user_error_is_one_line_and_exit_code_2(start: StartStep) -> None:
     step = start("refuse", "steps_of_a_test")
     _, err = step.communicate(timeout=120)
     assert step.returncode == 2
     assert err.strip() == "error: refuse: no rows"
 
 
-def test_a_killed_step_is_reported(start: Ask) -> None:
+def test_a_killed_step_is_reported(start: StartStep) -> None:
     step = start("die", "steps_of_a_test")
     _, err = step.communicate(timeout=120)
     assert step.returncode == 128 + signal.SIGKILL
     assert "ended by signal 9" in err
 
 
-def test_a_step_ends_with_its_caller(start: Ask, tmp_path: Path) -> None:
+def test_a_step_ends_with_its_caller(start: StartStep, tmp_path: Path) -> None:
     step = start("sleep", "steps_of_a_test")
     deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -100,4 +100,4 @@ def test_a_step_ends_with_its_caller(start: Ask, tmp_path: Path) -> None:
 
 
 def test_without_a_preforked_process_there_is_no_exit_code(tmp_path: Path) -> None:
-    assert run_in_prefork(str(tmp_path / "nobody"), []) is None
+    assert run_in_prefork(str(tmp_path / "missing"), []) is None

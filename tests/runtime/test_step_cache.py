@@ -1,4 +1,4 @@
-"""The step cache compares contents: outputs that were changed or deleted are not used."""
+"""The step cache compares contents: changed or deleted outputs are not reused."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_unchanged_outputs_are_linked(stored: tuple[StepCache, dict[str, Path]],
 
 
 @pytest.mark.parametrize("change", ["edited", "deleted", "added"])
-def test_changed_outputs_are_not_used(stored: tuple[StepCache, dict[str, Path]], tmp_path: Path, change: str) -> None:
+def test_changed_outputs_are_not_reused(stored: tuple[StepCache, dict[str, Path]], tmp_path: Path, change: str) -> None:
     cache, outputs = stored
     shard = outputs["data"] / "deep" / "shard"
     if change == "edited":

@@ -1,4 +1,4 @@
-"""A step in a pod of a cluster: no run folder, and a record in MLflow under the run of its pipeline."""
+"""A step in a pod of a cluster: it has no run folder, and its MLflow run is nested in the run of its pipeline."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import executor_input
-from vlmflow.config import recipes as recipes
+from vlmflow.config import recipes
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.traits import traits_from_arguments
 from vlmflow.tracking import mlflow_store
@@ -20,8 +20,8 @@ RECIPE = recipes.dump(
 )
 
 
-def pod(
-    place: Path, function: str, given: str, kfp_run: str = "run-1", **environment: str
+def run_pod(
+    folder: Path, function: str, given: str, kfp_run: str = "run-1", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a step with the command of its container, without VLMFLOW_RUN."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLMFLOW_", "MLFLOW_"))}
@@ -29,7 +29,7 @@ def pod(
     command += ["--module", f"components.{function}.component", "--executor_input", given, "--run", kfp_run]
     component = getattr(import_module(f"components.{function}.component"), function)
     command += traits_from_arguments(component.component_spec.implementation.container.args).flags()
-    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}", **environment}
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", **environment}
     return subprocess.run(command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, timeout=300)
 
 
@@ -43,12 +43,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 def test_the_steps_of_a_kfp_run_are_nested_in_one_mlflow_run(tmp_path: Path, store: MlflowClient) -> None:
     given = executor_input(tmp_path / "one", {"recipe": RECIPE}, {}, ["raw"])
     image = {"VLMFLOW_STEP_IMAGE": "registry/vlmflow-step@sha256:ab"}
-    done = pod(tmp_path, "ingest", given, **image)
+    done = run_pod(tmp_path, "ingest", given, **image)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "one" / "raw" / "card.json").exists() and not (tmp_path / "one" / "steps").exists()
 
     broken = executor_input(tmp_path / "two", {"recipe": "ingest: {source: nowhere}\n"}, {}, ["raw"])
-    refused = pod(tmp_path, "ingest", broken, **image)
+    refused = run_pod(tmp_path, "ingest", broken, **image)
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith("error: ingest: ")
     assert "nowhere" in refused.stderr
 
@@ -67,8 +67,8 @@ def test_the_steps_of_a_kfp_run_are_nested_in_one_mlflow_run(tmp_path: Path, sto
 
 def test_with_mlflow_unreachable_the_step_fails_before_its_work(tmp_path: Path) -> None:
     given = executor_input(tmp_path / "one", {"recipe": RECIPE}, {}, ["raw"])
-    gone = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "1"}
-    refused = pod(tmp_path, "ingest", given, **gone)
+    unreachable = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "1"}
+    refused = run_pod(tmp_path, "ingest", given, **unreachable)
     assert refused.returncode == 2
     assert "MLflow at http://127.0.0.1:9" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "one").exists()

@@ -1,3 +1,5 @@
+"""Resolving a model reference to a checkpoint folder, and the check of the port."""
+
 import socket
 from pathlib import Path
 
@@ -27,9 +29,9 @@ def test_a_folder_without_a_checkpoint_lists_those_below(tmp_path: Path) -> None
 
 
 def test_a_port_in_use_is_reported_before_the_model_is_loaded(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         with pytest.raises(ServiceError, match=f"port {port}: .*in use.*--port"):
             serve(tmp_path / "no model here", port)

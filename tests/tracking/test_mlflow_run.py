@@ -1,3 +1,5 @@
+"""MLflow runs of steps: nesting, statuses, the local store, and servers that do not answer."""
+
 import os
 import socket
 import subprocess
@@ -39,16 +41,16 @@ assert "mlflow" not in sys.modules
 
 def test_a_steps_run_is_nested_and_stores_metrics_tags_and_artifacts(home: Path, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("hello")
-    with mlflow_run.start_run("life", params={"curate": {"min_side": 16}}) as life:
-        with mlflow_run.start_run("align", parent_id=life.id, tags={"dataset": "abc", "none": None}) as step:
+    with mlflow_run.start_run("end-to-end", params={"curate": {"min_side": 16}}) as parent:
+        with mlflow_run.start_run("align", parent_id=parent.id, tags={"dataset": "abc", "none": None}) as step:
             assert mlflow_run.current_run() is step
             step.log_metrics({"accuracy": 0.25}, step=3)
             step.log_artifact(tmp_path / "note.txt", "notes")
-        assert mlflow_run.current_run() is life
+        assert mlflow_run.current_run() is parent
     client = mlflow_store.client()
-    outer, inner = client.get_run(str(life.id)), client.get_run(str(step.id))
+    outer, inner = client.get_run(str(parent.id)), client.get_run(str(step.id))
     assert outer.data.params == {"curate.min_side": "16"}
-    assert inner.data.tags["mlflow.parentRunId"] == life.id and inner.data.tags["dataset"] == "abc"
+    assert inner.data.tags["mlflow.parentRunId"] == parent.id and inner.data.tags["dataset"] == "abc"
     assert "none" not in inner.data.tags
     assert inner.data.metrics == {"accuracy": 0.25} and inner.info.status == "FINISHED"
     assert [file.path for file in client.list_artifacts(str(step.id), "notes")] == ["notes/note.txt"]
@@ -108,8 +110,8 @@ def test_an_unreachable_server_fails_before_the_work(monkeypatch: pytest.MonkeyP
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         worked, start = False, time.monotonic()
-        gone = pytest.raises(ServiceError, match=f"MLflow at {address}: .*start the server")
-        with gone as caught, mlflow_run.start_run("align"):
+        unreachable = pytest.raises(ServiceError, match=f"MLflow at {address}: .*start the server")
+        with unreachable as caught, mlflow_run.start_run("align"):
             worked = True
     assert not worked and time.monotonic() - start < 5 and "\n" not in str(caught.value)
 
