@@ -84,7 +84,7 @@ def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples:
     hits = ranks < top
     drawn = hits[np.random.default_rng(0).integers(0, len(hits), (resamples, len(hits)))].mean(1)
     low, high = np.quantile(drawn, (0.025, 0.975))
-    found = {"pictures": len(own), "names": len(names), f"R@{top}": hits.mean(), "low": low, "high": high}
+    found = {"images": len(own), "names": len(names), f"R@{top}": hits.mean(), "low": low, "high": high}
     return {name: round(float(value), 4) for name, value in {**found, "median rank": 1 + np.median(ranks)}.items()}
 
 

@@ -73,13 +73,7 @@ def theirs(quick_gelu: bool = True) -> Any:
     """open_clip's CLIP with new weights."""
     model = open_clip().model
     vision = {"image_size": IMAGE, "patch_size": PATCH, "width": VISION, "layers": LAYERS, "head_width": HEAD}
-    text = {
-        "context_length": LENGTH,
-        "vocab_size": VOCABULARY,
-        "hidden_size": TEXT,
-        "layers": LAYERS,
-        "heads": TEXT // HEAD,
-    }
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": TEXT, "layers": LAYERS, "heads": TEXT // HEAD}
     return model.CLIP(PROJECTION, vision, text, quick_gelu=quick_gelu)
 
 

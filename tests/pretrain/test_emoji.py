@@ -1,4 +1,4 @@
-"""Names put together from their parts: emoji of a kind that training never saw, found among all names."""
+"""Compositional names: a model retrieves the names of a kind of emoji that is absent from training."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from vlmflow.config import recipes
 EMOJI = SHARED / "data" / "emoji"
 
 
-@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji are not here")
-def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -> None:
-    """A part of the recipe's budget, in one process; the whole of it is for `python -m benchmarks.emoji`."""
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji dataset is not available")
+def test_a_model_trained_without_women_retrieves_their_names(tmp_path: Path) -> None:
+    """Use a part of the recipe's budget, in one process; `python -m benchmarks.emoji` runs all of it."""
     names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]
     short = {"seconds": "null", "max_steps": 120, "batch_size": 64, "processes": 1}
     changes = [f"pretrain.training.{name}={value}" for name, value in short.items()]
@@ -22,7 +22,7 @@ def test_the_names_of_women_are_found_by_a_model_that_saw_none(tmp_path: Path) -
     captions = Dataset(pairs).table(["caption", "split"]).to_pylist()
     assert not any(row["caption"].split()[0] == "woman" for row in captions if row["split"] == "train")
     assert sum(row["split"] == "test" for row in captions) == 75
-    found = recall(model, pairs, names)
+    result = recall(model, pairs, names)
     chance = 10 / len(names)
-    assert len(names) == 1609 and found["pictures"] == 75
-    assert found["low"] > 3 * chance, found
+    assert len(names) == 1609 and result["images"] == 75
+    assert result["low"] > 3 * chance, result

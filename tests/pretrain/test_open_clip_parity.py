@@ -1,4 +1,4 @@
-"""The benchmark's two contestants compute the same: our CLIP with open_clip's weights, loss and gradients alike."""
+"""Parity of the benchmark's two models: our CLIP with open_clip's weights has the same loss and gradients."""
 
 import importlib.metadata
 
@@ -10,7 +10,7 @@ from benchmarks import pretrain as benchmark
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CLIP that takes milliseconds."""
+    """Reduce the benchmark's CLIP so that a step takes milliseconds; skip without open_clip."""
     try:
         importlib.metadata.distribution("open_clip_torch")
     except importlib.metadata.PackageNotFoundError:
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(benchmark, name, value)
 
 
-def test_our_clip_is_open_clips(small: None) -> None:
+def test_our_clip_has_the_loss_and_gradients_of_open_clip(small: None) -> None:
     torch.manual_seed(0)
     theirs, ours, given = benchmark.theirs(), benchmark.ours(), benchmark.batch(6)
     assert not ours.load_state_dict(benchmark.translated(theirs.state_dict()), strict=True).missing_keys
@@ -43,14 +43,14 @@ def test_our_clip_is_open_clips(small: None) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
 
 
-def test_the_ratio_is_of_medians_and_its_interval_holds_it() -> None:
+def test_the_ratio_of_medians_lies_inside_its_interval() -> None:
     theirs = torch.linspace(1, 2, 21).numpy()
-    assert benchmark.ratio(0.8 * theirs, theirs) == {"ratio": 0.8, "low": 0.8, "high": 0.8}, "turns go together"
-    found = benchmark.ratio(0.8 * theirs[::-1], theirs)
-    assert found["ratio"] == pytest.approx(0.8) and found["low"] < 0.8 < found["high"]
+    assert benchmark.ratio(0.8 * theirs, theirs) == {"ratio": 0.8, "low": 0.8, "high": 0.8}, "turns are paired"
+    result = benchmark.ratio(0.8 * theirs[::-1], theirs)
+    assert result["ratio"] == pytest.approx(0.8) and result["low"] < 0.8 < result["high"]
 
 
-def test_the_race_times_every_turn(small: None) -> None:
+def test_every_turn_is_timed_and_both_losses_agree(small: None) -> None:
     seconds, losses = benchmark.race(4, turns=3, warm=1)
-    assert all(of.shape == (3, 2) and (of > 0).all() for of in seconds.values())
+    assert all(times.shape == (3, 2) and (times > 0).all() for times in seconds.values())
     assert losses["vlmflow"] == pytest.approx(losses["open_clip"], abs=1e-3) and len(losses["vlmflow"]) == 4

@@ -1,4 +1,4 @@
-"""TRL's trainers: one that is interrupted goes on, and one whose model is shared out learns the same."""
+"""Fine-tuning and DPO with TRL's trainers: resuming, and sharded training, give the same weights."""
 
 import io
 import json
@@ -26,25 +26,25 @@ COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 160, 30), 
 QUESTION = "Which colour?"
 SMALL = {"num_hidden_layers": 1, "vision_layers": 1, "text_layers": 1, "vision_hidden_size": 24, "text_hidden_size": 24}
 STAGES = ("tiny-vlm", "idefics3", "dpo")
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL asks for what transformers has renamed
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL uses names that transformers deprecates
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations and preferences about 16 pictures of one colour, and two models to begin with."""
+    """Conversations and preferences about 16 images of one colour each, and two initial models."""
     folder = tmp_path_factory.mktemp("inputs")
-    talks, choices = [], []
+    conversations, preferences = [], []
     for i in range(16):
         colour = list(COLOURS)[i % 4]
         buffer = io.BytesIO()
         Image.new("RGB", (64, 64), tuple(max(0, value - i) for value in COLOURS[colour])).save(buffer, "PNG")
         row = {"uid": str(i), "pair": str(i), "images": [buffer.getvalue()], "split": "train"}
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": colour}]
-        talks.append({**row, "messages": messages, "task": "caption"})
-        wrong = list(COLOURS)[(i + 1) % 4]
-        choices.append({**row, "prompt": QUESTION, "chosen": colour, "rejected": wrong, "source": "rule"})
-    dataset.write(folder / "conversations", "conversations", talks)
-    dataset.write(folder / "preferences", "preferences", choices)
+        conversations.append({**row, "messages": messages, "task": "caption"})
+        rejected = list(COLOURS)[(i + 1) % 4]
+        preferences.append({**row, "prompt": QUESTION, "chosen": colour, "rejected": rejected, "source": "rule"})
+    dataset.write(folder / "conversations", "conversations", conversations)
+    dataset.write(folder / "preferences", "preferences", preferences)
     texts = [QUESTION, *COLOURS] * 20
     torch.manual_seed(0)
     model, processor = build_language_model(texts, **SMALL)
@@ -62,8 +62,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
-    """One of the trainings, in this process or as one of a group."""
+def run_stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
+    """Run one of STAGES, in this process or as a member of a process group."""
     budget = TrainingConfig(**{"max_steps": 8, "batch_size": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
     if name == "dpo":
         train_dpo(inputs / "tiny-vlm", inputs / "preferences", AlignConfig(training=budget), out)
@@ -71,12 +71,13 @@ def stage(name: str, inputs: Path, out: Path, **training: Any) -> None:
         train(inputs / name, inputs / "conversations", FineTuneConfig(task="caption", training=budget), "caption", out)
 
 
-def found(out: Path) -> tuple[dict[str, torch.Tensor], Any]:
+def read_result(out: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return the weights and the loss curve."""
     return load_file(out / "model.safetensors"), json.loads((out / "card.json").read_text())["curve"]
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_an_interrupted_one_goes_on_and_learns_the_same(
+def test_an_interrupted_run_resumes_and_gives_the_same_weights(
     name: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "checkpoints"))
@@ -85,33 +86,34 @@ def test_an_interrupted_one_goes_on_and_learns_the_same(
         if state.global_step == 7:
             raise KeyboardInterrupt
 
-    stage(name, inputs, tmp_path / "whole", save_every=3)
+    run_stage(name, inputs, tmp_path / "whole", save_every=3)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Progress, "on_step_end", interrupt)
-        stage(name, inputs, tmp_path / "broken", save_every=3)
+        run_stage(name, inputs, tmp_path / "broken", save_every=3)
     assert {path.name for path in tmp_path.glob("checkpoints/*/checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
     with caplog.at_level("INFO"):
-        stage(name, inputs, tmp_path / "again", save_every=3)
+        run_stage(name, inputs, tmp_path / "again", save_every=3)
     assert "resuming from step 6" in caplog.text
-    (one, curve), (other, again) = found(tmp_path / "whole"), found(tmp_path / "again")
+    (one, curve), (other, again) = read_result(tmp_path / "whole"), read_result(tmp_path / "again")
     assert one.keys() == other.keys() and all(torch.equal(one[part], other[part]) for part in one)
-    assert [point["loss"] for point in curve] == [point["loss"] for point in again]  # TRL counts its tokens anew
+    assert [point["loss"] for point in curve] == [point["loss"] for point in again]  # TRL restarts its token counts
 
 
-def shared(name: str, inputs: str, folder: str, sharding: str) -> None:
-    kind: Any = {"optimizer": "adamw", "trainer": {"optim": "sgd"}}
-    many = "nodes" if name == "dpo" else "processes"  # on one machine DPO's second process is its control
-    more = {"max_steps": 3, many: 2, "sharding": sharding}
-    budget: Callable[..., Any] = stage
-    budget(name, Path(inputs), Path(folder) / sharding, **kind, **more)
+def _run_sharded(name: str, inputs: str, folder: str, sharding: str) -> None:
+    optimizer: Any = {"optimizer": "adamw", "trainer": {"optim": "sgd"}}
+    # DPO forbids several processes on one machine: the second is for its control.
+    group = "nodes" if name == "dpo" else "processes"
+    more = {"max_steps": 3, group: 2, "sharding": sharding}
+    run: Callable[..., Any] = run_stage
+    run(name, Path(inputs), Path(folder) / sharding, **optimizer, **more)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_one_that_is_shared_out_learns_the_same(
+def test_a_sharded_run_gives_the_same_weights(
     name: str, inputs: Path, tmp_path: Path, apart: Callable[..., Any]
 ) -> None:
     for sharding in ("none", "fsdp"):
-        apart(launch, shared, 2, name, str(inputs), str(tmp_path), sharding)
+        apart(launch, _run_sharded, 2, name, str(inputs), str(tmp_path), sharding)
     whole, parts = (load_file(tmp_path / sharding / "model.safetensors") for sharding in ("none", "fsdp"))
     assert whole.keys() == parts.keys()
     for part, tensor in whole.items():

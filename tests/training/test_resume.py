@@ -1,4 +1,4 @@
-"""A training that is killed is run again, and ends as if it had not been."""
+"""Resuming: a training run that was killed ends with the same weights as an uninterrupted one."""
 
 import io
 import json
@@ -33,9 +33,9 @@ SECTION: dict[str, Any] = {
     },
     "augment": {}, "patch_dropout": 0.25, "ema": 0.5,
 }  # fmt: skip
-# 48 rows are 6 steps of 8: the checkpoint of step 8 is of the second epoch.
+# 48 rows are 6 steps of 8, so the checkpoint of step 8 is in the second epoch.
 TRAINING = {"max_steps": 11, "batch_size": 8, "warmup_steps": 0, "save_every": 4}
-# What a step's process does, but that one of its training processes dies at `at`.
+# A step's process, whose last training process kills itself at `at`: "after STEP" or "saving STEP".
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.training import pretrain
 from vlmflow.runtime.process import configure_logging
 
-pairs, out, given, at = sys.argv[1:]
+pairs, out, values, at = sys.argv[1:]
 moment, step = at.split()
 
 def dying(method):
@@ -60,21 +60,21 @@ if moment == "after":
 else:
     checkpointing.SaveCallback.on_save = dying(checkpointing.SaveCallback.on_save)
 configure_logging()
-section = recipes.load(PretrainConfig, {"pretrain": json.loads(given)}, "pretrain")
+section = recipes.load(PretrainConfig, {"pretrain": json.loads(values)}, "pretrain")
 pretrain(pairs=Path(pairs), conversations=None, out=Path(out), section=section)
 """
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 pictures of two halves, each in a colour."""
+    """48 images, each with a left and a right half of one colour."""
     folder, rows = tmp_path_factory.mktemp("pairs"), []
     for i in range(48):
         one, other = (list(COLOURS)[j] for j in (i % 4, i // 4 % 4))
-        picture = Image.new("RGB", (16, 16), COLOURS[one])
-        picture.paste(COLOURS[other], (8, 0, 16, 16))
+        image = Image.new("RGB", (16, 16), COLOURS[one])
+        image.paste(COLOURS[other], (8, 0, 16, 16))
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         row = {"image": buffer.getvalue(), "caption": f"{one} left of {other}", "width": 16, "height": 16}
         more = {"source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
         rows.append({**row, **more, "uid": str(i)})
@@ -83,40 +83,41 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The volume of the checkpoints."""
+def checkpoint_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of all checkpoints."""
     monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "checkpoints"))
     return tmp_path / "checkpoints"
 
 
-def given(**training: Any) -> dict[str, Any]:
+def section_values(**training: Any) -> dict[str, Any]:
     return {**SECTION, "training": {**TRAINING, **training}}
 
 
-def trained(pairs: Path, out: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """The weights and the curve."""
+def train(pairs: Path, out: Path, values: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Pretrain and return the weights and the loss curve."""
     section = recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
     return load_file(out / "model.safetensors"), json.loads((out / "card.json").read_text())["curve"]
 
 
-def killed(pairs: Path, out: Path, values: dict[str, Any], at: str) -> str:
-    """Train until one process dies; returns what was logged."""
+def train_until_killed(pairs: Path, out: Path, values: dict[str, Any], at: str) -> str:
+    """Train until one process kills itself; return the log."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(pairs), str(out), json.dumps(values), at]
-    died = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    # Of several processes the group's end is told by whichever noticed first: the one that was killed, or its peer.
-    told = ("SIGKILL", "Connection closed by peer", "Connection reset by peer")
-    assert died.returncode == -signal.SIGKILL or any(why in died.stderr for why in told), died.stderr[-3000:]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    # With several processes, the error is that of the first failure seen: the killed process, or a peer that lost it.
+    expected = ("SIGKILL", "Connection closed by peer", "Connection reset by peer")
+    log = process.stderr
+    assert process.returncode == -signal.SIGKILL or any(message in log for message in expected), log[-3000:]
     assert not out.exists()
-    return died.stderr
+    return log
 
 
-def checkpoints(place: Path) -> set[str]:
-    return {path.name for path in place.glob("*/checkpoint-*")}
+def checkpoints(checkpoint_root: Path) -> set[str]:
+    return {path.name for path in checkpoint_root.glob("*/checkpoint-*")}
 
 
-def same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
     assert one[0].keys() == other[0].keys()
     for name, tensor in one[0].items():
         torch.testing.assert_close(other[0][name], tensor, atol=0, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
@@ -125,72 +126,74 @@ def same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def reference(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """One process that nothing happens to."""
+    """Weights and curve of an uninterrupted run with one process."""
     folder = tmp_path_factory.mktemp("reference")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLMFLOW_CHECKPOINTS", str(folder / "checkpoints"))
-        found = trained(pairs, folder / "model", given())
-        assert not checkpoints(folder / "checkpoints"), "nothing is left of a training that ended well"
-    return found
+        result = train(pairs, folder / "model", section_values())
+        assert not checkpoints(folder / "checkpoints"), "checkpoints are deleted after a completed run"
+    return result
 
 
-@pytest.mark.parametrize(("at", "found", "step"), [("after 9", {4, 8}, 8), ("saving 8", {4, 8}, 4)])
-def test_a_killed_training_goes_on_and_learns_the_same(
+@pytest.mark.parametrize(("at", "saved", "step"), [("after 9", {4, 8}, 8), ("saving 8", {4, 8}, 4)])
+def test_a_killed_run_resumes_and_gives_the_same_weights(
     pairs: Path,
     reference: tuple[Any, Any],
-    place: Path,
+    checkpoint_root: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     at: str,
-    found: set[int],
+    saved: set[int],
     step: int,
 ) -> None:
-    killed(pairs, tmp_path / "model", given(), at)
-    assert checkpoints(place) == {f"checkpoint-{one}" for one in found}
+    train_until_killed(pairs, tmp_path / "model", section_values(), at)
+    assert checkpoints(checkpoint_root) == {f"checkpoint-{number}" for number in saved}
     with caplog.at_level(logging.INFO):
-        same(reference, trained(pairs, tmp_path / "model", given()))
+        assert_same(reference, train(pairs, tmp_path / "model", section_values()))
     assert f"resuming from step {step} of" in caplog.text
     assert ("incomplete" in caplog.text) == (step == 4)
-    assert not checkpoints(place)
+    assert not checkpoints(checkpoint_root)
 
 
-def test_two_processes_of_which_one_dies(
+def test_a_run_of_two_processes_resumes_after_one_is_killed(
     pairs: Path,
-    place: Path,
+    checkpoint_root: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     apart: Callable[..., Any],
 ) -> None:
-    values = given(processes=2)
-    killed(pairs, tmp_path / "model", values, "after 9")
-    assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}
-    resumed = apart(trained, pairs, tmp_path / "model", values)
-    logged, told = capfd.readouterr()
-    assert "resuming from step 8" in told, told
-    assert "'epoch': '1.5'" in logged and "'epoch': '1.333'" not in logged, "step 9 was the first"
-    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "others"))
-    same(apart(trained, pairs, tmp_path / "again", values), resumed)
+    values = section_values(processes=2)
+    train_until_killed(pairs, tmp_path / "model", values, "after 9")
+    assert checkpoints(checkpoint_root) == {"checkpoint-4", "checkpoint-8"}
+    resumed = apart(train, pairs, tmp_path / "model", values)
+    logged, errors = capfd.readouterr()
+    assert "resuming from step 8" in errors, errors
+    assert "'epoch': '1.5'" in logged and "'epoch': '1.333'" not in logged, "the first step after resuming is step 9"
+    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "other-checkpoints"))
+    assert_same(apart(train, pairs, tmp_path / "again", values), resumed)
 
 
-def test_another_training_does_not_go_on_from_it(pairs: Path, place: Path, tmp_path: Path, caplog: Any) -> None:
+def test_a_run_with_other_values_does_not_resume_from_it(
+    pairs: Path, checkpoint_root: Path, tmp_path: Path, caplog: Any
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlmflow.artifacts.checkpoint.save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            trained(pairs, tmp_path / "model", given())
-    assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}
+            train(pairs, tmp_path / "model", section_values())
+    assert checkpoints(checkpoint_root) == {"checkpoint-4", "checkpoint-8"}
     with caplog.at_level(logging.INFO):
-        trained(pairs, tmp_path / "other", given(learning_rate=0.1))
+        train(pairs, tmp_path / "other", section_values(learning_rate=0.1))
     assert "resuming" not in caplog.text
-    assert checkpoints(place) == {"checkpoint-4", "checkpoint-8"}, "the other's are left to it"
+    assert checkpoints(checkpoint_root) == {"checkpoint-4", "checkpoint-8"}, "checkpoints of the other run are kept"
 
 
-def test_without_save_every_nothing_is_kept(pairs: Path, place: Path, tmp_path: Path) -> None:
-    trained(pairs, tmp_path / "model", given(save_every=None, max_steps=2))
-    assert not place.exists()
+def test_without_save_every_no_checkpoint_is_written(pairs: Path, checkpoint_root: Path, tmp_path: Path) -> None:
+    train(pairs, tmp_path / "model", section_values(save_every=None, max_steps=2))
+    assert not checkpoint_root.exists()
 
 
-def test_a_checkpoint_is_whole_when_all_its_files_are(tmp_path: Path) -> None:
+def test_a_checkpoint_is_complete_if_all_files_have_their_recorded_size(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"12345")
     assert not is_complete(tmp_path)
     (tmp_path / MARKER).write_text(json.dumps({"weights": 5}))
@@ -201,13 +204,13 @@ def test_a_checkpoint_is_whole_when_all_its_files_are(tmp_path: Path) -> None:
     assert not is_complete(tmp_path)
 
 
-def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
+def test_random_numbers_depend_on_the_batch_index_and_the_process() -> None:
     one, other, third = (SeededCollator(lambda rows: torch.rand(rows), seed=3) for _ in range(3))
     first = [one(4) for _ in range(3)]
     before = torch.get_rng_state()
     other.batch_index = 2
     assert torch.equal(other(4), first[2]) and not torch.equal(first[1], first[2])
-    assert torch.equal(torch.get_rng_state(), before), "the model's own draws are not touched"
+    assert torch.equal(torch.get_rng_state(), before), "the global random state is unchanged"
     third.process = 1
     assert not torch.equal(third(4), first[0])
 
@@ -220,6 +223,6 @@ def test_draws_are_those_of_the_batch_and_of_the_process() -> None:
         ({"trainer": {"dataloader_num_workers": 2}}, "dataloader_num_workers"),
     ],
 )
-def test_what_cannot_be_kept(training: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_be_checkpointed_are_rejected(training: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        recipes.load(PretrainConfig, {"pretrain": given(**training)}, "pretrain")
+        recipes.load(PretrainConfig, {"pretrain": section_values(**training)}, "pretrain")

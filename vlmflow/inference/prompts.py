@@ -1,4 +1,4 @@
-"""The instructions that a model is trained on, and asked with, where several steps use the same words."""
+"""Instructions that several steps share, so that training and inference use the same words."""
 
 DESCRIBE_IMAGE = "Describe the picture."
 NAME_OBJECTS = "Name the objects."

@@ -63,7 +63,7 @@ def fit(
                 parent=parent,
                 datasets=[data.hash],
                 curve=progress.curve,
-                notes={"pictures": len(examples), "turns": sum(len(example.turns) for example in examples)},
+                notes={"images": len(examples), "turns": sum(len(example.turns) for example in examples)},
             )
 
 
