@@ -1,1 +1,1 @@
-"""What is fast, against whom, in one run."""
+"""Benchmarks against other libraries; all candidates are measured in the same run."""

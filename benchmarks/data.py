@@ -1,16 +1,16 @@
-"""Pairs a second of the whole curation, against a plain script and against `datasets.map`.
+"""Pairs per second of the whole curation step, against a plain script and against `datasets.map`.
 
     python -m benchmarks.data                       # 10,000 pairs of 512 px; 10,000 and 100,000 of 96 px
     python -m benchmarks.data --rows 1000 --growth 1000 5000
 
-All three take the same rows, in the same run, with the same encoder, and write what they keep as parquet:
+All three process the same rows with the same encoder, in the same run, and write the kept rows as parquet:
 
-- `plain`: Pillow and pandas, the DataComp basic rules and the CLIP score, as one would write it in an hour
+- `plain`: a simple script with Pillow and pandas: the DataComp basic rules and the CLIP score
 - `datasets`: the same rules in `datasets.map`
-- `vlmflow`: `curate`, with the same thresholds; its duplicates, blank pictures, ledger and funnel come on top
+- `vlmflow`: `curate` with the same thresholds; also finds duplicates and blank images, writes ledger and funnel
 
-The encoder is a small CLIP with random weights: how long it takes is the same for all, and is told apart.
-English is asked for by none of them.
+The encoder is a small CLIP with random weights. Its time is the same for all three and is reported separately.
+None of them filters by language.
 """
 
 import argparse
@@ -31,15 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "data.json"
 MIN_SIDE, MAX_ASPECT, MIN_WORDS, MIN_CHARACTERS, FRACTION = 200, 3.0, 3, 6, 0.3
 BATCH = 256
-REPEATED = 0.1  # share of the pairs whose picture stands there before, recompressed
-SMALL = 96  # px, of the pictures for growth
+REPEATED = 0.1  # share of pairs that repeat an earlier image, recompressed
+SMALL = 96  # side in pixels of the images that measure growth with the number of rows
 
 
-# -- the rows
+# -- data
 
 
 def draw(seed: int, side: int, quality: int = 85) -> bytes:
-    """A JPEG of soft shapes with a little grain, about as heavy as a photograph of its size."""
+    """Draw a JPEG of soft shapes with noise, with about the file size of a photograph."""
     import io
 
     import numpy as np
@@ -48,21 +48,21 @@ def draw(seed: int, side: int, quality: int = 85) -> bytes:
     generator = np.random.default_rng(seed)
     width, height = side, int(side * generator.uniform(0.55, 1.0))
     patches = generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    picture = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(image)
     for _ in range(12):
-        x, y, reach = (int(generator.integers(*span)) for span in ((0, width), (0, height), (8, max(9, side // 3))))
+        x, y, radius = (int(generator.integers(*span)) for span in ((0, width), (0, height), (8, max(9, side // 3))))
         colour = tuple(generator.integers(0, 256, 3).tolist())
-        pen.ellipse((x - reach, y - reach // 2, x + reach, y + reach // 2), fill=colour)
-    grain = generator.integers(-6, 7, (height, width), dtype=np.int16)[..., None]
-    pixels = np.clip(np.asarray(picture).astype(np.int16) + grain, 0, 255).astype(np.uint8)
+        pen.ellipse((x - radius, y - radius // 2, x + radius, y + radius // 2), fill=colour)
+    noise = generator.integers(-6, 7, (height, width), dtype=np.int16)[..., None]
+    pixels = np.clip(np.asarray(image).astype(np.int16) + noise, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
-def pairs(count: int, side: int) -> Iterator[dict[str, Any]]:
-    """`count` pairs; some captions too short, some pictures repeated or too small for the rules."""
+def generate_pairs(count: int, side: int) -> Iterator[dict[str, Any]]:
+    """Generate `count` pairs: some captions are too short, some images are repeated or too small for the rules."""
     import numpy as np
 
     from vlmflow.artifacts.dataset import uid
@@ -70,29 +70,29 @@ def pairs(count: int, side: int) -> Iterator[dict[str, Any]]:
     generator = np.random.default_rng(0)
     words = "red old small wooden quiet river bridge market two people under tall trees near the station"
     for i in range(count):
-        fate = generator.random()
-        repeats = fate < REPEATED and i > 0
+        chance = generator.random()
+        repeats = chance < REPEATED and i > 0
         number = int(generator.integers(0, i)) if repeats else i
-        size = side // 4 if 0.1 < fate < 0.15 else side
+        size = side // 4 if 0.1 < chance < 0.15 else side
         image = draw(number, size, 75 if repeats else 85)
-        length = 1 if 0.15 < fate < 0.2 else int(generator.integers(3, 14))
+        length = 1 if 0.15 < chance < 0.2 else int(generator.integers(3, 14))
         caption = " ".join(generator.choice(words.split(), length)) + (f" {i}" if length > 1 else "")
         row = {"uid": uid(image, caption), "image": image, "caption": caption, "width": size, "height": 0}
         yield {**row, "source": "", "licence": "", "split": "train", "label": "", "regions": [], "lines": []}
 
 
-def prepare(folder: Path, count: int, side: int) -> Path:
-    """The dataset of `count` pairs, made once."""
+def prepare_pairs(folder: Path, count: int, side: int) -> Path:
+    """Return the dataset of `count` pairs; write it if it does not exist."""
     from vlmflow.artifacts import dataset
 
     path = folder / f"pairs-{count}-{side}"
     if not (path / "card.json").exists():
-        dataset.write(path, "pairs", pairs(count, side))
+        dataset.write(path, "pairs", generate_pairs(count, side))
     return path
 
 
-def encoder(folder: Path) -> Path:
-    """A CLIP of transformers for pictures of 224 px: few layers, random weights."""
+def prepare_encoder(folder: Path) -> Path:
+    """Return a small CLIP with random weights for images of 224 px; write it if it does not exist."""
     path = folder / "clip"
     if (path / "config.json").exists():
         return path
@@ -117,15 +117,15 @@ def encoder(folder: Path) -> Path:
     return path
 
 
-# -- the contestants: each takes the dataset, the encoder and a number of processes, and returns how many it kept
+# -- candidates: each takes the dataset, the encoder and the number of processes, and returns the number of kept rows
 
-_clock = multiprocessing.Value("d", 0.0)  # seconds in the encoder, of all processes; a fork shares it
+_clock = multiprocessing.Value("d", 0.0)  # seconds in the encoder, summed over processes; forked workers share it
 
 
-def timed(model: Any) -> Any:
-    """The model, whose embedding is timed."""
+def time_encoder(model: Any) -> Any:
+    """Add the time of the model's two embedding methods to `_clock`; return the model."""
 
-    def clocked(function: Any) -> Any:
+    def timed(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
@@ -136,25 +136,25 @@ def timed(model: Any) -> Any:
 
         return call
 
-    model.get_image_features = clocked(model.get_image_features)
-    model.get_text_features = clocked(model.get_text_features)
+    model.get_image_features = timed(model.get_image_features)
+    model.get_text_features = timed(model.get_text_features)
     return model
 
 
-def _clip(model: Path) -> Any:
+def _load_clip(model: Path) -> Any:
     from transformers import CLIPModel, CLIPProcessor
 
-    return timed(CLIPModel.from_pretrained(model).eval()), CLIPProcessor.from_pretrained(model)
+    return time_encoder(CLIPModel.from_pretrained(model).eval()), CLIPProcessor.from_pretrained(model)
 
 
-def _basic(data: bytes, caption: str) -> bool:
-    """DataComp's basic rules (Gadre et al. 2023, section 3.3), without the language."""
+def _passes_basic_rules(data: bytes, caption: str) -> bool:
+    """Apply DataComp's basic rules without the language rule. Source: Gadre et al. 2023, section 3.3."""
     import io
 
     from PIL import Image
 
     try:
-        width, height = Image.open(io.BytesIO(data)).size  # the header is enough
+        width, height = Image.open(io.BytesIO(data)).size  # reads the header only
     except Exception:
         return False
     short, long = min(width, height), max(width, height)
@@ -169,24 +169,26 @@ def _cosines(clip: Any, data: list[bytes], captions: list[str]) -> list[float]:
     from PIL import Image
 
     model, processor = clip
-    pictures = [Image.open(io.BytesIO(d)).convert("RGB") for d in data]
-    batch = processor(text=captions, images=pictures, return_tensors="pt", padding=True, truncation=True, max_length=32)
+    images = [Image.open(io.BytesIO(d)).convert("RGB") for d in data]
+    batch = processor(text=captions, images=images, return_tensors="pt", padding=True, truncation=True, max_length=32)
     with torch.inference_mode():
         image = model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output
         text = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
     return torch.cosine_similarity(image, text).tolist()
 
 
-_clips: list[Any] = []  # of this process
+_clips: list[Any] = []  # the encoder of this process, once loaded
 
 
-def _plain_part(shard: Path, groups: list[int], model: Path) -> Any:
+def _score_row_groups(shard: Path, groups: list[int], model: Path) -> Any:
     import pyarrow.parquet as pq
 
     if not _clips:
-        _clips.append(_clip(model))
+        _clips.append(_load_clip(model))
     table = pq.ParquetFile(shard).read_row_groups(groups).to_pandas()
-    table = table[[_basic(image["bytes"], text) for image, text in zip(table.image, table.caption, strict=True)]]
+    table = table[
+        [_passes_basic_rules(image["bytes"], text) for image, text in zip(table.image, table.caption, strict=True)]
+    ]
     scores = []
     for start in range(0, len(table), BATCH):
         part = table.iloc[start : start + BATCH]
@@ -194,8 +196,8 @@ def _plain_part(shard: Path, groups: list[int], model: Path) -> Any:
     return table.assign(score=scores)
 
 
-def plain(data: Path, model: Path, out: Path, processes: int) -> int:
-    """Pillow and pandas; two processes take row groups of the shards by turns."""
+def curate_with_pandas(data: Path, model: Path, out: Path, processes: int) -> int:
+    """Curate with Pillow and pandas; a pool distributes the row groups of the shards."""
     import pandas as pd
     import pyarrow.parquet as pq
 
@@ -205,18 +207,18 @@ def plain(data: Path, model: Path, out: Path, processes: int) -> int:
         for group in range(pq.ParquetFile(shard).num_row_groups)
     ]
     if processes == 1:
-        tables = [_plain_part(*part) for part in parts]
+        tables = [_score_row_groups(*part) for part in parts]
     else:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
-            tables = pool.starmap(_plain_part, parts, chunksize=1)
+            tables = pool.starmap(_score_row_groups, parts, chunksize=1)
     table = pd.concat(tables)
     table = table.nlargest(int(FRACTION * len(table)), "score")
     table.to_parquet(out / "kept.parquet")
     return len(table)
 
 
-def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
-    """`datasets`: filter, map with the encoder, filter."""
+def curate_with_datasets(data: Path, model: Path, out: Path, processes: int) -> int:
+    """Curate with `datasets`: filter, map with the encoder, select."""
     import datasets
     import numpy as np
 
@@ -225,14 +227,16 @@ def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
     rows = rows.cast_column("image", datasets.Image(decode=False))
     workers = None if processes == 1 else processes
     rows = rows.filter(
-        lambda batch: [_basic(i["bytes"], c) for i, c in zip(batch["image"], batch["caption"], strict=True)],
+        lambda batch: [
+            _passes_basic_rules(i["bytes"], c) for i, c in zip(batch["image"], batch["caption"], strict=True)
+        ],
         batched=True,
         num_proc=workers,
     )
 
     def score(batch: dict[str, list[Any]]) -> dict[str, list[float]]:
         if not _clips:
-            _clips.append(_clip(model))
+            _clips.append(_load_clip(model))
         return {"score": _cosines(_clips[0], [image["bytes"] for image in batch["image"]], batch["caption"])}
 
     rows = rows.map(score, batched=True, batch_size=BATCH, num_proc=workers)
@@ -242,15 +246,15 @@ def mapped(data: Path, model: Path, out: Path, processes: int) -> int:
     return len(rows)
 
 
-def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = MIN_SIDE) -> int:
-    """The curation step, with the thresholds of the others."""
+def curate_with_vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = MIN_SIDE) -> int:
+    """Run the curation step with the thresholds of the other candidates."""
     from components.curate.config import CurateConfig
     from components.curate.curation import curate
     from vlmflow.config.recipes import load
     from vlmflow.inference import loading
 
     load_model = loading.load
-    loading.load = lambda path: _timed_loaded(load_model(path))
+    loading.load = lambda path: _time_loaded(load_model(path))
     values = {
         "min_side": min_side,
         "max_aspect": MAX_ASPECT,
@@ -264,19 +268,22 @@ def vlmflow(data: Path, model: Path, out: Path, processes: int, min_side: int = 
     return len(written)
 
 
-def _timed_loaded(loaded: Any) -> Any:
-    timed(loaded.model)
+def _time_loaded(loaded: Any) -> Any:
+    time_encoder(loaded.model)
     return loaded
 
 
-# -- the contest
+CANDIDATES = {"plain": curate_with_pandas, "datasets": curate_with_datasets, "vlmflow": curate_with_vlmflow}
 
 
-def contest(name: str, data: Path, model: Path, processes: int, *options: str) -> dict[str, Any]:
-    """Run one contestant in a process of its own: seconds, those of the encoder, peak memory with its workers."""
-    command = [sys.executable, "-m", "benchmarks.data", "--contestant", name, "--processes", str(processes)]
+# -- measurement
+
+
+def run_in_subprocess(name: str, data: Path, model: Path, processes: int, *options: str) -> dict[str, Any]:
+    """Run `measure` for one candidate in a new process and return its result."""
+    command = [sys.executable, "-m", "benchmarks.data", "--candidate", name, "--processes", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--data", str(data), "--model", str(model), *options],
         cwd=ROOT,
         env=environment,
@@ -284,47 +291,47 @@ def contest(name: str, data: Path, model: Path, processes: int, *options: str) -
         text=True,
         timeout=7200,
     )
-    if done.returncode:
-        raise SystemExit(f"{name} with {processes} processes failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SystemExit(f"{name} with {processes} processes failed:\n{process.stderr[-3000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def compete(name: str, data: Path, model: Path, processes: int, **options: int) -> dict[str, Any]:
-    """In the contestant's own process."""
+def measure(name: str, data: Path, model: Path, processes: int, **options: int) -> dict[str, Any]:
+    """Run one candidate in this process: time, encoder time, and peak memory including its workers."""
     import tempfile
 
-    import datasets  # noqa: F401  all have imported what they need when the clock starts, as a step of a run has
+    # Import everything before the clock starts, so that no candidate is charged for imports.
+    import datasets  # noqa: F401
     import pandas  # noqa: F401
     from transformers import CLIPModel, CLIPProcessor  # noqa: F401
 
-    import vlmflow.inference.loading
+    import vlmflow.inference.loading  # noqa: F401
     from components.curate import curation  # noqa: F401
     from vlmflow.artifacts.dataset import Dataset
     from vlmflow.runtime.resource_meter import ResourceMeter
 
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
         meter, start = ResourceMeter(), time.perf_counter()
-        contestant = {"plain": plain, "datasets": mapped, "vlmflow": vlmflow}[name]
-        kept = contestant(data, model, Path(folder), processes, **options)
+        kept = CANDIDATES[name](data, model, Path(folder), processes, **options)
         seconds = time.perf_counter() - start
         peak = meter.stop()
     rows = len(Dataset(data))
-    inside = _clock.value / processes
+    encoder_seconds = _clock.value / processes
     return {
         "name": name,
         "rows": rows,
         "processes": processes,
         "seconds": round(seconds, 2),
-        "encoder_seconds": round(inside, 2),
+        "encoder_seconds": round(encoder_seconds, 2),
         "pairs_per_second": round(rows / seconds, 1),
-        "pairs_per_second_without_encoder": round(rows / (seconds - inside), 1),
+        "pairs_per_second_without_encoder": round(rows / (seconds - encoder_seconds), 1),
         "peak_mb": peak,
         "kept": kept,
     }
 
 
-def hardware() -> str:
-    """The processor, its cores and the memory."""
+def describe_hardware() -> str:
+    """Describe the processor, its number of cores and the memory."""
     import psutil
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -334,45 +341,46 @@ def hardware() -> str:
 
 
 def main() -> None:
-    """Draw the rows, let all compete, print the table and write `results/data.json`."""
+    """Generate the data, measure all candidates, print the table and write `results/data.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=512, help="of the pictures, px")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the one of the median time counts")
-    parser.add_argument("--growth", type=int, nargs=2, default=[10_000, 100_000], help="rows of small pictures")
+    parser.add_argument("--side", type=int, default=512, help="width of the images in pixels")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per candidate; the median run is reported")
+    parser.add_argument("--growth", type=int, nargs=2, default=[10_000, 100_000], help="row counts of small images")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "benchmark-data")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--candidate", help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--min-side", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    args = parser.parse_args()
     limit_threads()
-    if given.contestant:
-        options = {} if given.min_side is None else {"min_side": given.min_side}
-        print(json.dumps(compete(given.contestant, given.data, given.model, given.processes, **options)))  # noqa: T201
+    if args.candidate:
+        options = {} if args.min_side is None else {"min_side": args.min_side}
+        print(json.dumps(measure(args.candidate, args.data, args.model, args.processes, **options)))  # noqa: T201
         return
-    model, data = encoder(given.folder), prepare(given.folder, given.rows, given.side)
-    # In turns, so that a machine that is slower for a while is so for all.
-    turns = [(name, n) for _ in range(given.rounds) for n in (1, 2) for name in ("plain", "datasets", "vlmflow")]
-    runs = middle([contest(name, data, model, n) for name, n in turns])
+    model, data = prepare_encoder(args.folder), prepare_pairs(args.folder, args.rows, args.side)
+    # Alternate the candidates, so that a temporary slowdown of the machine affects all.
+    turns = [(name, n) for _ in range(args.rounds) for n in (1, 2) for name in CANDIDATES]
+    runs = select_median_runs([run_in_subprocess(name, data, model, n) for name, n in turns])
     small = ("--min-side", str(SMALL // 2))
-    grown = [contest("vlmflow", prepare(given.folder, count, SMALL), model, 1, *small) for count in given.growth]
-    report(runs, grown, given.side, given.out)
+    datasets = [prepare_pairs(args.folder, count, SMALL) for count in args.growth]
+    grown = [run_in_subprocess("vlmflow", data, model, 1, *small) for data in datasets]
+    report(runs, grown, args.side, args.out)
 
 
-def middle(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each contestant and number of processes the run of the median time, with the times of all."""
-    found = []
-    for contestant in dict.fromkeys((run["name"], run["processes"]) for run in runs):
-        own = sorted((r for r in runs if (r["name"], r["processes"]) == contestant), key=lambda r: r["seconds"])
-        found.append({**own[len(own) // 2], "seconds_of_all": [run["seconds"] for run in own]})
-    return found
+def select_median_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Select the run with the median time per candidate and number of processes, with the times of all runs."""
+    selected = []
+    for candidate in dict.fromkeys((run["name"], run["processes"]) for run in runs):
+        own = sorted((r for r in runs if (r["name"], r["processes"]) == candidate), key=lambda r: r["seconds"])
+        selected.append({**own[len(own) // 2], "seconds_of_all": [run["seconds"] for run in own]})
+    return selected
 
 
 def report(runs: list[dict[str, Any]], grown: list[dict[str, Any]], side: int, out: Path) -> None:
-    """Print the table; write the figures, with the hardware named."""
+    """Print the table, and write the figures and the hardware to `out`."""
     from rich.console import Console
     from rich.table import Table
 
@@ -395,13 +403,14 @@ def report(runs: list[dict[str, Any]], grown: list[dict[str, Any]], side: int, o
     }
     console = Console()
     console.print(table)
-    console.print(f"vlmflow over the better of the others, without the encoder: {ratios} (by processes)")
+    console.print(f"vlmflow / faster of the others, without the encoder, by number of processes: {ratios}")
     console.print(
         f"{growth['rows']:.0f} times the rows: {growth['seconds']} times the time, {growth['peak_mb']} times the memory"
     )
-    console.print(hardware())
+    console.print(describe_hardware())
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"hardware": hardware(), "side": side, "runs": runs, "ratios": ratios, "grown": grown, "growth": growth}
+    content = {"side": side, "runs": runs, "ratios": ratios, "grown": grown, "growth": growth}
+    content = {"hardware": describe_hardware(), **content}
     out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,15 +1,16 @@
-"""Names of emoji for pictures of a kind that training never saw, out of all the names there are.
+"""Compositional retrieval: find the names of a kind of emoji that is absent from training, among all names.
 
-    python -m benchmarks.emoji FOLDER                         # hold out all women, train by recipes/emoji.yaml
-    python -m benchmarks.emoji FOLDER --hold-out ""           # a random twentieth instead
+    python -m benchmarks.emoji FOLDER                         # hold out all women; train with recipes/emoji.yaml
+    python -m benchmarks.emoji FOLDER --hold-out ""           # hold out a random twentieth instead
     python -m benchmarks.emoji FOLDER --set pretrain.training.seconds=60
 
-FOLDER holds `pairs.jsonl` with `image`, `caption` and `aliases`, such as the pictures of googlefonts/noto-emoji with
-the names of github/gemoji. A held-out kind is every picture whose name begins with a word: with "woman" no woman
-runs in training, but a man and a person do, and "woman" is a word of other names (a pregnant woman, a family). So a
-name has to be put together from what its parts mean. Aliases are further captions of the training pictures.
+FOLDER holds `pairs.jsonl` with `image`, `caption` and `aliases`, for example images of googlefonts/noto-emoji with
+the names of github/gemoji. A held-out kind is every image whose name begins with a given word. With "woman", training
+has no "woman running" but has "man running" and "person running", and "woman" occurs in other names (pregnant woman,
+family). So the model has to compose a name from the meanings of its parts. Aliases are additional captions of the
+training images.
 
-R@10 is the share of held-out pictures whose own name is among the ten nearest of all names, training's included.
+R@10 is the share of held-out images whose own name is among the ten nearest of all names, including those of training.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmflow.config import recipes as recipes
+from vlmflow.config import recipes
 from vlmflow.runtime.process import configure_logging, limit_threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +31,10 @@ RECIPE = ROOT / "recipes" / "emoji.yaml"
 
 
 def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
-    """Write `out/index.jsonl` with every picture's captions and its split; return the rows of `folder`.
+    """Write `out/index.jsonl` with the captions and the split of every image; return the rows of `folder`.
 
     Args:
-        hold_out: the first word of the held-out names, or "" for one in twenty by the name's checksum.
+        hold_out: the first word of the held-out names, or "" to hold out one in twenty, chosen by the name's checksum.
     """
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     with (out / "index.jsonl").open("w", encoding="utf-8") as file:
@@ -48,8 +49,8 @@ def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
     return rows
 
 
-def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
-    """Ingest, curate and pretrain in `out` by the recipe; returns the pairs and the model."""
+def train(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
+    """Ingest, curate and pretrain in `out` with the recipe; return the paths of the pairs and the model."""
     from components.curate.config import CurateConfig
     from components.curate.curation import curate
     from components.ingest.config import IngestConfig
@@ -61,13 +62,13 @@ def learn(out: Path, sections: dict[str, Any]) -> tuple[Path, Path]:
     ingest(recipes.load(IngestConfig, sections, "ingest"), out / "raw")
     curation = recipes.load(CurateConfig, sections, "curate")
     curate(out / "raw", out / "pairs", out / "ledger", out / "funnel.html", out / "scorer", curation)
-    asked = recipes.load(PretrainConfig, sections, "pretrain")
-    pretrain(pairs=out / "pairs", conversations=None, out=out / "model", section=asked)
+    config = recipes.load(PretrainConfig, sections, "pretrain")
+    pretrain(pairs=out / "pairs", conversations=None, out=out / "model", section=config)
     return out / "pairs", out / "model"
 
 
 def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples: int = 2000) -> dict[str, Any]:
-    """R@`top` of the test pictures' names among all `names`, with a 95% bootstrap interval over the pictures."""
+    """Measure R@`top` of the test images among all `names`, with a 95% bootstrap interval over the images."""
     from vlmflow.artifacts.dataset import Dataset
     from vlmflow.images.decoding import decode
     from vlmflow.inference.embedding import embed_images, embed_texts
@@ -79,34 +80,34 @@ def recall(model: Path, pairs: Path, names: list[str], top: int = 10, resamples:
             own.setdefault(row["image"]["bytes"], names.index(row["caption"]))
     loaded = load(model)
     cosines = embed_images(loaded, [decode(image) for image in own]) @ embed_texts(loaded, names).T
-    right = cosines[np.arange(len(own)), list(own.values())]
-    ranks = (cosines > right[:, None]).sum(1)
+    targets = cosines[np.arange(len(own)), list(own.values())]
+    ranks = (cosines > targets[:, None]).sum(1)
     hits = ranks < top
-    drawn = hits[np.random.default_rng(0).integers(0, len(hits), (resamples, len(hits)))].mean(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    found = {"images": len(own), "names": len(names), f"R@{top}": hits.mean(), "low": low, "high": high}
-    return {name: round(float(value), 4) for name, value in {**found, "median rank": 1 + np.median(ranks)}.items()}
+    resampled = hits[np.random.default_rng(0).integers(0, len(hits), (resamples, len(hits)))].mean(1)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    values = {"images": len(own), "names": len(names), f"R@{top}": hits.mean(), "low": low, "high": high}
+    return {name: round(float(value), 4) for name, value in {**values, "median rank": 1 + np.median(ranks)}.items()}
 
 
 def main() -> None:
-    """Index, learn, measure and print."""
+    """Index, train, evaluate and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hold-out", default="woman", help="first word of the held-out names")
-    parser.add_argument("--set", action="append", default=[], help="change a value of the recipe: section.key=value")
-    given = parser.parse_args()
+    parser.add_argument("--set", action="append", default=[], help="override a recipe value: section.key=value")
+    args = parser.parse_args()
     limit_threads()
     configure_logging()
     from rich.console import Console
 
-    sections = recipes.override(recipes.parse(RECIPE), given.set)
+    sections = recipes.override(recipes.parse(RECIPE), args.set)
     with tempfile.TemporaryDirectory() as folder:
-        rows = index(given.folder, Path(folder), given.hold_out)
+        rows = index(args.folder, Path(folder), args.hold_out)
         start = time.monotonic()
-        pairs, model = learn(Path(folder), sections)
+        pairs, model = train(Path(folder), sections)
         seconds = time.monotonic() - start
-        found = recall(model, pairs, [row["caption"] for row in rows])
-    Console(highlight=False).print_json(data={"held out": given.hold_out, **found, "wall seconds": round(seconds, 1)})
+        result = recall(model, pairs, [row["caption"] for row in rows])
+    Console(highlight=False).print_json(data={"held out": args.hold_out, **result, "wall seconds": round(seconds, 1)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A Kubernetes API server in this process, with controllers that run the pods of TrainJobs and RayJobs as processes.
 
-The shared volume is a local folder: its mount path in the manifests is replaced by the folder's path. The fake of
-tests/deploy is another one: it emulates server-side apply, schemas and KServe, and no jobs.
+The shared volume is a local folder: its mount path in the manifests is replaced by the folder's path. The fake
+cluster of tests/deploy is separate: it emulates server-side apply, schemas and KServe, and no jobs.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class Pod:
         }
 
     def kill(self) -> None:
-        """Kill all its processes at once, as if the node was lost; torchrun's processes have their own sessions."""
+        """Kill all processes of the pod, as if its node was lost; torchrun's workers have their own sessions."""
         if self.process and self.process.poll() is None:
             parent = psutil.Process(self.process.pid)
             for process in (parent, *parent.children(recursive=True)):
@@ -116,7 +116,7 @@ class JobCluster:
         for pod in list(self.pods.values()):
             pod.kill()
 
-    def created(self, plural: str, manifest: dict[str, Any]) -> None:
+    def create(self, plural: str, manifest: dict[str, Any]) -> None:
         """Store the object and start its controller."""
         manifest["status"] = {}
         self.created_objects.append(manifest)
@@ -124,7 +124,7 @@ class JobCluster:
         work = {"trainjobs": self._trainjob, "rayjobs": self._rayjob}[plural]
         threading.Thread(target=work, args=(manifest,), daemon=True).start()
 
-    def deleted(self, plural: str, name: str) -> None:
+    def delete(self, plural: str, name: str) -> None:
         """Delete the object and its pods."""
         self.objects.pop(f"{plural}/{name}")
         for pod in [pod for pod in self.pods.values() if pod.name.startswith(f"{name}-")]:
@@ -233,7 +233,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Create an object."""
         manifest = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.cluster.created(self.path.split("?")[0].split("/")[-1], manifest)
+        self.cluster.create(self.path.split("?")[0].split("/")[-1], manifest)
         self._answer(201, manifest)
 
     def do_DELETE(self) -> None:
@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if f"{plural}/{name}" not in self.cluster.objects:
             return self._answer(404, NOT_FOUND)
-        self.cluster.deleted(plural, name)
+        self.cluster.delete(plural, name)
         return self._answer(200, {"kind": "Status", "status": "Success"})
 
     def _log(self, name: str, follow: bool) -> None:

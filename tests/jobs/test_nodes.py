@@ -1,4 +1,4 @@
-"""Training on several nodes: the step's TrainJob, with processes as its pods."""
+"""Training on several nodes: a step's TrainJob on a fake cluster whose pods are local processes."""
 
 import io
 import json
@@ -40,13 +40,13 @@ SECTION: dict[str, Any] = {
     },
 }  # fmt: skip
 TRAINING = {"max_steps": 120, "batch_size": 8, "save_every": 10}
-TWO = TrainingConfig(nodes=2)
-CALLED = "vlmflow.training.pretraining.training:train"
+TWO_NODES = TrainingConfig(nodes=2)
+TRAIN_FUNCTION = "vlmflow.training.pretraining.training:train"
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 pictures, each of a grey of its own."""
+    """24 images, each of a different grey."""
     folder, rows = tmp_path_factory.mktemp("pairs"), []
     for i in range(24):
         buffer = io.BytesIO()
@@ -58,17 +58,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(pairs: Path, out: Path, **training: Any) -> dict[str, Any]:
-    given = {**SECTION, "training": {**TRAINING, **training}}
-    section = recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
+def pretrain_weights(pairs: Path, out: Path, **training: Any) -> dict[str, Any]:
+    values = {**SECTION, "training": {**TRAINING, **training}}
+    section = recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
     pretrain(pairs=pairs, conversations=None, out=out, section=section)
     return load_file(out / "model.safetensors")
 
 
 def lose_a_node(cluster: JobCluster) -> None:
     """Kill the second node as soon as a checkpoint is complete."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
         pods = [pod for pod in list(cluster.pods.values()) if "-node-0-1" in pod.name]
         if pods and list(cluster.shared.glob(f"checkpoints/*/checkpoint-*/{MARKER}")):
             pods[0].kill()
@@ -84,32 +84,32 @@ def test_two_nodes_with_a_lost_node_give_the_same_weights_as_two_processes(
     monkeypatch: pytest.MonkeyPatch,
     apart: Callable[..., Any],
 ) -> None:
-    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "here"))
-    alone = apart(partial(trained, processes=2), pairs, tmp_path / "alone")
+    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "local"))
+    reference = apart(partial(pretrain_weights, processes=2), pairs, tmp_path / "processes")
     threading.Thread(target=lose_a_node, args=(cluster,), daemon=True).start()
     with caplog.at_level(logging.INFO):
-        spread = trained(pairs, tmp_path / "apart", nodes=2)
-    assert alone.keys() == spread.keys()
-    assert all((alone[name] == spread[name]).all() for name in alone)
+        distributed = pretrain_weights(pairs, tmp_path / "nodes", nodes=2)
+    assert reference.keys() == distributed.keys()
+    assert all((reference[name] == distributed[name]).all() for name in reference)
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("node-0: ") and "step 120 of 120" in line for line in lines)
     assert any(line.startswith("node-0: ") and "resuming from step" in line for line in lines)
-    card = json.loads((tmp_path / "apart" / "card.json").read_text())
-    assert card["curve"] == json.loads((tmp_path / "alone" / "card.json").read_text())["curve"]
+    card = json.loads((tmp_path / "nodes" / "card.json").read_text())
+    assert card["curve"] == json.loads((tmp_path / "processes" / "card.json").read_text())["curve"]
     assert not cluster.objects and not cluster.pods, "the job is deleted at its end"
     assert not list((cluster.shared / "jobs").iterdir()) and not list((cluster.shared / "checkpoints").iterdir())
 
 
 def test_a_users_mistake_is_raised_in_the_step(cluster: JobCluster, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="^3 rows are too few$"):
-        run_on_nodes("pretrain", raise_data_error, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("pretrain", raise_data_error, TWO_NODES, 3, out=tmp_path / "out")
     assert len(cluster.created_objects) == 1 and not cluster.objects
 
 
 def test_a_failed_node_is_reported_with_its_error_line(cluster: JobCluster, tmp_path: Path) -> None:
     cluster.restarts = 0
     with pytest.raises(ServiceError, match=r"TrainJob ocr-\w+: failed: .*node-1.*the second node cannot divide"):
-        run_on_nodes("ocr", fail_on_second_node, TWO, out=tmp_path / "out")
+        run_on_nodes("ocr", fail_on_second_node, TWO_NODES, out=tmp_path / "out")
     assert not cluster.objects and not (tmp_path / "out").exists()
 
 
@@ -121,7 +121,7 @@ def test_nodes_that_cannot_be_scheduled_are_reported_with_the_reason(
     with pytest.raises(
         ServiceError, match=r"0 of 2 pods run after 1 s: FailedScheduling: .*Insufficient nvidia.com/gpu"
     ):
-        run_on_nodes("ground", raise_data_error, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("ground", raise_data_error, TWO_NODES, 3, out=tmp_path / "out")
     assert not cluster.objects and not cluster.pods
 
 
@@ -147,7 +147,7 @@ def test_a_killed_step_rejoins_its_job(cluster: JobCluster, tmp_path: Path, capl
     step.wait()
     signal_file.touch()
     with caplog.at_level(logging.INFO):
-        run_on_nodes("align", wait_for, TWO, str(signal_file), out=tmp_path / "out")
+        run_on_nodes("align", wait_for, TWO_NODES, str(signal_file), out=tmp_path / "out")
     assert "is already running" in caplog.text
     assert (tmp_path / "out").read_text() == "done" and len(cluster.created_objects) == 1
 
@@ -167,11 +167,11 @@ def test_a_terminated_step_deletes_its_job(cluster: JobCluster, tmp_path: Path) 
 def test_several_nodes_need_a_shared_volume_and_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLMFLOW_SHARED", raising=False)
     with pytest.raises(ServiceError, match="VLMFLOW_SHARED"):
-        run_on_nodes("caption", raise_data_error, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("caption", raise_data_error, TWO_NODES, 3, out=tmp_path / "out")
     monkeypatch.setenv("VLMFLOW_SHARED", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with pytest.raises(ServiceError, match=r"caption.training.nodes 2: needs a cluster"):
-        run_on_nodes("caption", raise_data_error, TWO, 3, out=tmp_path / "out")
+        run_on_nodes("caption", raise_data_error, TWO_NODES, 3, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,9 @@ def test_several_nodes_need_a_shared_volume_and_a_cluster(tmp_path: Path, monkey
     ],
 )
 def test_impossible_node_settings_are_rejected(training: dict[str, Any], message: str) -> None:
-    given = {**SECTION, "training": {**TRAINING, **training}}
+    values = {**SECTION, "training": {**TRAINING, **training}}
     with pytest.raises(RecipeError, match=message):
-        recipes.load(PretrainConfig, {"pretrain": given}, "pretrain")
+        recipes.load(PretrainConfig, {"pretrain": values}, "pretrain")
 
 
 def validate(content: Any, file: str) -> None:
@@ -198,17 +198,19 @@ def validate(content: Any, file: str) -> None:
 
 def test_the_job_matches_the_schema() -> None:
     job = manifest(
-        "pretrain-0a", TrainingConfig(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}), CALLED
+        "pretrain-0a",
+        TrainingConfig(nodes=2, processes=8, batch_size=16, resources={"nvidia.com/gpu": 8}),
+        TRAIN_FUNCTION,
     )
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
     assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "8"}
     validate(job, "trainer.kubeflow.org_v1alpha1_TrainJob.json")
-    assert "resourcesPerNode" not in manifest("pretrain-0a", TWO, CALLED)["spec"]["trainer"]
+    assert "resourcesPerNode" not in manifest("pretrain-0a", TWO_NODES, TRAIN_FUNCTION)["spec"]["trainer"]
 
 
 def test_the_runtime_matches_the_schema() -> None:
     runtime = yaml.safe_load((ROOT / "infra/trainer/runtime.yaml").read_text())
-    reference = manifest("pretrain-0a", TWO, CALLED)["spec"]["runtimeRef"]
+    reference = manifest("pretrain-0a", TWO_NODES, TRAIN_FUNCTION)["spec"]["runtimeRef"]
     assert (reference["kind"], reference["name"]) == (runtime["kind"], runtime["metadata"]["name"])
     validate(runtime, f"trainer.kubeflow.org_v1alpha1_{runtime['kind']}.json")

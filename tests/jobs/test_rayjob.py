@@ -26,7 +26,7 @@ OUT = ("curated", "ledger", "funnel", "scorer")
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """12 pictures, of which one is there twice and one shows nothing."""
+    """12 images: one occurs twice, and one is blank."""
     rows = []
     for i in (*range(11), 3):
         noise = np.random.default_rng(i).integers(0, 255, (4, 4, 3), np.uint8) * (i != 7)
@@ -39,8 +39,8 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def curated(raw: Path, folder: Path, **section: Any) -> dict[str, str]:
-    """What is kept, by uid, with the caption."""
+def curate_captions(raw: Path, folder: Path, **section: Any) -> dict[str, str]:
+    """Curate `raw` and return the captions of the kept pairs by uid."""
     folder.mkdir()
     curate(raw, *(folder / name for name in OUT), recipes.load(CurateConfig, {"curate": section}, "curate"))  # type: ignore[call-arg]
     return {row["uid"]: row["caption"] for row in dataset.Dataset(folder / "curated").rows(["uid", "caption"])}
@@ -49,10 +49,10 @@ def curated(raw: Path, folder: Path, **section: Any) -> dict[str, str]:
 def test_a_rayjob_keeps_the_same_pairs_as_this_machine(
     cluster: JobCluster, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    here = curated(raw, tmp_path / "here", min_contrast=5.0)
+    here = curate_captions(raw, tmp_path / "here", min_contrast=5.0)
     assert 0 < len(here) < 12
     with caplog.at_level("INFO"):
-        there = curated(raw, tmp_path / "there", min_contrast=5.0, engine="ray", ray="job", processes=2)
+        there = curate_captions(raw, tmp_path / "there", min_contrast=5.0, engine="ray", ray="job", processes=2)
     assert there == here
     assert all((tmp_path / "there" / name).exists() for name in OUT[:3])
     assert "ray: " in caplog.text and f"kept {len(here)} of 12 pairs" in caplog.text
@@ -66,7 +66,7 @@ def test_a_failed_rayjob_reports_the_steps_error_line(cluster: JobCluster, raw: 
     with pytest.raises(
         ServiceError, match=r"RayJob curate-\w+: failed: ray \(Failed\): error: .*none of 12 pairs is kept"
     ):
-        curated(raw, tmp_path / "none", min_side=64, engine="ray", ray="job")
+        curate_captions(raw, tmp_path / "none", min_side=64, engine="ray", ray="job")
     assert not cluster.objects
 
 

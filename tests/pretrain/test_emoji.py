@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.emoji import RECIPE, index, learn, recall
+from benchmarks.emoji import RECIPE, index, recall, train
 from tests.conftest import SHARED
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
@@ -18,7 +18,7 @@ def test_a_model_trained_without_women_retrieves_their_names(tmp_path: Path) -> 
     names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]
     short = {"seconds": "null", "max_steps": 120, "batch_size": 64, "processes": 1}
     changes = [f"pretrain.training.{name}={value}" for name, value in short.items()]
-    pairs, model = learn(tmp_path, recipes.override(recipes.parse(RECIPE), changes))
+    pairs, model = train(tmp_path, recipes.override(recipes.parse(RECIPE), changes))
     captions = Dataset(pairs).table(["caption", "split"]).to_pylist()
     assert not any(row["caption"].split()[0] == "woman" for row in captions if row["split"] == "train")
     assert sum(row["split"] == "test" for row in captions) == 75

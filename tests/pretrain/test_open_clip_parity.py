@@ -31,14 +31,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_our_clip_has_the_loss_and_gradients_of_open_clip(small: None) -> None:
     torch.manual_seed(0)
-    theirs, ours, given = benchmark.theirs(), benchmark.ours(), benchmark.batch(6)
-    assert not ours.load_state_dict(benchmark.translated(theirs.state_dict()), strict=True).missing_keys
-    contrast = benchmark.open_clip().loss.ClipLoss()
-    one, other = ours(**given).loss, contrast(*theirs(given["pixel_values"], given["input_ids"]))
+    theirs, ours, batch = benchmark.build_open_clip(), benchmark.build_ours(), benchmark.make_batch(6)
+    assert not ours.load_state_dict(benchmark.rename_weights(theirs.state_dict()), strict=True).missing_keys
+    clip_loss = benchmark.open_clip().loss.ClipLoss()
+    one, other = ours(**batch).loss, clip_loss(*theirs(batch["pixel_values"], batch["input_ids"]))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     one.backward()
     other.backward()
-    expected = benchmark.translated({name: p.grad for name, p in theirs.named_parameters()})
+    expected = benchmark.rename_weights({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
 
@@ -51,6 +51,6 @@ def test_the_ratio_of_medians_lies_inside_its_interval() -> None:
 
 
 def test_every_turn_is_timed_and_both_losses_agree(small: None) -> None:
-    seconds, losses = benchmark.race(4, turns=3, warm=1)
+    seconds, losses = benchmark.measure(4, turns=3, warmup=1)
     assert all(times.shape == (3, 2) and (times > 0).all() for times in seconds.values())
     assert losses["vlmflow"] == pytest.approx(losses["open_clip"], abs=1e-3) and len(losses["vlmflow"]) == 4
