@@ -143,7 +143,7 @@ def _compare(settings: dict[str, dict[str, Any]]) -> None:
 
 @app.command()
 def step(
-    name: Annotated[str, typer.Argument(help="A step: ingest, validate, curate, instructions, …")],
+    name: Annotated[str, typer.Argument(help="Name of a step: ingest, validate, curate, instructions, …")],
     recipe: Annotated[str, typer.Option(help="Path of the recipe.")],
     inputs: Annotated[list[str], typer.Option("--in", help="An input artifact: name=path.")] = [],  # noqa: B006
     outputs: Annotated[list[str], typer.Option("--out", help="An output artifact: name=path.")] = [],  # noqa: B006
@@ -170,7 +170,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
 
 @app.command()
 def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: Assignments = []) -> None:  # noqa: B006
-    """Train one small model on the survivors of each curation stage; print each stage's gain and cost."""
+    """Train one small model on the pairs left after each curation stage; print each stage's gain and cost."""
     sections = _checked(recipe, assignments)
     from pipelines.data_ablation import data_ablation as pipeline
     from pipelines.local_runner import run as start
@@ -195,7 +195,7 @@ def data_ablation(recipe: Recipe = "recipes/data-ablation.yaml", assignments: As
 @app.command()
 def export(
     dataset: Annotated[Path, typer.Argument(help="Folder of a dataset of pairs (shards and card.json).")],
-    out: Annotated[str, typer.Argument(help="Target folder: a path, or an address such as s3://bucket/shards.")],
+    out: Annotated[str, typer.Argument(help="Target folder: a path, or a URL such as s3://bucket/shards.")],
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Maximum number of pairs in a shard.")] = 10000,
 ) -> None:
     """Export pairs as webdataset shards."""
@@ -225,7 +225,9 @@ def compile(
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(metavar="PIPELINE", help="end-to-end, train, pretraining, …")],
+    name: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="Name of a pipeline: end-to-end, train, pretraining, …")
+    ],
     host: Annotated[str, typer.Option(help="URL of Kubeflow Pipelines; default: $KF_PIPELINES_ENDPOINT.")] = "",
     recipe: Annotated[
         str | None, typer.Option(help="Path of a recipe; default: the one compiled into the pipeline.")
@@ -305,7 +307,7 @@ def takedown(
     out: Annotated[Path, typer.Option(help="Exclusion list to append to.")] = Path("takedown.txt"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """List everything that used a pair and the action required; add it to an exclusion list for `curate.exclude`."""
+    """List everything that used a pair and what to do; add the pair to an exclusion list for `curate.exclude`."""
     from pipelines.lineage.takedown import takedown as take
 
     found = take(uid, out)
@@ -322,7 +324,7 @@ def explain(
         Path | None, typer.Option("--in", help="Folder of a ledger or a run; default: the latest run.")
     ] = None,
 ) -> None:
-    """Explain what curation did to one pair, and why."""
+    """Show why curation kept or dropped a pair."""
     from vlmflow.artifacts.ledger import history
     from vlmflow.tracking import mlflow_store
 
