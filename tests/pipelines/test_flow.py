@@ -203,7 +203,7 @@ def test_a_custom_placement(tmp_path: Path) -> None:
         ("defaults: {cpu: two}", ("defaults", "'two'", "500m")),
         ("steps: {ocr: {backoff: 1m}}", ("steps.ocr", "'1m'", "30s")),
         ("steps: {ocr: {gpus: some}}", ("steps.ocr.gpus", "'some'", "int")),
-        ("steps: {ocr: {gpus: -1}}", ("steps.ocr", "negative")),
+        ("steps: {ocr: {gpus: -1}}", ("steps.ocr.gpus", "at least 0", "-1")),
         ("steps: {ocr: 4Gi}", ("steps.ocr", "'4Gi'", "mapping")),
         ("default: {}", ("default", "`defaults`")),
     ],

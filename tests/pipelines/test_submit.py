@@ -161,7 +161,7 @@ def test_the_token_is_sent(
 
 @pytest.mark.parametrize(
     ("status", "parts"),
-    [(302, ("401", "log in", "--token")), (403, ("403", "--namespace")), (404, ("404", "/pipeline"))],
+    [(302, ("401", "authentication failed", "--token")), (403, ("403", "--namespace")), (404, ("404", "/pipeline"))],
 )
 def test_an_http_error_names_the_remedy(
     status: int, parts: tuple[str, ...], host: str, kubeflow: KubeflowPipelines, text: str

@@ -143,7 +143,7 @@ def test_the_exclusion_list_is_appended_to_and_validated(two_runs: TwoRuns, tmp_
     out.write_text("abc\n")
     with pytest.raises(DataError, match="takedown.txt: line 1: 'abc' is not a uid"):
         run_curation(two_runs.home / "1" / "ingest" / "raw", tmp_path / "a", exclude=str(out))
-    with pytest.raises(DataError, match="exclude .*none.txt: cannot read the file"):
+    with pytest.raises(DataError, match="curate.exclude .*none.txt: no such file"):
         run_curation(two_runs.home / "1" / "ingest" / "raw", tmp_path / "a", exclude=str(tmp_path / "none.txt"))
     with pytest.raises(DataError, match="line 1"):  # a file that is not an exclusion list is not written to
         takedown(ROWS[TAKEN]["uid"], out)
