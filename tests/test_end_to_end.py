@@ -95,7 +95,7 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml")
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "latest" / "summary.json").read_text())
-    assert again["steps"]["evaluate-ground"]["cached"] and not again["steps"]["ocr"]["cached"]
+    assert again["steps"]["ground"]["cached"] and not again["steps"]["ocr"]["cached"]
     assert not list(tmp_path.glob("*/*/*.partial"))
     del again["results"]["version"], summary["results"]["version"]  # the ids of the registry differ
     assert again["results"] == summary["results"]
