@@ -63,7 +63,7 @@ def test_a_second_run_reuses_every_step_from_the_cache(finished_run: Path, summa
 
 
 def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary: dict, tmp_path: Path) -> None:
-    """The cache contains the steps up to `ground`. The run is killed in the step `ocr` and started again."""
+    """The cache contains the steps up to `caption`. The run is killed in `ocr`, after `ground`, and started again."""
     cache = tmp_path / ".step_cache"
     cache.mkdir()
     cached_steps = {
