@@ -58,6 +58,7 @@ docs: $(READY)  ## Write the generated parts of the documentation
 	$(BIN)/python -m pipelines.docs
 
 docs-site: $(READY)  ## Build the documentation site into build/site; a broken link is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch first and separately: the exact version selects the CPU build if an index has one.
