@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from components.finish.exit_handler import RunStatus, headline, post_to_webhook
 from tests.conftest import executor_input
-from tests.runtime.test_step_in_pod import pod
+from tests.runtime.test_step_in_pod import run_pod as pod
 from vlmflow.tracking import mlflow_store, step_run
 
 RUN = "run-1"

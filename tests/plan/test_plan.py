@@ -7,7 +7,7 @@ import yaml
 
 from components.plan.sections import SECTIONS
 from tests.conftest import executor_input
-from tests.runtime.test_step_in_pod import pod
+from tests.runtime.test_step_in_pod import run_pod as pod
 from vlmflow.config import recipes as recipes
 from vlmflow.runtime.code_hash import ROOT
 
