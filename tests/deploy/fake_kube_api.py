@@ -108,8 +108,9 @@ class Process:
         if self.process.poll() is None:
             return ""
         assert self.process.stderr is not None
-        self.last_line = self.last_line or self.process.stderr.read().strip().splitlines()[-1]
-        return self.last_line
+        line = self.last_line or self.process.stderr.read().strip().splitlines()[-1]
+        self.last_line = line
+        return line
 
     def ready(self) -> bool:
         """Whether the readiness probe has succeeded; it is called until it does."""

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from components.finish.exit_handler import RunStatus, headline, post_to_webhook
 from tests.conftest import executor_input
-from tests.runtime.test_step_in_pod import run_pod as pod
+from tests.runtime.test_step_in_pod import run_pod
 from vlmflow.tracking import mlflow_store, step_run
 
 RUN = "run-1"
@@ -69,7 +69,7 @@ def record(label: str, status: str, error: str | None = None) -> dict[str, Any]:
 def finish(tmp_path: Path, status: dict[str, Any], **environment: str) -> str:
     """Run the step as in a pod; returns its summary."""
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
-    done = pod(tmp_path, "finish", given, RUN, **environment)
+    done = run_pod(tmp_path, "finish", given, RUN, **environment)
     assert done.returncode == 0, done.stderr
     return (tmp_path / "finish" / "summary").read_text()
 
@@ -110,7 +110,7 @@ def test_a_success_is_reported_with_scores(tmp_path: Path, store: MlflowClient) 
 def test_without_mlflow_the_error_of_kfp_is_reported(tmp_path: Path) -> None:
     status = {"state": "FAILED", "error": {"code": 9, "message": "a task failed"}}
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
-    done = pod(tmp_path, "finish", given, RUN, MLFLOW_TRACKING_URI="")
+    done = run_pod(tmp_path, "finish", given, RUN, MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "finish" / "summary").read_text() == "**life failed: a task failed**\n\n"
 
@@ -119,7 +119,7 @@ def test_with_mlflow_unreachable_the_webhook_is_called_before_the_step_fails(tmp
     status = {"state": "FAILED", "error": {"code": 9, "message": "a task failed"}}
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "VLMFLOW_MLFLOW_WAIT": "0", "VLMFLOW_WEBHOOK": webhook.address}
-    done = pod(tmp_path, "finish", given, RUN, **away)
+    done = run_pod(tmp_path, "finish", given, RUN, **away)
     assert done.returncode == 2 and "127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
     assert webhook.bodies == [{"text": f"vlmflow: life failed: a task failed (KFP run {RUN})"}]
 

@@ -7,13 +7,13 @@ import yaml
 
 from components.plan.sections import SECTIONS
 from tests.conftest import executor_input
-from tests.runtime.test_step_in_pod import run_pod as pod
+from tests.runtime.test_step_in_pod import run_pod
 from vlmflow.config import recipes as recipes
 from vlmflow.runtime.code_hash import ROOT
 
 
 def divided(place: Path, text: str) -> dict[str, str]:
-    done = pod(place, "plan", executor_input(place / "plan", {"recipe": text}, {}, []), "run-1", MLFLOW_TRACKING_URI="")
+    done = run_pod(place, "plan", executor_input(place / "plan", {"recipe": text}, {}, []), "run-1", MLFLOW_TRACKING_URI="")
     assert done.returncode == 0, done.stderr
     return json.loads((place / "plan" / "executor_output.json").read_text())["parameterValues"]
 
@@ -30,5 +30,5 @@ def test_a_change_is_in_the_parts_that_it_concerns(tmp_path: Path) -> None:
 
 def test_a_wrong_recipe_stops_at_once(tmp_path: Path) -> None:
     given = executor_input(tmp_path / "plan", {"recipe": "curate: {min_sid: 3}\n"}, {}, [])
-    done = pod(tmp_path, "plan", given, "run-1", MLFLOW_TRACKING_URI="")
+    done = run_pod(tmp_path, "plan", given, "run-1", MLFLOW_TRACKING_URI="")
     assert done.returncode == 2 and "error: plan: curate.min_sid: no such key" in done.stderr
