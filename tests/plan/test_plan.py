@@ -13,7 +13,9 @@ from vlmflow.runtime.code_hash import ROOT
 
 
 def divided(place: Path, text: str) -> dict[str, str]:
-    done = run_pod(place, "plan", executor_input(place / "plan", {"recipe": text}, {}, []), "run-1", MLFLOW_TRACKING_URI="")
+    done = run_pod(
+        place, "plan", executor_input(place / "plan", {"recipe": text}, {}, []), "run-1", MLFLOW_TRACKING_URI=""
+    )
     assert done.returncode == 0, done.stderr
     return json.loads((place / "plan" / "executor_output.json").read_text())["parameterValues"]
 
