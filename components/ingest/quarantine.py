@@ -13,7 +13,7 @@ FILE_NAME = "quarantine.jsonl"
 class Quarantine:
     """Write an entry for each skipped row, region or line, and count them by kind of error.
 
-    Keys of an entry: `what` was skipped (`row`, `region` or `line`), its `place` (file and row or line) in the index, the `image` as the
+    Keys of an entry: `what` was skipped (`row`, `region` or `line`), its `place` in the index, the `image` as the
     index gives it, the `reason`, and the `uids` of the pairs of its row, one per caption; empty for a skipped row.
     """
 
