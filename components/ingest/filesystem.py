@@ -14,9 +14,9 @@ from upath import UPath
 
 from components.ingest.split import SPLITS
 from vlmflow.artifacts.addresses import is_remote
+from vlmflow.artifacts.files import describe_missing, match, walk
 from vlmflow.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".ico")
+from vlmflow.images.decoding import IMAGE_SUFFIXES
 
 
 def open_path(path: str) -> UPath:
@@ -25,14 +25,14 @@ def open_path(path: str) -> UPath:
     Raises:
         DataError: it does not exist, its protocol is unknown, or it cannot be reached.
     """
-    resolved, missing = resolve_path(path), f"ingest.path: {path!r}: no such folder or file"
+    resolved = resolve_path(path)
     try:
         exists = resolved.exists()
     except Exception as error:  # each protocol raises its own types: credentials, network, permissions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be reached: {reason}; check the URL and the credentials") from None
     if not exists:
-        raise DataError(missing)
+        raise DataError(f"ingest.path: no such folder or file: {describe_missing(path, [UPath('.').absolute()])}")
     return resolved
 
 
@@ -42,22 +42,20 @@ def matching_files(path: str, suffix: str) -> list[UPath]:
     Raises:
         DataError: no file matches.
     """
-    if any(sign in path for sign in "*?["):
-        cut = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        root = resolve_path(cut or ("/" if path.startswith("/") else "."))
-        found = root.glob(path[len(cut) :].lstrip("/"))
+    root = resolve_path(path)
+    if any(sign in path for sign in "*?[") and not root.exists():
+        found = match(str(root))
     else:
         root = open_path(path)
-        found = root.rglob(f"*{suffix}") if root.is_dir() else [root]
-    matches = sorted((file for file in found if file.is_file()), key=str)
-    if not matches:
+        found = [file for file in walk(root) if file.name.lower().endswith(suffix)] if root.is_dir() else [root]
+    if not found:
         raise DataError(f"ingest.path: {path!r}: no {suffix.lstrip('.')} file found")
-    return matches
+    return found
 
 
 def image_files(root: UPath) -> list[UPath]:
     """Return every file below `root` with an image suffix, sorted."""
-    return sorted((file for file in root.rglob("*.*") if file.suffix.lower() in IMAGE_SUFFIXES), key=str)
+    return [file for file in walk(root) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def relative_name(file: UPath, root: UPath) -> str:

@@ -69,11 +69,12 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
         )
         first = next(rows, None)
         if first is None:
-            read = builder.records
+            if not builder.records:
+                raise DataError(f"{section.path}: the source has no rows")
+            reasons = ", ".join(f"{count} {kind}" for kind, count in quarantine.counts["rows"].most_common())
             raise DataError(
-                f"{section.path}: none of its {read} rows is usable; the first error: {quarantine.first_entry}"
-                if read
-                else f"{section.path}: the source has no rows"
+                f"{section.path}: none of its {builder.records} rows is usable ({reasons}); "
+                f"the first error: {quarantine.first_entry}"
             )
         yield from itertools.islice(itertools.chain([first], rows), section.limit)
         notes["rows_read"] = builder.records

@@ -243,7 +243,7 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
 def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     missing = folder(tmp_path / "set", [{"image": "gone.png", "caption": "x"}] * 3)
     message = refused(missing, tmp_path / "o")
-    assert "none of its 3 rows" in message and "index.jsonl:1: no such file" in message
+    assert "none of its 3 rows is usable (3 no such file)" in message and "index.jsonl:1: no such file" in message
     (missing / "index.jsonl").write_text("not\njson\n")
     assert "none of its 2 rows" in refused(missing, tmp_path / "o")
     assert "no rows" in refused(folder(tmp_path / "empty", []), tmp_path / "o")

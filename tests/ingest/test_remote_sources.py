@@ -50,6 +50,10 @@ def same(near: list[dict[str, Any]], far: list[dict[str, Any]]) -> bool:
     return [[row[key] for key in keys] for row in near] == [[row[key] for key in keys] for row in far]
 
 
+def kinds(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**entry, "reason": entry["reason"].partition(":")[0]} for entry in entries]
+
+
 def test_every_kind_of_source_reads_the_same_from_s3(tmp_path: Path, bucket: str) -> None:
     rows = [{"image": f"images/{i}.png", "caption": f"picture {i}"} for i in range(5)]
     folder(tmp_path / "folder", rows)
@@ -66,7 +70,7 @@ def test_every_kind_of_source_reads_the_same_from_s3(tmp_path: Path, bucket: str
         _, near, near_entries = run(tmp_path / source, tmp_path / f"near-{source}", source=source)
         _, far, far_entries = run(f"{bucket}/{source}", tmp_path / f"far-{source}", source=source)  # type: ignore[arg-type]
         assert same(near, far), source
-        assert near and near_entries == far_entries, source
+        assert near and kinds(near_entries) == kinds(far_entries), source
     _, far, _ = run(f"{bucket}/webdataset/*.tar", tmp_path / "glob", source="webdataset")  # type: ignore[arg-type]
     assert len(far) == 2
 
