@@ -173,17 +173,24 @@ def decode_and_shrink(encoded: bytes, limits: SizeLimits) -> DecodedImage:
     Raises:
         RecordError: it is not an image, has too many pixels, or its pixels are damaged or truncated.
     """
-    from vlmflow.images.decoding import decode
+    from vlmflow.images.decoding import check_pixels, decode
 
     try:
-        original_size = image_bytes.read_size(encoded)
-        large = max(original_size) > (limits.max_side or max(original_size)) or len(encoded) > (
-            limits.max_bytes or len(encoded)
-        )
-        pixels = decode(encoded, at_least=None if large else 1)
-        output = _shrink(pixels, limits) if large else encoded
+        original_size = image_bytes.read_size(encoded, any_jpeg=True)
+        side = limits.max_side or max(original_size)
+        large = max(original_size) > side or len(encoded) > (limits.max_bytes or len(encoded))
+        if large:
+            shorter = max(1, min(original_size) * side // max(original_size))  # if the longer side is `side`
+            output = _shrink(decode(encoded, at_least=shorter), limits)
+        else:
+            check_pixels(*original_size)
+            decode(encoded, at_least=1)
+            output = encoded
     except RecordError:
         raise
+    except image_bytes.Image.DecompressionBombError as error:  # only a JPEG comes here
+        remedy = "set ingest.max_side, to decode it at a smaller scale"
+        raise RecordError("too many pixels", f"{error}; {remedy}") from None
     except MemoryError:
         raise RecordError("out of memory", f"decoding takes more than {MEMORY_BYTES >> 20} MiB") from None
     except Exception as error:  # Pillow's plugins can raise almost any type on a damaged file

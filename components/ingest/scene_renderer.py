@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vlmflow.images.decoding import decode
+
 SIDE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 COLOURS = {
@@ -169,7 +171,7 @@ def _photos(split: str) -> list[Image.Image]:
     photos = []
     for name in TRAIN_PHOTOS if split == "train" else TEST_PHOTOS:
         path = next(folder / name for folder in folders if (folder / name).exists())
-        photo = Image.open(path).convert("RGB")
+        photo = decode(path.read_bytes())
         photo.thumbnail((320, 320))
         photos.append(photo)
     return photos

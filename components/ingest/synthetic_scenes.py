@@ -24,6 +24,7 @@ from components.ingest import scene_captions
 from components.ingest.config import ScenesConfig
 from components.ingest.scene_renderer import COLOURS, SHAPES, SIDE, render_scene, render_sign
 from vlmflow.artifacts.dataset import uid
+from vlmflow.images.decoding import open_image
 
 JUNK = (
     "IMG_{:04d}.JPG",
@@ -92,7 +93,7 @@ def _web(scenes: ScenesConfig, count: int, rng: np.random.Generator) -> Iterator
         if kind == "duplicate" and earlier:
             encoded, caption = earlier[rng.integers(len(earlier))]
             if rng.random() < 0.5:  # the same image, compressed again
-                encoded = _jpeg(Image.open(io.BytesIO(encoded)), quality=int(rng.integers(70, 90)))
+                encoded = _jpeg(open_image(encoded), quality=int(rng.integers(70, 90)))
             yield _row(encoded, caption, "web/duplicate", "train")
             continue
         image, objects = render_scene(rng, "train")
@@ -138,7 +139,7 @@ def _classes(count: int, rng: np.random.Generator, split: str) -> Iterator[dict[
 
 def _row(encoded: bytes, caption: str, source: str, split: str, **extra: Any) -> dict[str, Any]:
     try:
-        width, height = Image.open(io.BytesIO(encoded)).size
+        width, height = open_image(encoded).size
     except OSError:
         width = height = 0
     row = {"label": "", "regions": [], "lines": [], "licence": "generated", "width": width, "height": height}

@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import IMAGE_SUFFIXES, matching_files, open_path
+from components.ingest.filesystem import matching_files, open_path
 from components.ingest.parquet import read_rows
 from components.ingest.record import Record, malformed
 from vlmflow.errors import DataError, RecordError
+from vlmflow.images.decoding import IMAGE_SUFFIXES
 from vlmflow.images.image_bytes import check_size
 
 CAPTION_KEYS = ("caption", "text", "txt")

@@ -172,7 +172,7 @@ def _stack_figures(figures: list[Any]) -> Image.Image:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
         plt.close(figure)
-        parts.append(Image.open(buffer).convert("RGB"))
+        parts.append(decode(buffer.getvalue()))
     page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
     for i, part in enumerate(parts):
         page.paste(part, (0, sum(above.height for above in parts[:i])))

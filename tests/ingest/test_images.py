@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from components.ingest.sandboxed_decoder import DecodedImage, DecoderPool, SizeLimits
+from components.ingest.sandboxed_decoder import DecodedImage, DecoderPool, SizeLimits, decode_and_shrink
 from tests.ingest.test_ingestion import encoded, folder, run
 from vlmflow.errors import RecordError
 from vlmflow.images.decoding import decode
+from vlmflow.images.image_bytes import read_size
+from vlmflow.images.image_statistics import read_thumbnail
+from vlmflow.serving.request_images import decode_image
 
 HALVES = np.zeros((16, 32, 3), np.uint8)  # red on the left, blue on the right
 HALVES[:, :16], HALVES[:, 16:] = (255, 0, 0), (0, 0, 255)
@@ -135,6 +138,63 @@ def test_an_image_above_the_size_limits_is_shrunk_with_its_boxes(tmp_path: Path)
     assert isinstance(small, DecodedImage) and len(small.encoded) <= 5000 < len(encoded(size=(400, 200)))
     assert small.original_size == (400, 200) and Image.open(io.BytesIO(small.encoded)).size == small.size
     assert isinstance(same, DecodedImage) and same.encoded == encoded()
+
+
+def test_the_limit_of_pixels_is_checked_at_the_scale_that_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = saved(Image.fromarray(HALVES).resize((640, 320)), "JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 320 // 8)
+    with pytest.raises(RecordError, match=r"too many pixels: 640×320 .* set ingest.max_side"):
+        decode_and_shrink(large, SizeLimits())
+    shrunk = decode_and_shrink(large, SizeLimits(max_side=160))
+    assert (shrunk.original_size, shrunk.size) == ((640, 320), (160, 80))
+    assert near(decode(shrunk.encoded), (4, 8), (255, 0, 0)) and near(decode(shrunk.encoded), (150, 8), (0, 0, 255))
+    with pytest.raises(RecordError, match=r"too many pixels: .*; make it smaller"):
+        decode_and_shrink(saved(Image.new("RGB", (640, 320)), "PNG"), SizeLimits(max_side=160))
+    with pytest.raises(RecordError, match="too many pixels"):
+        read_size(large)
+    with pytest.raises(Image.DecompressionBombError):
+        decode(large)
+
+
+@pytest.mark.parametrize("form", ["TGA", "PSD"])
+def test_formats_of_drawing_programs(form: str) -> None:
+    data = saved(Image.fromarray(HALVES), "TGA") if form == "TGA" else psd(HALVES)
+    assert read_size(data) == (32, 16)
+    assert near(decode(data), (4, 8), (255, 0, 0)) and near(decode(data), (28, 8), (0, 0, 255))
+
+
+def psd(pixels: np.ndarray) -> bytes:
+    """A PSD file without layers. Source: Adobe Photoshop File Formats Specification."""
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, *pixels.shape[:2], 8, 3)
+    return header + struct.pack(">IIIH", 0, 0, 0, 0) + pixels.transpose(2, 0, 1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
+        (b"<html>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
+        (b"nonsense", "none of the formats JPEG, PNG"),
+        (b"\xd7\xcd\xc6\x9a" + bytes(90), "none of the formats"),
+    ],
+)
+def test_other_files_are_refused_everywhere_by_what_they_are(data: bytes, reason: str) -> None:
+    with pytest.raises(RecordError, match=f"not an image: .*{reason}"):
+        read_size(data)
+    with pytest.raises(UnidentifiedImageError):
+        decode(data)
+    with pytest.raises(ValueError, match="are not an image"):
+        decode_image(data)
+    assert "UnidentifiedImageError" in read_thumbnail(data).reason
+
+
+def test_images_are_opened_in_one_place() -> None:
+    """The list of formats holds only where `open_image` is used."""
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("vlmflow", "components", "pipelines") for file in (root / folder).rglob("*.py")]
+    assert [file.name for file in files if "Image.open(" in file.read_text("utf-8")] == ["decoding.py"]
 
 
 def test_the_number_of_workers_does_not_change_the_result() -> None:

@@ -1,9 +1,52 @@
-"""Decoding of encoded images to pixels, the same for all steps."""
+"""Decoding of encoded images to pixels: the one place where files are opened, the same for all steps.
+
+Only raster formats with a signature are opened. Others run a program (EPS) or a system library (WMF).
+"""
 
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+Image.init()
+_RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "PSD")
+FORMATS = tuple(name for name in _RASTER if name in Image.OPEN)
+TGA_END = b"TRUEVISION-XFILE.\0"  # a TGA file has its signature at its end, if it has one
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO") or suffix == ".tga"
+)  # an MPO file is a JPEG with more images behind it
+
+
+def open_image(data: bytes | None) -> Image.Image:
+    """Open an encoded image, without decoding its pixels.
+
+    Raises:
+        ValueError: `data` is empty.
+        UnidentifiedImageError: it is in none of the supported formats, or its header is damaged.
+        Image.DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`. A JPEG may have more, because
+            it can be decoded at a smaller scale; `load_upright` checks what is decoded.
+        Exception: Pillow raises many types on a damaged file.
+    """
+    if not data:
+        raise ValueError("no image bytes")
+    try:
+        if data.startswith(b"\xff\xd8\xff"):
+            return JpegImageFile(io.BytesIO(data))  # Image.open checks the number of pixels in full scale
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS, *(["TGA"] if data.endswith(TGA_END) else [])])
+    except SyntaxError as error:
+        raise UnidentifiedImageError(f"damaged JPEG header: {error}") from None
+    except Image.DecompressionBombWarning as warning:  # where warnings are errors
+        raise Image.DecompressionBombError(str(warning)) from None
+    check_pixels(*image.size)
+    return image
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raise DecompressionBombError if an image of this size has more pixels than `Image.MAX_IMAGE_PIXELS`."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and width * height > most:
+        raise Image.DecompressionBombError(f"{width}×{height} pixels, at most {most:,} are decoded")
 
 
 def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
@@ -15,19 +58,24 @@ def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
 
     Raises:
         ValueError: `data` is empty.
+        Image.DecompressionBombError: more pixels than `Image.MAX_IMAGE_PIXELS` would be decoded.
         Exception: Pillow raises many types on a damaged file (OSError, SyntaxError, struct.error, ...).
     """
-    if not data:
-        raise ValueError("no image bytes")
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))  # only affects JPEG; the mode is unchanged
-        return to_rgb(apply_orientation(image))
+        return to_rgb(load_upright(image))
 
 
-def apply_orientation(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. Skip images without such metadata: exif_transpose takes as long as decoding."""
+def load_upright(image: Image.Image) -> Image.Image:
+    """Decode the pixels and apply the EXIF orientation.
+
+    Raises:
+        Image.DecompressionBombError: it has more pixels than `Image.MAX_IMAGE_PIXELS`.
+    """
+    check_pixels(*image.size)
     image.load()  # a PNG may have its metadata after the pixels
+    # Skip images without such metadata: exif_transpose takes as long as decoding.
     has_metadata = image.format == "TIFF" or any(
         "exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info
     )

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from vlmflow.artifacts.dataset import Dataset
+from vlmflow.artifacts.files import walk
 from vlmflow.errors import DataError
 from vlmflow.images import image_statistics, near_duplicates
+from vlmflow.images.decoding import IMAGE_SUFFIXES
 from vlmflow.images.near_duplicates import Cells, ImageSet
 
 BATCH = 512  # images in memory at a time
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"])
 PHASH_DISTANCE, MAX_CELL_DIFFERENCE = 8, 16.0  # as curation's phash_distance and max_cell_difference are by default
 
 
@@ -104,8 +105,9 @@ def iter_evaluation_images(path: str) -> Iterator[tuple[str, str, bytes]]:
                 for image in _images(row):
                     yield row["uid"], row[kind], image
     elif folder.is_dir():
-        for file in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-            yield str(file.relative_to(folder)), "", file.read_bytes()
+        for file in walk(folder):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                yield str(file.relative_to(folder)), "", file.read_bytes()
     else:
         raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of images")
 

@@ -1,22 +1,26 @@
 """Encoded image bytes from the value in a row: bytes, a dict with bytes, or the name of a file."""
 
 import base64
-import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vlmflow.errors import RecordError
+from vlmflow.images.decoding import FORMATS, check_pixels, open_image
 
 if TYPE_CHECKING:
     from upath import UPath
 
-# Only raster formats with a signature: others run a program (EPS), a system library (WMF), or accept any bytes (TGA).
-Image.init()
-RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO", "ICO")
-FORMATS = [name for name in RASTER if name in Image.OPEN]
+OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS; run `git lfs pull`",
+    b"<svg": "SVG; convert it to PNG",
+    b"<": "HTML or XML",
+    b"%!ps": "EPS; convert it to PNG",
+    b"%pdf": "PDF; convert its pages to PNG",
+    b"ftypheic": "HEIC; convert it to JPEG",
+}  # by the first bytes, in lower case; for messages
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
 MAX_FILE_BYTES = 2**28  # larger files are not read
 
 
@@ -24,12 +28,15 @@ def read(value: Any, folders: list["UPath"]) -> bytes:
     """Return the encoded bytes of the image `value`.
 
     Args:
-        value: bytes, `{"bytes": …, "path": …}`, a file name or URL, a data URI, or a list with one of these.
+        value: bytes, `{"bytes": …, "path": …}`, a file name or URL, a data URI, base64 text, or a list with one of
+            these.
         folders: searched for relative names, in order.
 
     Raises:
         RecordError: the image is missing or cannot be read.
     """
+    from vlmflow.artifacts.files import find_file  # not needed by the decoding processes, which import this module
+
     if isinstance(value, list):
         if len(value) > 1:
             raise RecordError("several images", f"{len(value)} in one row; a pair has one image")
@@ -50,16 +57,17 @@ def read(value: Any, folders: list["UPath"]) -> bytes:
         return content
     if value.startswith(("http://", "https://")):
         raise RecordError("no such file", f"{value[:200]} is a URL; download the images first")
-    for path in _candidates(value, folders):
-        try:
-            if path.is_file():  # skips pipes and devices
-                check_size(path.stat().st_size)
-                encoded = path.read_bytes()
-                check_size(len(encoded))  # the file may have grown
-                return encoded
-        except (OSError, ValueError) as error:
-            raise RecordError("unreadable file", f"{value[:200]!r}: {error}") from None
-    raise RecordError("no such file", value[:200])
+    if (content := _from_base64(value)) is not None:
+        check_size(len(content))
+        return content
+    file = find_file(value, folders)
+    try:
+        check_size(file.stat().st_size)
+        encoded = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise RecordError("unreadable file", f"{value[:200]!r}: {error}") from None
+    check_size(len(encoded))  # the file may have grown
+    return encoded
 
 
 def check_size(size: int) -> None:
@@ -68,38 +76,53 @@ def check_size(size: int) -> None:
         raise RecordError("too many bytes", f"{size} bytes, the limit is {MAX_FILE_BYTES}")
 
 
-def _candidates(value: str, folders: list["UPath"]) -> list["UPath"]:
-    from upath import UPath
+def _from_base64(value: str) -> bytes | None:
+    """Return the bytes of a bare base64 text, which is longer than a path can be; None if `value` is not one."""
+    if len(value) <= LONGEST_PATH:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        return None
 
-    from vlmflow.artifacts.addresses import is_remote
 
-    return [UPath(value)] if is_remote(value) else [folder / value for folder in folders]
-
-
-def read_size(encoded: bytes) -> tuple[int, int]:
+def read_size(encoded: bytes, *, any_jpeg: bool = False) -> tuple[int, int]:
     """Return (width, height) in pixels from the header, with EXIF orientation applied.
 
     The pixels are not decoded, so an image that is truncated after its header passes.
+
+    Args:
+        any_jpeg: accept a JPEG with any number of pixels, which can be decoded at a smaller scale.
 
     Raises:
         RecordError: the bytes are not an image, the header is damaged, or the image has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    if not encoded:
+        raise RecordError("not an image", "0 bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-                width, height = image.size
-                turned = image.format != "TIFF" and _orientation(image, encoded) in TURNED  # Pillow turns TIFF itself
+        with open_image(encoded) as image:
+            width, height = image.size
+            if not any_jpeg:
+                check_pixels(width, height)
+            turned = image.format != "TIFF" and _orientation(image, encoded) in TURNED  # Pillow turns TIFF itself
     except UnidentifiedImageError:
-        raise RecordError("not an image", f"{len(encoded)} bytes in no supported format") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise RecordError("too many pixels", str(error)) from None
+        raise RecordError("not an image", _describe(encoded)) from None
+    except Image.DecompressionBombError as error:
+        raise RecordError("too many pixels", f"{error}; make it smaller") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins can raise almost any type on a damaged file
         raise RecordError("damaged header", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
     return (height, width) if turned else (width, height)
+
+
+def _describe(encoded: bytes) -> str:
+    begin = encoded[:64].lstrip().lower()
+    for signature, name in OTHER_FILES.items():
+        if begin.startswith(signature) or (signature.startswith(b"ftyp") and begin[4:12] == signature):
+            return name
+    return f"{len(encoded)} bytes in none of the formats {', '.join(FORMATS)}"
 
 
 def _orientation(image: Image.Image, encoded: bytes) -> int:

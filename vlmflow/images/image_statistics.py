@@ -1,7 +1,6 @@
 """Thumbnails of images, and the statistics that curation rules use. Each image is decoded once."""
 
 import hashlib
-import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vlmflow.images.decoding import apply_orientation, to_rgb
+from vlmflow.images.decoding import load_upright, open_image, to_rgb
 
 SIDE = 64  # of the thumbnail, px
 COARSE = 4  # cells per side of the coarse signature, a fast prefilter
@@ -52,12 +51,10 @@ def read_thumbnail(data: bytes | None, *, sharpness: bool = False) -> Thumbnail:
         sharpness: also measure sharpness; a JPEG is then decoded at twice the scale.
     """
     try:
-        if not data:
-            raise ValueError("no image bytes")
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             width, height = image.size
             image.draft(None, (EDGE, EDGE) if sharpness else (2 * SIDE, 2 * SIDE))
-            turned = apply_orientation(image)
+            turned = load_upright(image)
             if turned is not image and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
                 width, height = height, width  # a quarter turn
             turned = to_rgb(turned)

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from io import BytesIO
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -47,7 +46,7 @@ def decode_image(content: bytes) -> Image.Image:
         ValueError: the bytes are not an image, or the image is damaged or too large.
     """
     try:
-        with Image.open(BytesIO(content)) as header:
+        with decoding.open_image(content) as header:
             if header.width * header.height > MAX_PIXELS:
                 raise ValueError(f"image: {header.width}×{header.height} pixels; at most {MAX_PIXELS:,} are allowed")
         return decoding.decode(content)  # as in training
