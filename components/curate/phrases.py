@@ -4,6 +4,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from vlmflow.artifacts.text_files import read_lines
 from vlmflow.errors import DataError
 
 
@@ -26,11 +27,9 @@ def load_phrases(path: str, key: str, *, comment: str | None = None) -> frozense
         DataError: the file cannot be read, or contains no word.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{key} {path}: cannot be read: {error}; use a UTF-8 text file with one word or phrase per line"
-        ) from None
+        lines = read_lines(Path(path))
+    except DataError as error:
+        raise DataError(f"{key} {error}; use a text file with one word or phrase per line") from None
     phrases = {normalize_caption(line) for line in lines if comment is None or not line.startswith(comment)} - {""}
     if not phrases:
         raise DataError(f"{key} {path}: contains no word; use a text file with one word or phrase per line")

@@ -5,16 +5,16 @@ The column of one row may hold
 - a list of objects: `[{"label": "ace", "box": [x0, y0, x1, y1]}]`, or with named corners (see `CORNERS`);
 - a list of boxes: `[[x0, y0, x1, y1], …]`, or a single box, whose label is in another column of the row;
 - an object of lists, as in detection datasets on the Hugging Face hub: `{"bbox": [[…]], "category": […]}`;
-- any of these as JSON text (in CSV).
+- any of these as text (in CSV): JSON, or Python's literals, as pandas writes them.
 
 A box has 4 numbers, or is a polygon (8 or more numbers, or points), whose bounding box is used.
 """
 
-import json
 import math
 from typing import Any
 
 from components.ingest.columns import BoxFormat, text
+from components.ingest.json_files import parse_literal
 from vlmflow.errors import RecordError
 
 # The plurals occur in objects of lists.
@@ -43,9 +43,9 @@ def parse_boxes(value: Any) -> list[Any]:
     """
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RecordError("invalid box", f"not JSON: {error}") from None
+            value = parse_literal(value)
+        except RecordError as reason:
+            raise RecordError("invalid box", reason.detail) from None
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return []
     if isinstance(value, dict):

@@ -15,7 +15,8 @@ from typing import Any
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import open_path, stream_json
+from components.ingest.filesystem import open_path
+from components.ingest.json_files import stream_json
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
 
@@ -122,7 +123,9 @@ def stream_entries(index: UPath, what: str, *keys: str) -> Iterator[dict[str, An
     Raises:
         DataError: an entry has no integer or string under one of `keys`.
     """
-    for entry in stream_json(index, f"{what}.item"):
+    for entry, fault in stream_json(index, what):
+        if fault:
+            raise DataError(f"{index}: an entry of `{what}` cannot be read: {fault}")
         if not (isinstance(entry, dict) and all(isinstance(entry.get(key), int | str) for key in keys)):
             raise DataError(f"{index}: an entry of `{what}` has no {' and '.join(keys)}: {entry!r:.80}")
         yield entry

@@ -5,10 +5,7 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or the role of th
 """
 
 import re
-from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Any
 
 from upath import UPath
 
@@ -36,8 +33,8 @@ def open_path(path: str) -> UPath:
     return resolved
 
 
-def matching_files(path: str, suffix: str) -> list[UPath]:
-    """Return the sorted files of `path`: the file, all files with `suffix` below the folder, or all glob matches.
+def matching_files(path: str, suffixes: tuple[str, ...]) -> list[UPath]:
+    """Return the sorted files of `path`: the file, all files with a suffix below the folder, or all glob matches.
 
     Raises:
         DataError: no file matches.
@@ -47,9 +44,9 @@ def matching_files(path: str, suffix: str) -> list[UPath]:
         found = match(str(root))
     else:
         root = open_path(path)
-        found = [file for file in walk(root) if file.name.lower().endswith(suffix)] if root.is_dir() else [root]
+        found = [file for file in walk(root) if file.name.lower().endswith(suffixes)] if root.is_dir() else [root]
     if not found:
-        raise DataError(f"ingest.path: {path!r}: no {suffix.lstrip('.')} file found")
+        raise DataError(f"ingest.path: {path!r}: no {suffixes[0].lstrip('.')} file found")
     return found
 
 
@@ -70,23 +67,6 @@ def split_from_folders(name: str) -> str:
         if stem in SPLITS:
             return SPLITS[stem]
     return ""
-
-
-def stream_json(file: UPath, prefix: str) -> Iterator[Any]:
-    """Stream the items at `prefix` of a JSON document: `item` for a top-level array, `images.item` for a nested one.
-
-    Raises:
-        DataError: the file is not JSON, or truncated.
-    """
-    import ijson
-
-    try:
-        with file.open("rb") as handle:
-            for item in ijson.items(handle, prefix, use_float=True):
-                yield float(item) if isinstance(item, Decimal) else item
-    except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: not valid JSON: {reason}; get the file again") from None
 
 
 def resolve_path(path: str) -> UPath:

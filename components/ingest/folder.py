@@ -8,17 +8,17 @@ The index is UTF-8: a JSON array of objects, one JSON object per line, or CSV or
 relative to the folder of the index or to the root.
 """
 
-import csv
-import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import open_path, stream_json
+from components.ingest.csv_files import read_csv
+from components.ingest.filesystem import open_path
+from components.ingest.json_files import parse_json, stream_json
 from components.ingest.record import Record, malformed
+from vlmflow.artifacts.text_files import stream_lines
 from vlmflow.errors import DataError, RecordError
 
 INDEX_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")
@@ -63,7 +63,7 @@ class FolderReader:
         """Stream the rows of the index in order.
 
         Raises:
-            DataError: the index is not UTF-8, not JSON or CSV, or a JSON array in a file named like JSONL.
+            DataError: the index is no text, JSON or CSV at all, or a JSON array in a file named like JSONL.
         """
         name, folders = self.root.absolute().name, [self.index.parent, self.root]
         for line, values, fault in read_index(self.index):
@@ -73,60 +73,33 @@ class FolderReader:
 def read_index(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     """Stream an index: for each line or item its number, its columns, and the error if it cannot be read."""
     suffix = index.suffix.lower()
-    read = _read_csv if suffix in (".csv", ".tsv") else _read_json if suffix == ".json" else _read_jsonl
-    try:
-        yield from read(index)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{index}: not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
+    if suffix in (".csv", ".tsv"):
+        yield from read_csv(index)
+    elif suffix == ".json":
+        for number, (value, fault) in enumerate(stream_json(index), 1):
+            yield number, *_as_object(value, fault)
+    else:
+        yield from _read_jsonl(index)
 
 
-def _as_object(values: Any) -> tuple[dict[str, Any], RecordError | None]:
-    if isinstance(values, dict):
-        return values, None
-    return {}, malformed(f"not a JSON object: {values!r:.80}")
-
-
-def _read_json(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    for number, values in enumerate(stream_json(index, "item"), 1):
-        yield number, *_as_object(values)
+def _as_object(value: Any, fault: RecordError | None = None) -> tuple[dict[str, Any], RecordError | None]:
+    if fault or not isinstance(value, dict):
+        return {}, fault or malformed(f"not a JSON object: {value!r:.80}")
+    return value, None
 
 
 def _read_jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    with _open_text(index) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if line.lstrip().startswith("["):
-                raise DataError(
-                    f"{index}:{number}: a JSON array in a JSONL file; rename it to .json, or write one object per line"
-                )
-            try:
-                values, fault = _as_object(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                values, fault = {}, malformed(f"not JSON: {error}")
-            yield number, values, fault
-
-
-def _read_csv(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
-    csv.field_size_limit(2**31 - 1)  # the text of one receipt can exceed the default of 128 KiB
-    with _open_text(index) as file:
-        reader = csv.DictReader(file, delimiter="\t" if index.suffix.lower() == ".tsv" else ",", strict=True)
+    for number, line, fault in stream_lines(index):
+        if not fault and not line.strip():
+            continue
+        if not fault and line.lstrip().startswith("["):
+            raise DataError(
+                f"{index}:{number}: a JSON array in a JSONL file; rename it to .json, or write one object per line"
+            )
         try:
-            for values in reader:
-                extra = values.pop(None, None)  # csv collects fields without a header under None
-                yield (
-                    reader.line_num,
-                    values,
-                    malformed(f"more fields than the header: {extra!r:.80}") if extra else None,
-                )
-        except csv.Error as error:
-            raise DataError(f"{index}:{reader.line_num}: not valid CSV: {error}; fix the line, or use JSONL") from None
-
-
-def _open_text(index: UPath) -> io.TextIOWrapper:
-    return io.TextIOWrapper(
-        index.open("rb"), encoding="utf-8-sig", newline=""
-    )  # the csv module handles line endings itself
+            yield number, *_as_object(None if fault else parse_json(line), fault)
+        except RecordError as reason:
+            yield number, {}, reason
 
 
 def _index_files(root: UPath) -> list[UPath]:

@@ -9,7 +9,6 @@ The words of an entity that are on the same row become one line of text. The spl
 (`training_data`, `testing_data`). Source: Jaume et al. 2019.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,9 @@ from components.ingest import boxes
 from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import image_files, open_path
+from components.ingest.json_files import parse_json
 from components.ingest.record import Record, malformed
+from vlmflow.artifacts.text_files import read_text
 from vlmflow.errors import DataError, RecordError
 
 
@@ -51,8 +52,8 @@ def _read_form(form: UPath, refused: SkippedItems) -> dict[str, Any]:
 
 def _entities(form: UPath) -> list[Any]:
     try:
-        entities = json.loads(form.read_bytes())["form"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        entities = parse_json(read_text(form))["form"]
+    except (KeyError, TypeError) as error:
         raise malformed(f"{form.name}: `form` cannot be read: {type(error).__name__}: {error}") from None
     if not isinstance(entities, list):
         raise malformed(f"{form.name}: `form` is not a list: {entities!r:.80}")

@@ -42,6 +42,9 @@ class Reader(Protocol):
         ...
 
 
+NOT_DOWNLOADED = "not downloaded"  # kind of error of a row that the download of the source lost, not this run
+
+
 def malformed(detail: str) -> RecordError:
     """Return the error for a row that does not follow its format."""
     return RecordError("malformed row", detail)

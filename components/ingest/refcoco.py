@@ -13,7 +13,6 @@ Source: Yu et al. 2016; github.com/lichengunc/refer.
 """
 
 import io
-import json
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +22,9 @@ from upath import UPath
 from components.ingest.coco import image_folders, stream_entries
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import open_path
+from components.ingest.json_files import parse_json
 from components.ingest.record import Record
+from vlmflow.artifacts.text_files import decode_text
 from vlmflow.errors import DataError, RecordError
 
 
@@ -102,7 +103,7 @@ def _load_refs(index: UPath) -> list[dict[str, Any]]:
     content = index.read_bytes()
     try:
         if index.suffix == ".json":
-            refs = json.loads(content)
+            refs = parse_json(decode_text(content))
         else:  # written by Python 2, whose strings are bytes
             refs = _SafeUnpickler(io.BytesIO(content), encoding="utf-8", errors="replace").load()
         for ref in refs:

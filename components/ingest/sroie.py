@@ -19,6 +19,7 @@ from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import image_files, open_path
 from components.ingest.record import Record
+from vlmflow.artifacts.text_files import read_text, split_lines
 from vlmflow.errors import DataError, RecordError
 
 _NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
@@ -48,13 +49,9 @@ class SroieReader:
 
 
 def _read_lines(file: UPath, refused: SkippedItems) -> dict[str, Any]:
-    content = file.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252", "replace")  # some files of SROIE use it for a currency sign
+    text = read_text(file, otherwise="cp1252")  # some files of SROIE use it for a currency sign
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         parts = line.split(",", 8)
         count = 8 if len(parts) == 9 and all(map(_is_number, parts[:8])) else 4
         parts = line.split(",", count)

@@ -20,6 +20,7 @@ from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import image_files, open_path
 from components.ingest.record import Record, malformed
+from vlmflow.artifacts.text_files import read_lines
 from vlmflow.errors import DataError, RecordError
 
 SPLIT_LISTS = {"train": "train", "val": "test", "test": "test"}
@@ -75,6 +76,5 @@ def _read_splits(root: UPath) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in root.rglob("ImageSets/Main/*.txt"):
         if file.stem in SPLIT_LISTS:
-            lines = file.read_text("utf-8").splitlines()
-            found |= {line.split()[0]: SPLIT_LISTS[file.stem] for line in lines if line.strip()}
+            found |= {line.split()[0]: SPLIT_LISTS[file.stem] for line in read_lines(file) if line.strip()}
     return found

@@ -19,7 +19,8 @@ from upath import UPath
 from components.ingest.annotation_files import SkippedItems, paired_records
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import image_files, open_path
-from components.ingest.record import Record, malformed
+from components.ingest.record import Record
+from vlmflow.artifacts.text_files import read_lines, read_text, split_lines
 from vlmflow.errors import DataError, RecordError
 
 CLASS_LISTS = ("classes.txt", "obj.names")
@@ -53,12 +54,8 @@ class YoloReader:
         return paired_records(self.root, self.images, self.labels, self._read, optional=True)
 
     def _read(self, label: UPath, refused: SkippedItems) -> dict[str, Any]:
-        try:
-            lines = label.read_text("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise malformed(f"{label.name}: not UTF-8 (byte {error.start})") from None
         boxes = []
-        for number, *numbers in (line.split() for line in lines if line.strip()):
+        for number, *numbers in (line.split() for line in split_lines(read_text(label)) if line.strip()):
             if number in self.names:
                 boxes.append({"label": self.names[number], "bbox": numbers})
             else:
@@ -77,11 +74,11 @@ def _read_class_names(root: UPath, index: str) -> dict[str, str]:
     ):
         if not file.is_file():
             continue
-        text = file.read_text("utf-8")
+        lines = read_lines(file)
         if file.name in CLASS_LISTS:
-            return {str(i): name.strip() for i, name in enumerate(text.splitlines())}
+            return {str(i): name.strip() for i, name in enumerate(lines)}
         try:
-            names = (yaml.safe_load(text) or {}).get("names")
+            names = (yaml.safe_load("\n".join(lines)) or {}).get("names")
         except (yaml.YAMLError, AttributeError) as error:
             raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if names:

@@ -102,7 +102,7 @@ def test_the_parquet_beside_a_shard_is_joined_and_its_missing_keys_are_reported(
     _, rows, entries = run(tmp_path / "set", tmp_path / "out", source="webdataset", columns={"split": "part"})
     assert [(row["caption"], row["split"]) for row in rows] == [("in the tar", "train"), ("beside it", "test")]
     assert [(entry["place"], entry["reason"]) for entry in entries] == [
-        ("00000.tar:000000002", "no image: failed_to_download: 404")
+        ("00000.tar:000000002", "not downloaded: failed_to_download: 404")
     ]
 
 

@@ -7,6 +7,7 @@ excludes every pair with that image, whatever its texts. `#` starts a comment.
 import re
 from pathlib import Path
 
+from vlmflow.artifacts.text_files import read_lines
 from vlmflow.errors import DataError
 
 _ENTRY = re.compile(r"[0-9a-f]{32}")
@@ -19,9 +20,9 @@ def read(path: str | Path) -> frozenset[str]:
         DataError: the file cannot be read, or a line is not a uid.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"exclude {path}: cannot read the file: {error}; `vlmflow takedown` writes this list") from None
+        lines = read_lines(Path(path))
+    except DataError as error:
+        raise DataError(f"exclude {error}; `vlmflow takedown` writes this list") from None
     uids = set()
     for number, line in enumerate(lines, 1):
         entry = line.partition("#")[0].strip()
