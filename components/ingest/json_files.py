@@ -137,7 +137,7 @@ class _Document:
             self.repeated.clear()
             try:
                 value, end = self.scan(self.text, self.at)
-                if end < len(self.text) or self.ended:  # a number may go on after the end of the text
+                if end + 2 < len(self.text) or self.ended:  # of a number cut off at `1e+`, `1` would be a value
                     fault = self._fault(end)
                     self.at = end
                     return value, fault
