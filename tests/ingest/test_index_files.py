@@ -30,7 +30,7 @@ def rows(path: UPath) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 2**20])
 def test_json_documents_of_any_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(json_files, "CHUNK_BYTES", chunk)
-    items = [1, -2.5e3, 1e-07, 12345678901, 'é\u2028\\"', None, True, [], {}, [[1]], {"a": {"b": [1, "x" * 50]}}, "", "🪁"]
+    items = [1, -2.5e3, 1e-07, 'é\u2028\\"', None, True, [], {}, [[1]], {"a": {"b": [1, "x" * 50]}}, "", "🪁"]
     for ascii_only in (True, False):
         for indent in (None, 1):
             text = json.dumps(items, ensure_ascii=ascii_only, indent=indent)
