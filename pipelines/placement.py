@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
@@ -14,6 +14,7 @@ from pipelines.step_cli import names
 from vlmflow.config import recipes as recipes
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section
+from vlmflow.config.toleration import Toleration
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.container_image import image_name
@@ -24,17 +25,6 @@ BYTES = re.compile(r"\d+([EPTGMK]i?)?")
 DURATION = re.compile(r"\d+s")
 
 EnvMapping = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → an environment variable
-
-
-class Toleration(Section):
-    """A taint of nodes that a step's pod tolerates, as in a pod's spec."""
-
-    key: str = Field(default="", description="Key of the taint; empty matches every key.")
-    operator: Literal["Equal", "Exists"] = Field(default="Equal", description="`Equal` also compares `value`.")
-    value: str = Field(default="", description="Value of the taint, with operator `Equal`.")
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        default="", description="Effect of the taint; empty matches every effect."
-    )
 
 
 class StepResources(Section):

@@ -6,23 +6,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vlmflow.config.section import Section
+from vlmflow.config.toleration import Toleration
 
 Mode = Literal["Standard", "Knative"]
 Runtime = Literal["vlmflow", "vllm", "huggingface"]
 Metric = Literal["", "concurrency", "rps", "cpu", "memory", "prometheus"]
 
 METRICS = {"Knative": ("concurrency", "rps", "cpu", "memory"), "Standard": ("cpu", "memory", "prometheus")}
-
-
-class Toleration(Section):
-    """A taint of nodes that the pods tolerate, as in a pod's spec."""
-
-    key: str = Field(description="Key of the taint.")
-    operator: Literal["Exists", "Equal"] = Field(default="Exists", description="`Equal` also compares `value`.")
-    value: str = Field(default="", description="Value of the taint, with operator `Equal`.")
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        default="", description="Effect of the taint; empty matches every effect."
-    )
 
 
 class DeployConfig(Section):

@@ -237,14 +237,14 @@ class MaskVLM(PreTrainedModel):
         x = self.image_cross(patches[:, 1:], text, attention_mask)
         return self.pixel_head(self.decoder(x, text, attention_mask))
 
-    def predict_tokens(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        """words: (N, L, D) of a masked text; picture: (N, 1 + P, D), not masked; returns logits (N, L, V)."""
-        return F.linear(self.word_head(self.text_cross(words, picture)), self.text.tokens.weight, self.word_bias)
+    def predict_tokens(self, words: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """words: (N, L, D) of a masked text; patches: (N, 1 + P, D), not masked; returns logits (N, L, V)."""
+        return F.linear(self.word_head(self.text_cross(words, patches)), self.text.tokens.weight, self.word_bias)
 
-    def match_logits(self, picture: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """picture: (N, 1 + P, D), text: (N, L, D), both not masked; returns logits (N, 2) of mismatch and match."""
-        image_state = self.image_cross(picture[:, :1], text, attention_mask)[:, 0]
-        text_state = self.text_cross(text[:, :1], picture)[:, 0]
+    def match_logits(self, patches: torch.Tensor, text: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """patches: (N, 1 + P, D), text: (N, L, D), both not masked; returns logits (N, 2) of mismatch and match."""
+        image_state = self.image_cross(patches[:, :1], text, attention_mask)[:, 0]
+        text_state = self.text_cross(text[:, :1], patches)[:, 0]
         return self.match_head(torch.cat([image_state, text_state], dim=-1))
 
     def match_score(
@@ -295,25 +295,25 @@ class MaskVLM(PreTrainedModel):
         """
         patch_mask = self.hide_patches(len(pixel_values)) if patch_mask is None else patch_mask
         masked, labels = self.hide_words(input_ids, attention_mask) if masked_tokens is None else masked_tokens
-        picture, text = self.image(pixel_values), self.text(input_ids, attention_mask)
+        patches, text = self.image(pixel_values), self.text(input_ids, attention_mask)
         token_mask = labels != IGNORE_INDEX
         pixels = self.predict_patches(self.image(pixel_values, patch_mask), text, attention_mask)[patch_mask]
-        logits = self.predict_tokens(self.text(masked, attention_mask), picture)[token_mask]
-        image = F.normalize(self.image_projection(picture[:, 0]), dim=-1)
+        logits = self.predict_tokens(self.text(masked, attention_mask), patches)[token_mask]
+        image = F.normalize(self.image_projection(patches[:, 0]), dim=-1)
         caption = F.normalize(self.text_projection(text[:, 0]), dim=-1)
         same = (input_ids[:, None] == input_ids[None]).all(-1)
         parts = {
             "mim": F.l1_loss(pixels, patchify(pixel_values, self.config.patch_size)[patch_mask]),
             "mlm": F.cross_entropy(logits, labels[token_mask]),
             "itc": clip_loss(image, caption, self.scale),
-            "itm": self.matching(picture, text, attention_mask, self.scale * image @ caption.T, same),
+            "itm": self.matching(patches, text, attention_mask, self.scale * image @ caption.T, same),
         }
         loss = parts["mlm"] + parts["itc"] + parts["itm"] + self.config.mim_weight * parts["mim"]
         return PretrainingOutput(loss, parts)
 
     def matching(
         self,
-        picture: torch.Tensor,
+        patches: torch.Tensor,
         text: torch.Tensor,
         attention_mask: torch.Tensor,
         logits: torch.Tensor,
@@ -333,7 +333,7 @@ class MaskVLM(PreTrainedModel):
         images = logits.T[some].softmax(1).multinomial(1)[:, 0]
         i, j = torch.cat([own, own[some], images]), torch.cat([own, captions, own[some]])
         label = torch.arange(len(i), device=same.device) < len(own)
-        return F.cross_entropy(self.match_logits(picture[i], text[j], attention_mask[j]), label.long())
+        return F.cross_entropy(self.match_logits(patches[i], text[j], attention_mask[j]), label.long())
 
     def hide_patches(self, count: int) -> torch.Tensor:
         """Draw the patches to mask, (count, P) bool, the same number for every image."""

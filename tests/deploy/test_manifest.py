@@ -8,21 +8,28 @@ import pytest
 import yaml
 
 from components.deploy import runtimes, storage
-from components.deploy.config import DeployConfig, Toleration
+from components.deploy.config import DeployConfig
 from components.deploy.manifest import DIGEST, dns_name, inference_service, write
 from tests.conftest import SHARED
 from vlmflow.config.recipes import load
-from vlmflow.errors import ModelError, ServiceError
+from vlmflow.config.toleration import Toleration
+from vlmflow.errors import ModelError, RecipeError, ServiceError
 
 VERSION = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32, "run_id": "r1"}
 IMAGE = "registry/vlmflow-serve:abc"
+GPU_TAINT = Toleration(key="nvidia.com/gpu", operator="Exists")
 SECTIONS: list[dict[str, Any]] = [
     {},
     {"gpus": 2, "min_replicas": 2, "max_replicas": 4, "namespace": "models", "scale_metric": "cpu", "scale_target": 70},
     {"mode": "Knative", "min_replicas": 0, "scale_metric": "concurrency", "scale_target": 8},
     {"mode": "Knative", "max_replicas": 3, "scale_metric": "memory", "scale_target": 80},
     {"max_replicas": 3, "scale_metric": "prometheus", "scale_target": 5, "scale_query": "q", "prometheus": "http://p"},
-    {"runtime": "vllm", "image": "vllm:1", "gpus": 2, "tolerations": (Toleration(key="nvidia.com/gpu"),)},
+    {
+        "runtime": "vllm",
+        "image": "vllm:1",
+        "gpus": 2,
+        "tolerations": (Toleration(key="nvidia.com/gpu", operator="Exists"),),
+    },
     {"runtime": "huggingface", "gpus": 1, "node_selector": {"gpu": "h100"}},
 ]
 EACH = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: ",".join(map(str, section.values())) or "plain")
@@ -150,6 +157,18 @@ def test_the_digest_covers_everything_that_the_pods_get(monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.parametrize(
+    ("toleration", "message"),
+    [
+        ({"effect": "NoSchedule"}, "without `key`, set `operator: Exists`"),
+        ({"key": "gpu", "operator": "Exists", "value": "h100"}, "`value: h100` needs `operator: Equal`"),
+    ],
+)
+def test_tolerations_that_kubernetes_refuses_are_refused(toleration: dict[str, str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(DeployConfig, {"deploy": {"tolerations": [toleration]}}, "deploy")
+
+
 def test_scaling_and_node_placement() -> None:
     knative = service(mode="Knative", max_replicas=3, scale_metric="cpu", scale_target=80)
     assert knative["metadata"]["annotations"]["autoscaling.knative.dev/class"] == "hpa.autoscaling.knative.dev"
@@ -160,7 +179,12 @@ def test_scaling_and_node_placement() -> None:
     assert keda["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
     (metric,) = keda["spec"]["predictor"]["autoScaling"]["metrics"]
     assert metric["external"]["metric"] == {"backend": "prometheus", "query": "sum(q)", "serverAddress": "http://p"}
-    recipe = {"deploy": {"node_selector": {"gpu": "h100"}, "tolerations": [{"key": "gpu", "effect": "NoSchedule"}]}}
+    recipe = {
+        "deploy": {
+            "node_selector": {"gpu": "h100"},
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        }
+    }
     section = load(DeployConfig, recipe, "deploy")
     predictor = inference_service(VERSION, "s3://b", IMAGE, section)["spec"]["predictor"]
     assert predictor["nodeSelector"] == {"gpu": "h100"}
