@@ -19,10 +19,11 @@ help:  ## List the targets
 demo: $(READY)  ## Set up and run the end-to-end pipeline on this machine
 	$(BIN)/vlmflow run recipes/demo.yaml
 
-test: $(READY)  ## Set up and run the tests, except those in containers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/containers
+test: $(READY)  ## Set up and run the tests, except soak tests and those in containers (about 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" --ignore tests/containers
 
-test-containers: $(READY)  ## Build the images with podman and test them (as root; about 9 minutes)
+test-containers: $(READY)  ## Run the soak tests; build the images with podman and test them (as root; about 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/containers
 
 check: $(READY)  ## Lint, format and types

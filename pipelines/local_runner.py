@@ -56,7 +56,8 @@ def run(
     tasks = pipeline.pipeline_spec.root.dag.tasks.values()  # type: ignore[attr-defined]
     total = 0 if any(task.WhichOneof("iterator") for task in tasks) else len(tasks)
     started = time.monotonic()
-    prefork = contextlib.nullcontext("") if containers else _preforked_process(folder)
+    given = os.environ.get(PREFORK_ADDRESS)
+    prefork = contextlib.nullcontext(given or "") if given or containers else preforked_process(folder)
     with prefork as address, _environment(folder, address):
         if containers:
             from pipelines.containers import runner
@@ -126,8 +127,11 @@ def _as_exception(record: dict[str, Any], folder: Path, error: RuntimeError) -> 
 
 
 @contextlib.contextmanager
-def _preforked_process(folder: Path) -> Iterator[str]:
-    """Start a process with the large libraries imported, from which the steps are forked; yield its address."""
+def preforked_process(folder: Path) -> Iterator[str]:
+    """Start a process with the large libraries imported, from which the steps are forked; yield its address.
+
+    folder: its output is written to prefork.log there.
+    """
     with (
         tempfile.TemporaryDirectory() as place,  # the path of a run's folder may be too long for a socket
         socket.socket(socket.AF_UNIX) as listener,

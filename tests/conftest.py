@@ -1,14 +1,17 @@
 """Shared by several test modules: the command line, calls in a new process, and one run of the end-to-end pipeline."""
 
+import atexit
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import pytest
 from filelock import FileLock
 
 from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.prefork import PRELOADED
+from vlmflow.runtime.prefork_client import PREFORK_ADDRESS
 from vlmflow.runtime.process import limit_threads
 
 limit_threads()  # as in every step: a process forked after torch has started threads can hang
@@ -53,8 +58,19 @@ def vlmflow(
     if not process:
         return _in_this_process(arguments, variables)
     command = [str(Path(sys.executable).parent / "vlmflow"), *arguments]
-    variables = {**os.environ, "PYTHONWARNINGS": "default", **variables}
+    variables = {**os.environ, "PYTHONWARNINGS": "default", PREFORK_ADDRESS: _prefork_address(), **variables}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=580)
+
+
+@cache
+def _prefork_address() -> str:
+    """Start the process from which the steps of every run of this test session are forked."""
+    from pipelines.local_runner import preforked_process
+
+    stack = ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return stack.enter_context(preforked_process(Path(folder)))
 
 
 def _in_this_process(arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -91,22 +107,26 @@ def executor_input(folder: Path, parameters: dict[str, str], inputs: dict[str, P
 
 @pytest.fixture(scope="session")
 def apart() -> Callable[..., Any]:
-    """Call a function in a new process, as a step runs.
+    """Call a function in a new process that has the large libraries imported, as a step runs.
 
     A training process that is forked from the test process may deadlock: it inherits locks that threads of other tests
     held at the fork.
     """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(_call, function, *arguments).result()
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_call, dict(os.environ), function, *arguments).result()
 
     return call
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(environment: dict[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         return function(*arguments)
     except ChildFailedError as error:

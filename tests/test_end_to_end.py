@@ -63,7 +63,7 @@ def test_a_second_run_reuses_every_step_from_the_cache(finished_run: Path, summa
 
 
 def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary: dict, tmp_path: Path) -> None:
-    """The cache contains the steps up to `caption`. The run is killed in `ocr`, after `ground`, and started again."""
+    """The cache contains the steps up to `ocr`. The run is killed in `align`, after `preferences`, and restarted."""
     cache = tmp_path / ".step_cache"
     cache.mkdir()
     cached_steps = {
@@ -75,6 +75,8 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
         "instructions",
         "pretrain",
         "caption",
+        "ground",
+        "ocr",
     }
     for entry in (finished_run.parent / ".step_cache").glob("*.json"):
         outputs = json.loads(entry.read_text())["outputs"].values()
@@ -86,7 +88,7 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("*/*/ocr.partial")):
+    while not list(tmp_path.glob("*/*/align.partial")):
         assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)
     subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=True)
@@ -94,14 +96,14 @@ def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml")
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "latest" / "summary.json").read_text())
-    assert again["steps"]["ground"]["cached"] and not again["steps"]["ocr"]["cached"]
+    assert again["steps"]["preferences"]["cached"] and not again["steps"]["align"]["cached"]
     assert not list(tmp_path.glob("*/*/*.partial"))
     del again["results"]["version"], summary["results"]["version"]  # the ids of the registry differ
     assert again["results"] == summary["results"]
 
 
 def test_the_same_steps_train_model_classes_of_transformers(tmp_path: Path) -> None:
-    done = vlmflow(tmp_path, "run", "recipes/mini-stock.yaml")
+    done = vlmflow(tmp_path, "run", "recipes/mini-stock.yaml", "--set", "deploy=null")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     results = json.loads((tmp_path / "latest" / "summary.json").read_text())["results"]
     assert results["skipped"]["ocr"] == "the recipe has no section 'ocr'"
@@ -136,7 +138,7 @@ def test_a_folder_of_user_images(images: Path, tmp_path: Path) -> None:
     settings = [
         "ingest.source=folder", f"ingest.path={images}", "ingest.columns.image=file", "ingest.columns.caption=text",
         "ingest.holdout=0.2", "curate.score.model=none", "curate.max_cell_difference=null",
-        "caption.task=caption", "caption.also=[]", "caption.replay=0",
+        "caption.task=caption", "caption.also=[]", "caption.replay=0", "deploy=null",
     ]  # fmt: skip
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", *[part for s in settings for part in ("--set", s)])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -156,6 +156,7 @@ def test_ray_gives_the_same_verdicts(
     assert kept(tmp_path) == kept(reference)
 
 
+@pytest.mark.soak
 def test_a_killed_curation_resumes(
     tmp_path: Path, reference: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def lose_a_node(cluster: JobCluster) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.soak
 def test_two_nodes_with_a_lost_node_give_the_same_weights_as_two_processes(
     cluster: JobCluster,
     pairs: Path,

@@ -13,6 +13,7 @@ EMOJI = SHARED / "data" / "emoji"
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji dataset is not available")
+@pytest.mark.soak
 def test_a_model_trained_without_women_retrieves_their_names(tmp_path: Path) -> None:
     """Use a part of the recipe's budget, in one process; `python -m benchmarks.emoji` runs all of it."""
     names = [row["caption"] for row in index(EMOJI, tmp_path, "woman")]

@@ -75,7 +75,10 @@ def test_training_starts_from_the_given_weights(tmp_path: Path, pairs: Path, fam
     assert len(Dataset(pairs)) > 0
 
 
-def test_an_unusable_checkpoint_is_reported_in_one_line(tmp_path: Path, pairs: Path) -> None:
+def test_an_unusable_checkpoint_is_reported_in_one_line(
+    tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it retries for 20 seconds
     stock_mae(tmp_path / "public")
     (tmp_path / "empty").mkdir()
     for start in ("nobody/nothing", str(tmp_path / "empty")):

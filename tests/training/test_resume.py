@@ -155,6 +155,7 @@ def test_a_killed_run_resumes_and_gives_the_same_weights(
     assert not checkpoints(checkpoint_root)
 
 
+@pytest.mark.soak
 def test_a_run_of_two_processes_resumes_after_one_is_killed(
     pairs: Path,
     checkpoint_root: Path,

@@ -100,6 +100,7 @@ def _train_with_interrupt(folder: str, pairs: str, at: int) -> None:
     train(Path(pairs), corpus(Path(pairs), None), config, Path(folder))
 
 
+@pytest.mark.soak
 def test_an_interrupted_sharded_run_resumes_and_gives_the_same_weights(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: Callable[..., Any]
 ) -> None:

@@ -34,7 +34,9 @@ VARIABLES = {
     "VLMFLOW_KFP_TOKEN": Variable("Bearer token for Kubeflow Pipelines.", "the pod's own token, in a pod"),
     "VLMFLOW_WEBHOOK": Variable("URL that receives the final status of a pipeline, as JSON by POST.", "no message"),
     "VLMFLOW_RUN": Variable("Folder of the current run on this machine. Set by `vlmflow run`.", ""),
-    "VLMFLOW_PREFORK": Variable("Address of the process that starts the steps of a run. Set by `vlmflow run`.", ""),
+    "VLMFLOW_PREFORK": Variable(
+        "Address of the process that starts the steps of a run. `vlmflow run` starts one if it is unset.", ""
+    ),
     "VLMFLOW_KFP_RUN": Variable("ID of the current run of Kubeflow Pipelines. Set by the step runner.", ""),
     "MLFLOW_TRACKING_URI": Variable("MLflow server or store.", "SQLite in VLMFLOW_HOME"),
     "MLFLOW_RUN_ID": Variable("MLflow run that a training reports to. Set by the step.", ""),

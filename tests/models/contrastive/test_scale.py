@@ -122,6 +122,7 @@ print(json.dumps([peak(*step) - before for step in [(256, 0, 0), (4096, 256, 128
 """
 
 
+@pytest.mark.soak
 def test_a_batch_of_4096_needs_the_memory_of_256_plus_its_embeddings() -> None:
     # Each large tensor gets its own memory mapping and is released at once, so the peak counts live tensors. In MiB.
     given = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "100000", "THP_MEM_ALLOC_ENABLE": "1"}
