@@ -57,6 +57,7 @@ class CaptionVerdict:
     finding: CaptionFinding | None = None
     pii: tuple[str, ...] = ()  # kinds of personal data: e-mail, phone
     rewritten: str | None = None  # the caption without personal data, where `pii` is `remove`
+    undecided_language: bool = False  # the caption is kept, but its language was not recognized
 
 
 def check_caption(caption: str | None, config: CurateConfig) -> CaptionVerdict:
@@ -67,21 +68,28 @@ def check_caption(caption: str | None, config: CurateConfig) -> CaptionVerdict:
         redacted, pii = redact_pii(caption or "")
         if pii and config.pii == "remove":
             rewritten = caption = redacted
-    return CaptionVerdict(finding=_first_finding(caption, pii, config), pii=pii, rewritten=rewritten)
+    judged = language.judge(caption or "", config.languages) if config.languages else None
+    return CaptionVerdict(
+        finding=_first_finding(caption, pii, judged, config),
+        pii=pii,
+        rewritten=rewritten,
+        undecided_language=judged is not None and judged.probability is None,
+    )
 
 
-def _first_finding(caption: str | None, pii: tuple[str, ...], config: CurateConfig) -> CaptionFinding | None:
+def _first_finding(
+    caption: str | None, pii: tuple[str, ...], judged: language.Judgement | None, config: CurateConfig
+) -> CaptionFinding | None:
     junk = caption_cleaning.find_junk(caption, min_words=config.min_words, min_characters=config.min_characters)
     if junk:
         return CaptionFinding(rule="junk_text", reason=junk.reason, value=junk.value, threshold=junk.threshold)
     text = caption or ""
     if config.max_words is not None and (count := caption_cleaning.count_words(text)) > config.max_words:
         return CaptionFinding(rule="caption_too_long", reason="too many words", value=count, threshold=config.max_words)
-    if config.languages:
-        probability = language.language_probability(text, config.languages)
-        if probability < config.min_language:
-            reason = f"not {' or '.join(config.languages)}"
-            return CaptionFinding(rule="language", reason=reason, value=probability, threshold=config.min_language)
+    if judged and judged.probability is not None and judged.probability < config.min_language:
+        reason = f"not {' or '.join(config.languages)}, but {judged.found}"
+        value, threshold = judged.probability, config.min_language
+        return CaptionFinding(rule="language", reason=reason, value=value, threshold=threshold)
     if config.min_relations and (count := count_relations(text)) < config.min_relations:
         reason = "too few relations between things"
         return CaptionFinding(rule="low_complexity", reason=reason, value=count, threshold=config.min_relations)

@@ -99,7 +99,10 @@ class BalanceConfig(Section):
 
 
 class CurateConfig(Section):
-    """The rules of curation; a rule whose threshold is null, 0 or empty is disabled."""
+    """The rules of curation; a rule whose threshold is null, 0 or empty is disabled.
+
+    The test split stays as it is: a held-out pair that fails a rule is reported, not dropped.
+    """
 
     min_side: int = Field(default=16, ge=1, description="Image: shortest side, in pixels.")
     max_aspect: float | None = Field(
@@ -141,7 +144,11 @@ class CurateConfig(Section):
         default=(), description="Caption: accepted languages, ISO codes; empty accepts all."
     )
     min_language: float = Field(
-        default=0.1, ge=0, le=1, description="Caption: smallest total probability of the accepted languages."
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Caption: smallest total probability of the accepted languages, among those written in its "
+        "script. A caption too short to recognize its language is kept, and the ledger says so.",
     )
     min_relations: int = Field(
         default=0, ge=0, description="Caption: fewest relations between things, in English; 0 is off."
@@ -162,7 +169,7 @@ class CurateConfig(Section):
         ge=0,
         le=255,
         description="Near duplicates: largest difference of any cell of the thumbnail, in grey levels; null drops "
-        "exact duplicates only.",
+        "exact duplicates only. A training image with the same pixels as a test image is dropped in any case.",
     )
     dedup_images: bool = Field(
         default=True,

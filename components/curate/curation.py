@@ -36,7 +36,8 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, c
     """Keep the pairs that are worth training on, and write a verdict for every pair.
 
     1. Extract the features of every image and caption, in one pass.
-    2. Drop excluded pairs, unusable images and unusable captions.
+    2. Drop excluded pairs, unusable images and unusable captions. Of the test split only rows that cannot be scored or
+       must not be used are dropped, by `EVERY_SPLIT` of the ledger; other rules only report its rows.
     3. Drop training images that are in an evaluation set or the test split, and duplicates.
     4. Score the remaining training pairs with a dual encoder; drop low scores, and clusters by their embeddings.
     5. Balance the words of the captions.
@@ -74,7 +75,7 @@ def curate(raw: Path, curated: Path, ledger: Path, funnel: Path, scorer: Path, c
     timer.stop_stage("images")  # includes the captions, which are examined in the same pass
 
     rules.drop_contaminated(verdicts, features, config)
-    rules.drop_duplicates(verdicts, features, config)
+    rules.drop_duplicates(verdicts, pairs, features, config)
     timer.stop_stage("duplicates")
 
     candidates = Candidates(pairs, features, verdicts, rules.rewritten_captions(verdicts, features))
@@ -150,6 +151,8 @@ def _write_outputs(
     notes: dict[str, Any],
 ) -> Dataset:
     verdicts = candidates.ledger
+    if undecided := int((candidates.features.undecided_languages & verdicts.kept).sum()):
+        notes["languages_undecided"] = undecided
     notes["captions_cleared"] = sum(not text for row, text in candidates.captions.items() if verdicts.kept[row])
     summary = verdicts.write(ledger, notes)
     gallery, kept = funnel_page.Gallery(verdicts, config.seed), verdicts.kept
@@ -171,6 +174,10 @@ def _write_outputs(
         revision=candidates.pairs.card.revision,
     )
     funnel_page.write_page(funnel, verdicts, gallery, summary)
+    for rule, count in summary["held_out_faults"].items():
+        logger.warning(
+            "%d pairs of the test split fail %s; they are kept, so that the test split stays as it is", count, rule
+        )
     dropped = ", ".join(f"{count:,} by {rule}" for rule, count in summary["dropped"].items() if count)
     logger.info("kept %d of %d pairs; dropped %s", summary["kept"], summary["rows_in"], dropped or "none")
     return written

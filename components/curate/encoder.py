@@ -17,6 +17,7 @@ from components.curate.engine import Engine, Task, iter_parts
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.hashing import cache_key
 from vlmflow.errors import ModelError
+from vlmflow.images.decoding import decode_or_none
 from vlmflow.runtime.code_hash import code_hash
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Encoder:
     def _compute_image_embeddings(self, batch: list[bytes]) -> np.ndarray:
         from vlmflow.inference.embedding import embed_images
 
-        images = [_decode_or_none(image) for image in batch]
+        images = [decode_or_none(image) for image in batch]  # the reduced decode passed, the full one may fail
         blank = Image.new("RGB", (32, 32))
         size = min(IMAGE_BATCH, self.batch_size) if self.loaded.model.device.type == "cpu" else self.batch_size
         padded = [image or blank for image in images] + [blank] * (-len(images) % size)
@@ -200,14 +201,3 @@ def _selected_rows(
         batches = file.iter_batches(batch_size=size, row_groups=groups, columns=columns)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((number, row) for number, (row, bit) in enumerate(zip(rows, bits, strict=True)) if bit)
-
-
-def _decode_or_none(data: bytes) -> Image.Image | None:
-    from vlmflow.images.decoding import decode
-
-    try:
-        return decode(data)
-    except MemoryError:
-        raise
-    except Exception:  # the reduced decode passed, the full one may fail; Pillow raises many types
-        return None

@@ -44,6 +44,7 @@ FEATURE_SCHEMA = pa.schema(
             {"rule": pa.string(), "reason": pa.string(), "value": pa.float64(), "threshold": pa.float64()}
         ),
         "pii": pa.list_(pa.string()),
+        "undecided_language": pa.bool_(),
         "rewritten": pa.string(),
         "caption_digest": pa.binary(16),
         "annotated": pa.bool_(),
@@ -74,6 +75,7 @@ class PairFeatures:
     cells: Cells
     findings: list[caption_rules.CaptionFinding | None]  # of the first caption rule that fails
     pii: list[tuple[str, ...]]  # kinds of personal data in the caption
+    undecided_languages: np.ndarray  # (N,) bool: the language of the caption was not recognized
     rewritten: dict[int, str]  # by row: the caption without its personal data
     caption_digests: list[bytes]  # of the normalized captions
     annotated: np.ndarray  # (N,) bool: has regions, lines or a label, and is useful without a caption
@@ -146,6 +148,7 @@ class FeatureExtractor:
             "height": image.height,
             "finding": verdict.finding and asdict(verdict.finding),
             "pii": verdict.pii,
+            "undecided_language": verdict.undecided_language,
             "rewritten": verdict.rewritten,
             "caption_digest": _digest([], normalize_caption(caption)),
             "annotated": bool(row["regions"] or row["lines"] or row["label"]),
@@ -196,6 +199,7 @@ def _concat_features(shards: Iterable[pa.Table]) -> PairFeatures:
         cells=Cells(cells),
         findings=[caption_rules.CaptionFinding(**finding) if finding else None for finding in lists["finding"]],
         pii=[tuple(kinds) for kinds in lists["pii"]],
+        undecided_languages=merged["undecided_language"],
         rewritten={row: text for row, text in enumerate(lists["rewritten"]) if text is not None},
         caption_digests=lists["caption_digest"],
         annotated=merged["annotated"],

@@ -65,17 +65,29 @@ def write_page(path: Path, ledger: Ledger, gallery: Gallery, summary: dict[str, 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count, kept = summary["rows_in"], summary["kept"]
-    cleared = summary.get("captions_cleared", 0)
+    cleared, undecided = summary.get("captions_cleared", 0), summary.get("languages_undecided", 0)
     parts = [
         f"<h1>Curation</h1><p class=lead><b>{kept:,}</b> of {count:,} pairs kept ({kept / count:.1%}).</p>",
         _bars(summary),
         f"<p class=note>{cleared:,} kept pairs have no usable caption, but regions, lines or a label.</p>"
         if cleared
         else "",
+        _held_out_faults(summary["held_out_faults"]),
+        f"<p class=note>{undecided:,} kept captions are too short to recognize their language.</p>"
+        if undecided
+        else "",
         _histogram(ledger, summary),
         *(_examples(rule, summary["dropped"][rule], examples) for rule, examples in gallery.rules.items()),
     ]
     path.write_text(_PAGE.replace("{body}", "\n".join(filter(None, parts))), encoding="utf-8")
+
+
+def _held_out_faults(faults: dict[str, int]) -> str:
+    """Return a sentence about the pairs of the test split that fail a rule, and are kept."""
+    if not faults:
+        return ""
+    counts = ", ".join(f"{count:,} fail {escape(rule)}" for rule, count in faults.items())
+    return f"<p class=note>The test split stays as it is. Of its pairs {counts}.</p>"
 
 
 def _note(ledger: Ledger, row: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.evaluation.comparison import Comparison, compare, same_examples
 from vlmflow.evaluation.config import GateConfig
+from vlmflow.evaluation.controls import unproven
 from vlmflow.evaluation.scores import Examples, read_examples, read_scores
 from vlmflow.tracking.registry import Version, champion_version, download
 
@@ -51,7 +52,8 @@ def gate(
     """Decide which model is registered and whether it is promoted.
 
     1. Choose the aligned model, unless a protected capability got worse: then the model before alignment.
-    2. Promote the chosen model, unless a protected capability is worse than that of the registry's champion.
+    2. Promote the chosen model if it beats its controls, with blank and with shuffled images, and no protected
+       capability is worse than that of the registry's champion.
 
     Args:
         candidate: the aligned model.
@@ -73,23 +75,30 @@ def gate(
 
     current = champion_version(registry)
     against: list[Comparison] = []
+    tied: dict[str, list[str]] = {}
     promoted = True
-    if current is None:
-        reasons.append(f"{registry!r} has no champion yet: the first version is promoted")
-    elif current.model_hash == Checkpoint(winner.model).hash:
+    if current and current.model_hash == Checkpoint(winner.model).hash:
         reasons.append(f"{current.uri}, the champion, is this model")
     else:
+        capabilities = read_scores(winner.scores)["capabilities"]
+        tied = unproven(capabilities, section.protected, section.min_examples) if section.beat_controls else {}
+        reasons += [_unproven_reason(name, kinds, capabilities) for name, kinds in tied.items()]
+        promoted = not tied
+    if current is None and promoted:
+        reasons.append(f"{registry!r} has no champion yet: the first version is promoted")
+    elif current and current.model_hash != Checkpoint(winner.model).hash:
         against = _compare(winner, _champion_examples(current, winner, evaluate), section)
         lost = [comparison for comparison in against if comparison.is_regression]
-        promoted = not lost
+        promoted = promoted and not lost
         reasons += [f"promotion refused by {current.uri}: {comparison}" for comparison in lost]
-        if promoted:
+        if not lost:
             reasons.append(f"no protected capability is worse than that of {current.uri}")
 
     decision = {
         "chosen": "aligned" if aligned else "fallback",
         "alignment": [asdict(comparison) for comparison in alignment],
         "promoted": promoted,
+        "unproven": tied,
         "against": current.version if current else None,
         "capabilities": [asdict(comparison) for comparison in against],
         "reasons": reasons,
@@ -101,6 +110,23 @@ def gate(
     verdict.mkdir(parents=True, exist_ok=True)
     (verdict / "verdict.json").write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
     return decision
+
+
+def _unproven_reason(name: str, kinds: list[str], capabilities: dict[str, Any]) -> str:
+    """State which controls a capability does not beat, and the remedy."""
+    if not name:
+        return "promotion refused: no accuracy with enough examples to compare with its controls; evaluate on more"
+    value = capabilities[name]
+    controls = " and ".join(
+        f"{kind} images {control['value']:.3f} [{control['low']:.3f}, {control['high']:.3f}]"
+        if (control := value.get("controls", {}).get(kind))
+        else f"{kind} images, not measured"
+        for kind in kinds
+    )
+    return (
+        f"promotion refused: {name} {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] is not better than "
+        f"with {controls}; train longer, or name the capabilities that count in gate.protected"
+    )
 
 
 def _compare(challenger: Candidate, champion: Examples, section: GateConfig) -> list[Comparison]:

@@ -9,6 +9,7 @@ from typing import Any
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.json_file import read_json
+from vlmflow.evaluation import controls
 from vlmflow.evaluation.comparison import Comparison, compare
 from vlmflow.evaluation.config import GateConfig
 from vlmflow.evaluation.scores import Examples, read_examples, read_samples, read_scores
@@ -60,6 +61,7 @@ class Capability:
     n: int
     metric: str
     higher_is_better: bool = True
+    needs_image: bool = True
     extras: dict[str, float] = field(default_factory=dict)
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -72,11 +74,7 @@ class Capability:
     @property
     def tied_controls(self) -> list[str]:
         """The controls that the value is not significantly better than."""
-        return [kind for kind, control in self.controls.items() if not self.beats(control)]
-
-    def beats(self, control: dict[str, float]) -> bool:
-        """Whether the value's interval is better than the control's interval, without overlap."""
-        return self.low > control["high"] if self.higher_is_better else self.high < control["low"]
+        return controls.tied_controls(vars(self)) if self.controls else []
 
 
 class Stage:

@@ -34,6 +34,9 @@ def _skipped(run: RunArtifacts) -> Iterator[str]:
 
 
 def _refused(run: RunArtifacts) -> Iterator[str]:
+    for name, kinds in (run.verdict.get("unproven") or {}).items():
+        what = f"{label(name)} is" if name else "No accuracy was measured on enough examples to be"
+        yield f"The gate refused: {what}{' not' if name else ''} better than with {listing(kinds)} images."
     champion = f"the champion, version {run.verdict.get('against')}"
     for rival, key in (("the model before alignment", "alignment"), (champion, "capabilities")):
         for one in run.verdict.get(key) or []:
@@ -103,6 +106,9 @@ def _data(run: RunArtifacts) -> Iterator[str]:
     for what, kinds in (run.raw.card.notes.get("quarantined") or {}).items():
         reasons = listing([f"{count} {reason}" for reason, count in kinds.items()])
         yield f"Rejected by ingest, {what}: {reasons}."
+    if faults := run.ledger.get("held_out_faults"):
+        counts = listing([f"{count} by {rule.replace('_', ' ')}" for rule, count in faults.items()])
+        yield f"The test split stays as it is; curation would have dropped from training {counts}."
 
 
 _KINDS: dict[str, Any] = {

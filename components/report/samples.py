@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from components.report.artifacts import RunArtifacts, Stage
-from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.ledger import RULES, TAKEDOWN
 from vlmflow.images import image_statistics
 from vlmflow.images.boxes import CODECS, Box
@@ -74,7 +72,7 @@ def pairs(run: RunArtifacts, count: int, seed: int) -> tuple[list[Pair], list[Pa
     dropped.sort(key=lambda row: (RULES.index(ledger["rule"][row]), row))
     verdicts = ledger.to_dict("index")
     numbers = [verdicts[i]["row"] for i in chosen + dropped]
-    found = rows_at(run.raw, numbers, ["image", "caption", "label", "regions", "lines"])
+    found = dict(run.raw.rows_at(numbers, ["image", "caption", "label", "regions", "lines"]))
     shown = [_pair(found[verdicts[i]["row"]], verdicts[i]) for i in chosen + dropped]
     return shown[: len(chosen)], shown[len(chosen) :]
 
@@ -102,7 +100,7 @@ def image_of(run: RunArtifacts, uid: str) -> str:
     if uid not in uids:
         return ""
     row = uids.index(uid)
-    return thumbnail(rows_at(run.curated, [row], ["image"])[row]["image"]["bytes"])
+    return next(thumbnail(found["image"]["bytes"]) for _, found in run.curated.rows_at([row], ["image"]))
 
 
 def preferences(run: RunArtifacts, count: int, seed: int) -> list[PreferencePair]:
@@ -114,7 +112,7 @@ def preferences(run: RunArtifacts, count: int, seed: int) -> list[PreferencePair
             image=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
             **{key: row[key] for key in ("prompt", "chosen", "rejected", "source")},
         )
-        for row in rows_at(data, numbers).values()
+        for _, row in data.rows_at(numbers)
     ]
 
 
@@ -138,21 +136,6 @@ def _answer(sample: dict[str, Any], convention: str) -> Answer:
         answered_box=CODECS[convention].decode(sample["answer"], width, height) if truth else None,
         **{key: sample[key] for key in ("capability", "prompt", "answer", "truth", "score")},
     )
-
-
-def rows_at(data: Dataset, numbers: Iterable[int], columns: list[str] | None = None) -> dict[int, dict[str, Any]]:
-    """The rows with these numbers, in this order; reads only the row groups that contain them."""
-    wanted, rows, start = list(numbers), {}, 0
-    for shard in data.card.shards:
-        with pq.ParquetFile(data.path / shard["name"]) as file:
-            for group in range(file.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                inside = [number for number in wanted if start <= number < end]
-                if inside:
-                    table = file.read_row_group(group, columns=columns).take([number - start for number in inside])
-                    rows.update(zip(inside, table.to_pylist(), strict=True))
-                start = end
-    return {number: rows[number] for number in wanted}
 
 
 def thumbnail(data: bytes | None) -> str:

@@ -16,6 +16,7 @@ from vlmflow.images.decontamination import find_leaks, load_evaluation_images
 
 BATCH_ROWS = 256  # images in memory at once
 IMAGE_MARKER = "<image>"
+EMPTY = "no caption, region, line or label"
 EDGE = 0.5  # pixels; tolerance for rounding of boxes at the edge
 
 
@@ -58,12 +59,14 @@ def _pairs(batch: pa.RecordBatch, checker: ImageChecker) -> dict[str, Any]:
     captions = _count("utf8_length", pc.call_function("utf8_trim_whitespace", [batch["caption"]]))
     said = captions + _count("utf8_length", batch["label"])
     said = said + _count("list_value_length", batch["regions"]) + _count("list_value_length", batch["lines"])
+    content = list(zip(said, batch["split"].to_pylist(), strict=True))
     return {
         "uid": batch["uid"].to_pylist(),
         "image_fault": _text(image_faults),
         "size_fault": _text(size_faults),
         "caption_length": captions,
-        "empty_fault": _text(["no caption, region, line or label" if n == 0 else None for n in said]),
+        "empty_fault": _text([EMPTY if n == 0 and split != "test" else None for n, split in content]),
+        "empty_test_fault": _text([EMPTY if n == 0 and split == "test" else None for n, split in content]),
         "region_fault": _box_faults(batch["regions"], "phrase", widths, heights),
         "line_fault": _box_faults(batch["lines"], "text", widths, heights),
         "split": _categorical(batch["split"]),

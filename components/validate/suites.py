@@ -42,7 +42,8 @@ def _pairs(weight: FailureSeverity, max_text: int) -> list[Expectation]:
         _no_faults("size_fault", CRITICAL, "Width and height match the image"),
         _no_faults("region_fault", CRITICAL, "Every region has a phrase and is inside the image"),
         _no_faults("line_fault", CRITICAL, "Every line has a text and is inside the image"),
-        _no_faults("empty_fault", weight, "Every pair has a caption, region, line or label"),
+        _no_faults("empty_fault", weight, "Every training pair has a caption, region, line or label"),
+        _no_faults("empty_test_fault", WARNING, "Every test pair has a caption, region, line or label"),
         _length("caption_length", None, max_text, WARNING),
     ]
 

@@ -65,17 +65,63 @@ def test_english_is_distinguished_from_other_languages() -> None:
 
 
 def test_capital_letters_do_not_change_the_language() -> None:
-    assert all(
-        language.language_probability(text.upper(), ("en",)) == language.language_probability(text, ("en",))
-        for text in ENGLISH
-    )
+    assert all(language.judge(text.upper(), ("en",)) == language.judge(text, ("en",)) for text in ENGLISH)
 
 
-def test_the_probabilities_of_all_languages_sum_to_one() -> None:
-    everything = tuple(language.supported_languages())
-    assert len(everything) == 176
-    assert language.language_probability("a dog\nin the grass", everything) == pytest.approx(1, abs=1e-3)
-    assert language.language_probability("1234 !", everything) == 0.0
+@pytest.mark.parametrize(
+    ("accepted", "caption", "found"),
+    [
+        ("en", "风筝", "Chinese letters"),  # unseen words get the model's prior, in which English leads
+        ("en", "筝", "Chinese letters"),
+        ("en", "змей", "Cyrillic letters"),
+        ("en", "ギター", "Katakana letters"),
+        ("zh", "丘の上の赤い凧", "Chinese letters"),  # kana: Japanese
+        ("de", "een rode vlieger boven de heuvel", "nl"),
+        ("ru", "a kite", "Latin letters"),
+    ],
+)
+def test_the_script_decides_before_the_model(accepted: str, caption: str, found: str) -> None:
+    judged = language.judge(caption, (accepted,))
+    assert judged.found == found and (judged.probability or 0) < 0.1 and judged.probability is not None
+
+
+@pytest.mark.parametrize(
+    ("accepted", "caption"),
+    [
+        ("ja", "丘の上の赤い凧"),
+        ("ko", "연"),
+        ("th", "ว่าว"),
+        ("en", "a red kite 风筝"),
+        ("en", "two dogs"),
+        ("en", "风筝 kite"),
+        ("de", "Straße"),
+    ],
+)
+def test_captions_in_an_accepted_script_are_accepted(accepted: str, caption: str) -> None:
+    assert (language.judge(caption, (accepted,)).probability or 0) >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("accepted", "caption"),
+    [
+        ("en", "New York"),
+        ("en", "IKEA Billy bookcase"),
+        ("fr", "chien"),
+        ("zh", "风筝"),
+        ("de", "Hund"),
+        ("en", "42 !"),
+    ],
+)
+def test_an_undecided_language_is_kept_and_said(accepted: str, caption: str) -> None:
+    assert language.judge(caption, (accepted,)).probability is None
+    verdict = check_caption(caption, rules(languages=[accepted], min_characters=0))
+    assert verdict.undecided_language and (verdict.finding is None or verdict.finding.rule != "language")
+
+
+def test_every_language_of_the_model_has_a_script() -> None:
+    everything = language.supported_languages()
+    assert len(everything) == 176 and everything >= set(language._SCRIPTS_OF)
+    assert language.judge("a dog\nin the grass", tuple(everything)).probability == 1
 
 
 def test_an_unknown_language_code_is_rejected_with_the_nearest() -> None:

@@ -84,6 +84,7 @@ def test_each_default_rule_drops_exactly_its_pairs(tmp_path: Path) -> None:
     assert [entry["row"] for entry in ledger] == list(range(len(rows)))
     assert summary["rows_in"] == len(rows) == summary["kept"] + sum(summary["dropped"].values())
     assert summary["dropped"] == {rule: 2 * (rule in BY_DEFAULT) for rule in RULES}
+    assert summary["held_out_faults"] == {}
     good = [row for row in rows if not row["source"]]
     assert [(row["uid"], row["image"]["bytes"]) for row in curated.rows()] == [
         (row["uid"], row["image"]) for row in good
@@ -236,6 +237,56 @@ def test_a_copy_of_a_leaked_image_is_kept_if_it_does_not_leak_itself(tmp_path: P
     test, between, away = (encoded(Image.fromarray((base + shift).astype(np.uint8))) for shift in (0, 12, 24))
     rows = [pair(test, "for tests", split="test"), pair(between, "brighter"), pair(away, "the brightest")]
     assert [entry["rule"] for entry in run(tmp_path, rows)[1]] == ["", "in_test_set", ""]
+
+
+@pytest.mark.parametrize("section", [{"max_cell_difference": None}, {"max_cell_difference": 0, "phash_distance": 0}])
+def test_a_training_image_with_the_pixels_of_a_test_image_is_always_dropped(tmp_path: Path, section: dict) -> None:
+    """The same file, the same pixels in another file, and a JPEG of 500 × 400 pixels written as PNG."""
+    small, large = encoded(make_image(1)), encoded(make_image(2, (500, 400)), "JPEG")
+    as_png = encoded(Image.open(io.BytesIO(large)))
+    resaved = encoded(make_image(2, (500, 400)), "JPEG", quality=40)
+    rows = [
+        pair(small, "a test", split="test"),
+        pair(large, "another test", split="test"),
+        pair(small, "the file itself"),
+        pair(encoded(make_image(1), "BMP"), "its pixels"),
+        pair(as_png, "the pixels of the other"),
+        pair(resaved, "only near"),
+        pair(encoded(make_image(3)), "unrelated"),
+    ]
+    _, ledger, _ = run(tmp_path, rows, **section)
+    assert [entry["rule"] for entry in ledger] == ["", "", *["in_test_set"] * 3, "", ""]
+    assert [entry["detail"] for entry in ledger[2:5]] == [rows[0]["uid"], rows[0]["uid"], rows[1]["uid"]]
+
+
+def test_the_test_split_stays_as_it_is_and_its_faults_are_reported(tmp_path: Path) -> None:
+    """Each kind of row that a default rule drops from training, held out; only what cannot be scored is dropped."""
+    rows = [{**row, "split": "test"} for row in noisy() if row["source"] != "in_test_set"]
+    curated, ledger, summary = run(tmp_path, [*rows, pair(encoded(make_image(99)), "to train on")])
+    not_examples = {"undecodable", "exact_duplicate"}
+    kept = [row for row in rows if row["source"] not in not_examples]
+    assert [row["uid"] for row in curated.rows() if row["split"] == "test"] == [row["uid"] for row in kept]
+    assert [row["caption"] for row in curated.rows()][:-1] == [row["caption"] for row in kept]
+    expected = dict.fromkeys(BY_DEFAULT - not_examples - {"in_test_set"}, 2)
+    assert summary["held_out_faults"] == expected and curated.card.notes["held_out_faults"] == expected
+    assert [e["fault"] or e["rule"] for e in ledger[:-1]] == [row["source"] for row in rows]
+    small = next(entry for entry in ledger if entry["fault"] == "too_small")
+    assert small["detail"] == "held out, fails too_small 9" and small["verdict"] == "kept"
+    assert "kept; reported, because it is held out" in history(tmp_path / "ledger", small["uid"])[0]
+    assert "2 fail too_small" in (tmp_path / "funnel.html").read_text(encoding="utf-8")
+
+
+def test_a_held_out_caption_is_changed_only_to_remove_personal_data(tmp_path: Path) -> None:
+    held_out = {"split": "test", "label": "boat"}
+    rows = [
+        pair(encoded(make_image(1)), "IMG_0001.jpg", **held_out),
+        pair(encoded(make_image(2)), "a boat, phone 555-867-5309", **held_out),
+        pair(encoded(make_image(3)), "", **held_out),
+    ]
+    for mode, second in (("drop", ""), ("remove", "a boat,")):
+        curated, _, summary = run(tmp_path / mode, rows, pii=mode)
+        assert [row["caption"] for row in curated.rows()] == ["IMG_0001.jpg", second, ""]
+        assert summary["held_out_faults"] == {"junk_text": 1}
 
 
 def test_a_training_pair_in_the_test_set_is_dropped_and_the_test_pair_kept(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from components.register.registration import register
 from vlmflow.artifacts.checkpoint import Checkpoint
 from vlmflow.errors import GateError
 from vlmflow.evaluation.config import GateConfig
+from vlmflow.evaluation.controls import unproven
 from vlmflow.tracking.registry import RegistryConfig, list_versions
 
 RECIPE = "seed: 0\n"
@@ -27,14 +28,31 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def write_candidate(folder: Path, words: str, data: str = "d", **capabilities: list[float]) -> Candidate:
-    """A model folder whose hash depends on `words`, and its scores on examples named after `data`."""
+def value(mean: float, n: int = 30, control: float = 0.0, **more: Any) -> dict[str, Any]:
+    """A capability of `scores.json` with intervals of ±0.05, whose controls are both `control`."""
+    interval = {"value": mean, "low": mean - 0.05, "high": mean + 0.05}
+    interval_of_control = {"value": control, "low": control - 0.05, "high": control + 0.05}
+    controls = {"blank": interval_of_control, "shuffled": interval_of_control}
+    return {**interval, "n": n, "higher_is_better": True, "needs_image": True, "controls": controls, **more}
+
+
+def write_candidate(
+    folder: Path, words: str, data: str = "d", scored: dict[str, Any] | None = None, **capabilities: list[float]
+) -> Candidate:
+    """A model folder whose hash depends on `words`, and its scores on examples named after `data`.
+
+    scored: entries of `scores.json`; by default they beat their controls.
+    """
     model, scores = folder / words / "model", folder / words / "scores"
     model.mkdir(parents=True)
     scores.mkdir()
     (model / "config.json").write_text(json.dumps({"words": words}))
     (model / "card.json").write_text(json.dumps({"family": "tiny-vlm", "step": "align", "datasets": ["d1", "d2"]}))
-    (scores / "scores.json").write_text(json.dumps({"model": Checkpoint(model).hash, "data": [data]}))
+    values = {
+        name: value(mean := sum(gains) / len(gains), len(gains), mean - 0.5) for name, gains in capabilities.items()
+    }
+    content = {"model": Checkpoint(model).hash, "data": [data], "capabilities": values | (scored or {})}
+    (scores / "scores.json").write_text(json.dumps(content))
     rows = [(name, f"{data}{i}", score) for name, values in capabilities.items() for i, score in enumerate(values)]
     columns = dict(zip(("capability", "example", "score"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), scores / "examples.parquet")
@@ -123,6 +141,42 @@ def test_a_decision_against_an_outdated_champion_is_refused(tmp_path: Path) -> N
     with pytest.raises(GateError, match="compared with no champion, the champion is now models:/race/1; run the gate"):
         register_chosen(tmp_path / "late", "race")
     assert len(list_versions("race")) == 1
+
+
+CHANCE = value(0.1, control=0.08)
+NO_ANSWER = value(0.7, control=0.7, higher_is_better=False, needs_image=False)
+
+
+@pytest.mark.parametrize(
+    ("scored", "protected", "refused"),
+    [
+        ({"ocr": CHANCE}, (), {"ocr": ["blank", "shuffled"]}),
+        ({"ocr": value(0.5), "ground": CHANCE}, (), {"ground": ["blank", "shuffled"]}),
+        ({"ocr": value(0.5), "ground": CHANCE}, ("ocr",), {}),
+        ({"ocr": value(0.5), "hallucination": NO_ANSWER}, (), {}),
+        ({"ocr": CHANCE, "hallucination": NO_ANSWER}, ("hallucination",), {"ocr": ["blank", "shuffled"]}),
+        ({"hallucination": NO_ANSWER}, (), {"": ["blank", "shuffled"]}),
+        ({"ocr": value(0.5), "ground": {**CHANCE, "n": 3}}, (), {}),  # too few examples to judge
+        ({"ocr": value(0.5, 3)}, (), {"": ["blank", "shuffled"]}),
+        ({"ocr": value(0.5, controls={"blank": CHANCE["controls"]["blank"]})}, (), {"ocr": ["shuffled"]}),
+    ],
+)
+def test_a_capability_at_chance_is_unproven(scored: dict, protected: tuple, refused: dict) -> None:
+    assert unproven(scored, protected, min_examples=10) == refused
+
+
+def test_a_model_at_chance_is_no_champion_not_even_the_first(tmp_path: Path) -> None:
+    """Such as the control that zoo check trains on shuffled pairs."""
+    shuffled = write_candidate(tmp_path, "shuffled", ocr=[0.1] * 30, scored={"ocr": CHANCE})
+    decision, version = gate_and_register(tmp_path / "1", shuffled, "chance")
+    assert not decision["promoted"] and version["alias"] == "challenger"
+    assert decision["unproven"] == {"ocr": ["blank", "shuffled"]}
+    assert (
+        "ocr 0.100 [0.050, 0.150] is not better than with blank images 0.080 [0.030, 0.130]" in decision["reasons"][0]
+    )
+    outputs = {name: tmp_path / "lax" / name for name in ("chosen", "scores", "verdict")}
+    section = GateConfig(beat_controls=False)
+    assert gate(shuffled, shuffled, registry="lax", evaluate=never, **outputs, section=section)["promoted"]
 
 
 @pytest.mark.parametrize("wrong", [{"confidence": 1.0}, {"resamples": 0}, {"tolerance": -1.0}, {"min_examples": 1}])

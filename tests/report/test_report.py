@@ -194,10 +194,15 @@ def test_a_control_is_beaten_only_if_the_intervals_do_not_overlap(higher, value,
     blank: dict[str, float] = dict(zip(("value", "low", "high"), control, strict=True))
     value, low, high = value
     capability = Capability(
-        value=value, low=low, high=high, n=100, metric="m", higher_is_better=higher, controls={"blank": blank}
+        value=value,
+        low=low,
+        high=high,
+        n=100,
+        metric="m",
+        higher_is_better=higher,
+        controls={"blank": blank, "shuffled": blank},
     )
-    assert capability.beats(blank) is beaten
-    assert capability.tied_controls == ([] if beaten else ["blank"])
+    assert capability.tied_controls == ([] if beaten else ["blank", "shuffled"])
 
 
 class TestFindings:
@@ -210,7 +215,10 @@ class TestFindings:
     def test_findings_of_the_run(self, run: ArtifactPaths):
         found = self.kinds(run)
         assert found["Skipped"] == ["OCR was skipped: the recipe has no section 'ocr'."]
-        assert found["Data"] == ["Rejected by ingest, rows: 3 no such picture."]
+        assert found["Data"] == [
+            "Rejected by ingest, rows: 3 no such picture.",
+            "The test split stays as it is; curation would have dropped from training 1 by junk text.",
+        ]
         assert "Measured on only 4 examples" in found["Too few examples"][0]
         assert "Training" not in found  # the losses of this run fell
         assert "Refused by the gate" not in found
@@ -225,6 +233,11 @@ class TestFindings:
         text = "The gate refused: Grounding is worse than that of the model before alignment, by"
         assert self.kinds(paths)["Refused by the gate"] == [f"{text} −12.0 points [−20.0, −4.0]."]
         assert RunArtifacts(paths, GATE).final.name == "ground"  # ocr copied the model of ground
+
+    def test_a_refusal_for_a_tied_control_names_it(self, changed):
+        paths = changed(verdict={"unproven": {"retrieval": ["blank", "shuffled"]}, "promoted": False})
+        text = "The gate refused: Retrieval is not better than with blank and shuffled images."
+        assert self.kinds(paths)["Refused by the gate"] == [text]
 
     def test_a_regression_between_stages_is_found_by_its_examples(self, run: ArtifactPaths, changed):
         paths = changed(ground_scores={}, caption_scores={})

@@ -102,6 +102,12 @@ def test_faults_that_curation_removes_are_warnings_unless_strict(
         judge(tmp_path, "pairs", [pair(0), row], strict=True)
 
 
+def test_a_test_pair_without_content_is_a_warning_because_curation_keeps_it(tmp_path: Path) -> None:
+    rows = [pair(0), pair(1, caption=" ", regions=[], lines=[], split="test")]
+    verdict = judge(tmp_path, "pairs", rows, strict=True)
+    assert verdict["success"] and failures(verdict) == {"empty_test_fault": ("warning", 1)}
+
+
 @pytest.mark.parametrize(
     ("changes", "column", "said"),
     [

@@ -1,7 +1,7 @@
 """The ledger of curation: a verdict for every input row."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ MEANING = {  # the rules, in the order in which they are applied; the first rule
     "balancing": "probability of being kept, compared with a random draw",
 }
 RULES = tuple(MEANING)
+# Of the test split only these rules drop rows: an image without pixels cannot be scored, an identical row is no second
+# example, and takedowns and personal data are obligations. What else is wrong with a held-out row is reported.
+EVERY_SPLIT = frozenset([TAKEDOWN, "undecodable", "exact_duplicate", "pii"])
 
 STAGES = {  # the last rule of each stage, in order
     "raw": "undecodable",  # without pixels there is nothing to train on
@@ -56,13 +59,18 @@ STAGES = {  # the last rule of each stage, in order
 class Ledger:
     """The verdicts of N rows. A row is kept until a rule drops it; later rules do not change that.
 
+    The test split stays as it is: a held-out row that fails a rule is kept, and the first such rule is its `fault`. The
+    rules of `EVERY_SPLIT` are the exceptions.
+
     Args:
         uids, splits: of the rows, in the order of the dataset.
     """
 
     def __init__(self, uids: list[str], splits: list[str]):
         self.uids, self.splits = uids, splits
+        self.held_out = np.array([split == "test" for split in splits], dtype=bool)
         self.rule = np.full(len(uids), "", dtype=object)
+        self.fault = np.full(len(uids), "", dtype=object)  # the first rule that a kept row of the test split fails
         self.value = np.full(len(uids), np.nan)
         self.threshold = np.full(len(uids), np.nan)
         self.detail = np.full(len(uids), "", dtype=object)
@@ -90,6 +98,11 @@ class Ledger:
         """Number of rows dropped by each rule, in the order of the rules."""
         return {rule: int((self.rule == rule).sum()) for rule in RULES}
 
+    @property
+    def faults(self) -> dict[str, int]:
+        """Number of kept rows of the test split that fail each rule, in the order of the rules; without zeros."""
+        return {rule: count for rule in RULES if (count := int((self.fault == rule).sum()))}
+
     def drop(
         self,
         rule: str,
@@ -97,15 +110,21 @@ class Ledger:
         value: np.ndarray | None = None,
         threshold: float | np.ndarray | None = None,
         partner: np.ndarray | None = None,
+        detail: Mapping[int, str] | None = None,
     ) -> np.ndarray:
-        """Drop the rows that fail the rule and are still kept; return their row numbers.
+        """Drop the rows that fail the rule and are still kept, and report those of the test split.
 
         Args:
             failed: (N,) bool. value: (N,) measured. threshold: one for all rows, or (N,).
-            partner: (N,) row numbers of the originals of duplicates.
+            partner: (N,) row numbers of the originals of duplicates. detail: why each failed row failed, by row.
+
+        Returns:
+            The numbers of the dropped rows.
         """
         assert rule in RULES, rule
-        rows = np.flatnonzero(failed & self.kept)
+        failed = failed & self.kept
+        reported = failed & self.held_out & (rule not in EVERY_SPLIT)
+        rows = np.flatnonzero(failed & ~reported)
         self.rule[rows] = rule
         if value is not None:
             self.value[rows] = value[rows]
@@ -115,7 +134,15 @@ class Ledger:
                 self.thresholds[rule] = threshold
         if partner is not None:
             self.partner[rows] = partner[rows]
-            self.detail[rows] = [self.uids[i] for i in partner[rows]]
+            detail = {row: self.uids[partner[row]] for row in np.flatnonzero(failed).tolist()}
+        if detail is not None:
+            self.detail[rows] = [detail[row] for row in rows.tolist()]
+        for row in np.flatnonzero(reported & (self.fault == "")).tolist():
+            self.fault[row] = rule
+            measured = "" if value is None or np.isnan(value[row]) else f"{value[row]:.4g}"
+            self.add_note(
+                [row], ["held out, fails " + " ".join(filter(None, [rule, measured, (detail or {}).get(row)]))]
+            )
         return rows
 
     def add_note(self, rows: Iterable[int], notes: Iterable[str]) -> None:
@@ -127,7 +154,8 @@ class Ledger:
         """Return counts and thresholds. Input rows = kept + dropped by each rule is asserted."""
         kept, dropped = int(self.kept.sum()), self.dropped
         assert len(self) == kept + sum(dropped.values()), (len(self), kept, dropped)
-        return {"rows_in": len(self), "kept": kept, "dropped": dropped, "thresholds": self.thresholds}
+        counts = {"rows_in": len(self), "kept": kept, "dropped": dropped, "held_out_faults": self.faults}
+        return counts | {"thresholds": self.thresholds}
 
     def write(self, folder: Path, notes: dict[str, Any]) -> dict[str, Any]:
         """Write `ledger.parquet` and `summary.json` (counts and `notes`); return the summary."""
@@ -141,6 +169,7 @@ class Ledger:
                 "split": pa.array(self.splits, pa.string()),
                 "verdict": pa.array(self.verdict.tolist(), pa.string()),
                 "rule": pa.array(self.rule.tolist(), pa.string()),
+                "fault": pa.array(self.fault.tolist(), pa.string()),
                 "value": pa.array(self.value, pa.float64(), from_pandas=True),  # NaN, not measured, becomes null
                 "threshold": pa.array(self.threshold, pa.float64(), from_pandas=True),
                 "detail": pa.array(self.detail.tolist(), pa.string()),
@@ -187,7 +216,8 @@ def _uid_starts_with(uid: str) -> pc.Expression:
 def _format_history(row: dict[str, Any]) -> Iterator[str]:
     pair = f"pair {row['uid']} (row {row['row']}, {row['split']} split)"
     if row["verdict"] == "kept":
-        yield f"{pair}: kept; passed all {len(RULES)} rules"
+        passed = "reported, because it is held out" if row.get("fault") else f"passed all {len(RULES)} rules"
+        yield f"{pair}: kept; {passed}"
     else:
         threshold = "" if row["threshold"] is None else f", threshold {row['threshold']:.4g}"
         measured = "" if row["value"] is None else f": {row['value']:.4g}{threshold}"

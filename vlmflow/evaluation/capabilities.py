@@ -40,13 +40,16 @@ class Result:
     """Scores of a capability.
 
     The reported value is sum(score) / sum(weight), which covers means and corpus error rates alike. `gain` holds
-    score / weight, negated if lower is better, for the paired comparison of two models.
+    score / weight, negated if lower is better, for the paired comparison of two models. `needs_image` is false where a
+    model can do well without the image: a hidden word is often clear from the text, and a model that names nothing
+    hallucinates nothing. The gate then does not ask for a value better than with blank images.
     """
 
     metric: str
     score: np.ndarray
     weight: np.ndarray
     higher_is_better: bool = True
+    needs_image: bool = True
     extras: dict[str, float] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
     confusion: dict[str, Any] | None = None  # {"classes": names, "rows": counts by true and predicted class}
@@ -128,7 +131,12 @@ def object_listing(
     return {
         "objects": mean("exact match", exact, answers=answers),
         "hallucination": mean(
-            "CHAIR-s", [count > 0 for count in hallucinated], higher_is_better=False, extras=chair_i, answers=answers
+            "CHAIR-s",
+            [count > 0 for count in hallucinated],
+            higher_is_better=False,
+            needs_image=False,
+            extras=chair_i,
+            answers=answers,
         ),
     }
 

@@ -40,12 +40,20 @@ class GateConfig(Section):
     protected: tuple[str, ...] = Field(
         default=(), description="Capabilities that must not become worse; empty means all."
     )
+    beat_controls: bool = Field(
+        default=True,
+        description="Promote a model, the first included, only if each protected capability is better than with blank "
+        "and with shuffled images, by more than the intervals. Fill-mask, hallucination and held-out loss are not "
+        "judged: a model can do well on them without the image. False also promotes a model that does not use its "
+        "images: a text-only family, or a test of the pipeline.",
+    )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="Confidence of the bootstrap intervals.")
     resamples: int = Field(default=2000, ge=100, description="Bootstrap resamples of each interval.")
     tolerance: float = Field(default=0.0, ge=0, description="Accepted loss of mean score.")
     min_examples: int = Field(
         default=10,
         ge=2,
-        description="A capability with fewer examples is reported as unsure and never refuses a model.",
+        description="A capability with fewer examples is reported as unsure: it neither refuses a model nor proves "
+        "that it beats its controls.",
     )
     seed: int = Field(default=0, description="Seed of the bootstrap; the recipe's seed by default.")

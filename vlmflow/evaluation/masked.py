@@ -34,7 +34,7 @@ def matching_accuracy(loaded: LoadedModel, images: Images, items: Sequence[tuple
 def fill_mask_accuracy(loaded: LoadedModel, images: Images, items: Sequence[tuple[str, int]]) -> Result:
     """Share of hidden words of which all tokens are predicted correctly."""
     correct = words_recovered(loaded, images, [caption for caption, _ in items], [word for _, word in items])
-    return mean("hidden word found", correct)
+    return mean("hidden word found", correct, needs_image=False)
 
 
 def reconstruction(loaded: LoadedModel, images: Images, items: Sequence[tuple[Image.Image, str]], seed: int) -> Result:
@@ -95,4 +95,4 @@ def held_out_loss(loaded: LoadedModel, images: Images, captions: Sequence[str], 
             inputs = collate(rows[start : start + batch_size])
             inputs = {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
             losses.append(float(loaded.model(**inputs).loss))
-    return Result("loss", np.array(losses), np.ones(len(losses)), higher_is_better=False)
+    return Result("loss", np.array(losses), np.ones(len(losses)), higher_is_better=False, needs_image=False)

@@ -57,6 +57,7 @@ def _measure_with_controls(loaded: LoadedModel, suite: Suite, name: str, section
             "n": len(result.score),
             "metric": result.metric,
             "higher_is_better": result.higher_is_better,
+            "needs_image": result.needs_image,
             "extras": result.extras,
             "controls": {kind: value_with_interval(found[capability], section) for kind, found in controls.items()},
         }

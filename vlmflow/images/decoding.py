@@ -3,6 +3,7 @@
 Only raster formats with a signature are opened. Others run a program (EPS) or a system library (WMF).
 """
 
+import hashlib
 import io
 
 import numpy as np
@@ -65,6 +66,24 @@ def decode(data: bytes | None, at_least: int | None = None) -> Image.Image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))  # only affects JPEG; the mode is unchanged
         return to_rgb(load_upright(image))
+
+
+def pixel_digest(data: bytes | None) -> bytes | None:
+    """Return a 128-bit hash of the size and pixels of the decoded image; None if it cannot be decoded in full."""
+    image = decode_or_none(data)
+    if image is None:
+        return None
+    return hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
+
+
+def decode_or_none(data: bytes | None) -> Image.Image | None:
+    """Return the decoded image as `decode` does, or None if it cannot be decoded in full."""
+    try:
+        return decode(data)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises many types on a damaged file
+        return None
 
 
 def load_upright(image: Image.Image) -> Image.Image:

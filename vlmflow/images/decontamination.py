@@ -19,10 +19,9 @@ from vlmflow.artifacts.files import walk
 from vlmflow.errors import DataError
 from vlmflow.images import image_statistics, near_duplicates
 from vlmflow.images.decoding import IMAGE_SUFFIXES
-from vlmflow.images.near_duplicates import Cells, ImageSet
+from vlmflow.images.near_duplicates import MAX_CELL_DIFFERENCE, PHASH_DISTANCE, Cells, ImageSet
 
 BATCH = 512  # images in memory at a time
-PHASH_DISTANCE, MAX_CELL_DIFFERENCE = 8, 16.0  # as curation's phash_distance and max_cell_difference are by default
 
 
 @dataclass(frozen=True)

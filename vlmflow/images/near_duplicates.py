@@ -5,11 +5,12 @@ distance of their dHashes, exactly, and keeps the pairs whose small versions agr
 different images of one layout (a red heart and a blue one have the same dHash).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+PHASH_DISTANCE, MAX_CELL_DIFFERENCE = 8, 16.0  # by default; images with the same pixels are always within these
 BANDS = 4  # of 16 bits each
 _WIDTH = 64 // BANDS
 _CHUNK = 1 << 20  # candidate pairs in memory at a time
@@ -70,26 +71,14 @@ def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: 
     """Find for each training image its duplicate in the test split, and for others the earlier one of their group.
 
     Args:
-        bits: maximum Hamming distance of the hashes of duplicates.
-        levels: maximum difference of any of their cells; see `cell_difference`.
+        phash_distance: maximum Hamming distance of the hashes of duplicates.
+        max_cell_difference: maximum difference of any of their cells; see `cell_difference`.
 
     Returns:
         leaks: (N,) indices, or -1. copies: (N,) indices, or -1; undefined for leaked images.
     """
     count = len(images.hashes)
-    # Images with equal signatures are compared once: a placeholder may occur ten thousand times.
-    looks = np.concatenate(
-        [
-            images.signatures[:, None].view(np.uint8),
-            images.groups[:, None].astype(np.int64).view(np.uint8),
-            images.is_test[:, None].view(np.uint8),
-        ],
-        axis=1,
-    )
-    like = first_occurrences([look.tobytes() for look in looks])
-    leaders = np.flatnonzero(like < 0)
-    of_leaders = images.hashes[leaders], images.coarse[leaders], images.cells.view(leaders)
-    first, second = (leaders[indices] for indices in near_pairs(*of_leaders, phash_distance, max_cell_difference))
+    like, first, second = _near_leaders(images, phash_distance, max_cell_difference)
     leaks = np.full(count, -1)
     crossing = images.is_test[first] != images.is_test[second]
     for i, j in zip(first[crossing].tolist(), second[crossing].tolist(), strict=True):
@@ -102,6 +91,47 @@ def find_duplicates(images: ImageSet, phash_distance: int, max_cell_difference: 
     leaks[followers] = leaks[leader]
     copies[followers] = np.where(copies[leader] < 0, leader, copies[leader])
     return leaks, copies
+
+
+def find_exact_leaks(images: ImageSet, pixel_digests: Callable[[list[int]], dict[int, bytes]]) -> np.ndarray:
+    """Find for each training image one with the same decoded pixels in the test split: (N,) indices, or -1.
+
+    The files may differ, as those of a PNG and of the JPEG that it was made from. Only images that are near duplicates
+    are decoded in full.
+
+    Args:
+        pixel_digests: returns the digest of the decoded pixels of each of some images, by index.
+    """
+    like, first, second = _near_leaders(images, PHASH_DISTANCE, MAX_CELL_DIFFERENCE)
+    crossing = images.is_test[first] != images.is_test[second]
+    near = np.isin(np.where(like < 0, np.arange(len(like)), like), np.concatenate([first[crossing], second[crossing]]))
+    digests = pixel_digests(np.flatnonzero(near).tolist())
+    in_test = {digest: index for index, digest in digests.items() if images.is_test[index]}
+    leaks = np.full(len(like), -1)
+    for index, digest in digests.items():
+        if not images.is_test[index]:
+            leaks[index] = in_test.get(digest, -1)
+    return leaks
+
+
+def _near_leaders(
+    images: ImageSet, phash_distance: int, max_cell_difference: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for each image the first one that looks exactly like it or -1, and the near pairs of these first ones."""
+    # Images with equal signatures are compared once: a placeholder may occur ten thousand times.
+    looks = np.concatenate(
+        [
+            images.signatures[:, None].view(np.uint8),
+            images.groups[:, None].astype(np.int64).view(np.uint8),
+            images.is_test[:, None].view(np.uint8),
+        ],
+        axis=1,
+    )
+    like = first_occurrences([look.tobytes() for look in looks])
+    leaders = np.flatnonzero(like < 0)
+    of_leaders = images.hashes[leaders], images.coarse[leaders], images.cells.view(leaders)
+    first, second = near_pairs(*of_leaders, phash_distance, max_cell_difference)
+    return like, leaders[first], leaders[second]
 
 
 def near_pairs(
