@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from vlmflow.artifacts.text_files import MAX_TEXT_BYTES
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section
 from vlmflow.errors import DataError, RecordError
@@ -19,9 +20,8 @@ class ColumnsConfig(Section):
     image: str = Field(default="image", min_length=1, description="Column of the image: bytes or a path.")
     caption: str = Field(
         default=DEFAULT_CAPTION,
-        description="Column of the caption; each caption of a list makes a pair. Empty makes captions from the "
-        "regions' "
-        "phrases or the lines' texts.",
+        description="Column of the caption; each caption of a list makes a pair, also if the list is written as text. "
+        "Empty makes captions from the regions' phrases or the lines' texts.",
     )
     boxes: str = Field(default="", description="Column of the boxes of objects; empty if there are none.")
     box_format: BoxFormat = Field(
@@ -71,7 +71,7 @@ def text(value: Any) -> str:
     """Return the value of a column as text; null and NaN become "".
 
     Raises:
-        RecordError: the value is a list, a dict or bytes, or not valid Unicode.
+        RecordError: the value is a list, a dict or bytes, not valid Unicode, longer than 16 MiB, or contains NUL.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -79,7 +79,11 @@ def text(value: Any) -> str:
         raise RecordError("not text", f"{value!r:.80}")
     written = str(value).lower() if isinstance(value, bool) else str(value)
     try:
-        written.encode("utf-8")
+        size = len(written.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise RecordError("not text", f"not valid Unicode: {error.reason}") from None
+    if size > MAX_TEXT_BYTES:
+        raise RecordError("too many bytes", f"a text of {size} bytes, the limit is {MAX_TEXT_BYTES}")
+    if (at := written.find("\0")) >= 0:
+        raise RecordError("not text", f"character {at} is NUL")
     return written

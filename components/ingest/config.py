@@ -87,6 +87,14 @@ class IngestConfig(Section):
     preference_source: Literal["human", "rule", "model"] = Field(
         default="human", description="Who judged the preferences, for rows that do not name it."
     )
+    max_quarantined: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Fraction of the rows that may be unusable; more stop the run. Rows that were taken down, or that "
+        "the source itself lists as not downloaded, do not count. A source of less than 100 rows may lose as many rows "
+        "as one of 100; 0 allows none.",
+    )
     exclude: str | None = Field(
         default=None,
         description="File with uids of taken-down pairs, written by `vlmflow takedown`; their rows are quarantined. "

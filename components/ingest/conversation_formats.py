@@ -7,19 +7,22 @@
 - OpenAI: `{"messages": [{"role": "user", "content": …}]}`; the content is a text or a list of parts of type `text`,
   `image` or `image_url` (a URL, a file name or a data URI).
 
-The marker `<image>` is the position of an image in the text. The marker of a single image is removed, because the image
-comes first anyway.
+The marker `<image>` is the position of an image in the text of a user; elsewhere it is refused, because a model would
+take it for an image. The marker of a single image is removed, because the image comes first anyway.
 """
 
+import re
 from typing import Any
 
 from components.ingest.columns import text
+from components.ingest.json_files import parse_json
 from components.ingest.record import malformed
 from vlmflow.errors import RecordError
 
 IMAGE_MARKER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "system": "system"}  # fmt: skip
+_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value|system|human)"\s*:')
 IMAGE_COLUMNS = ("images", "image")
 
 
@@ -29,46 +32,99 @@ def parse_conversation(values: dict[str, Any]) -> tuple[list[Any], dict[str, Any
     Raises:
         RecordError: there is no image, the turns do not alternate, or the markers do not match the images.
     """
-    turns, inline_images = to_messages(_turns(values))
-    images = image_values(values) or inline_images
+    turns, inline_images = to_messages(_turns(parse_message_lists(values)))
+    images = image_values(values, inline_images)
     return images, {"messages": with_image_markers(validate_turns(turns), len(images)), "task": "vqa"}
+
+
+def parse_message_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the row with its lists of messages, which may be written as JSON text (in CSV and parquet).
+
+    Raises:
+        RecordError: one is not JSON.
+    """
+    return {
+        name: parse_json(value) if isinstance(value, str) and _MESSAGES.match(value) else value
+        for name, value in values.items()
+    }
 
 
 def to_messages(turns: Any) -> tuple[list[dict[str, str]], list[Any]]:
     """Return the messages as role and text, and the images inside their contents.
 
     Raises:
-        RecordError: `turns` is not a list of messages.
+        RecordError: `turns` is not a list of messages, or an answer contains the image marker.
     """
     messages, inline_images = [], []
     for turn in turns if isinstance(turns, list) else [turns]:
         if not isinstance(turn, dict):
             raise malformed(f"not a message: {turn!r:.80}")
-        role = str(turn.get("role", turn.get("from")))
-        if role not in ROLES:
-            raise malformed(f"unknown role {role!r}; use one of {', '.join(ROLES)}")
-        parts = turn.get("content", turn.get("value"))
+        name = only_value(turn, ("role", "from"))
+        role = ROLES.get(name.lower()) if isinstance(name, str) else None
+        if role is None:
+            raise malformed(f"unknown role {name!r:.80}; use one of {', '.join(ROLES)}")
+        parts = only_value(turn, ("content", "value"))
         content = ""
         for part in parts if isinstance(parts, list) else [parts]:
-            part = part if isinstance(part, dict) else {"type": "text", "text": part}
-            kind = part.get("type")
-            if kind in ("image", "image_url"):
-                value = part.get(kind)
-                value = value.get("url") if isinstance(value, dict) and "url" in value else value
-                inline_images += [value] if value is not None else []
-                content += IMAGE_MARKER
-            elif kind == "text":
-                content += text(part.get("text"))
-            else:
-                raise malformed(f"unknown part type {kind!r}; use text, image or image_url")
-        messages.append({"role": ROLES[role], "content": content})
+            written, images = _read_part(part, role)
+            content += written
+            inline_images += images
+        messages.append({"role": role, "content": content})
     return messages, inline_images
 
 
-def image_values(values: dict[str, Any]) -> list[Any]:
-    """Return the images of the image column, in their original form: file names or bytes."""
-    images = next((values[name] for name in IMAGE_COLUMNS if values.get(name)), [])
-    return images if isinstance(images, list) else [images]
+def _read_part(part: Any, role: str) -> tuple[str, list[Any]]:
+    """Return the text of a part of a message, and its image if it has one."""
+    kind = part.get("type") if isinstance(part, dict) else "text"
+    if kind == "text":
+        written = message_text(part.get("text") if isinstance(part, dict) else part)
+        if role != "user" and IMAGE_MARKER in written:
+            raise RecordError("image markers", f"{IMAGE_MARKER} in a message that is not of the user")
+        return written, []
+    if kind not in ("image", "image_url"):
+        raise malformed(f"unknown part type {kind!r:.80}; use text, image or image_url")
+    if role != "user":
+        raise RecordError("image markers", "an image in a message that is not of the user")
+    value = part.get(kind)
+    value = value.get("url") if isinstance(value, dict) and "url" in value else value
+    return IMAGE_MARKER, [] if value is None else [value]
+
+
+def message_text(value: Any) -> str:
+    """Return a message or an answer; null is "".
+
+    Raises:
+        RecordError: it is not a text. A number would have to be written in one of several ways.
+    """
+    if value is not None and not isinstance(value, str):
+        raise RecordError("not text", f"{value!r:.80}")
+    return text(value)
+
+
+def only_value(values: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """Return the value under the one of `names` that is not null; None if all are.
+
+    Raises:
+        RecordError: two of them have different values.
+    """
+    found = {name: values[name] for name in names if values.get(name) is not None}
+    first, *others = found or [""]
+    if other := next((name for name in others if found[name] != found[first]), None):
+        raise malformed(f"two values, in {first} and in {other}; remove one")
+    return found.get(first)
+
+
+def image_values(values: dict[str, Any], inline_images: list[Any]) -> list[Any]:
+    """Return the images of a row in their original form: of the image column, or inside the messages.
+
+    Raises:
+        RecordError: there are images in both.
+    """
+    columns = {name: _as_list(values.get(name)) for name in IMAGE_COLUMNS}
+    images = only_value({name: images or None for name, images in columns.items()}, IMAGE_COLUMNS) or []
+    if images and inline_images:
+        raise RecordError("several images", "in the column of images, and inside the messages")
+    return images or inline_images
 
 
 def validate_turns(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -99,13 +155,21 @@ def with_image_markers(messages: list[dict[str, str]], images: int) -> list[dict
         raise RecordError("image markers", f"{markers} {IMAGE_MARKER} markers for {images} images")
     if images > 1:
         return messages
-    return [{**message, "content": message["content"].replace(IMAGE_MARKER, "").strip()} for message in messages]
+    return [
+        {**message, "content": message["content"].replace(IMAGE_MARKER, "").strip()}
+        if IMAGE_MARKER in message["content"]
+        else message
+        for message in messages
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value in (None, "") else [value]
 
 
 def _turns(values: dict[str, Any]) -> Any:
-    for name in ("messages", "conversations"):
-        if values.get(name):
-            return values[name]
+    if turns := only_value(values, ("messages", "conversations")):
+        return turns
     rounds = values.get("conversation")
     if not (isinstance(rounds, list) and all(isinstance(turn, dict) for turn in rounds)):
         raise malformed(f"no column messages, conversations or conversation among {', '.join(values) or 'no columns'}")

@@ -79,32 +79,30 @@ class ConversationBuilder:
         return [image_bytes.read(image, record.folders) for image in self.parse(record.values)[0]]
 
     def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
-        """Return the row of `record`, or [] if it goes to the quarantine.
-
-        Raises:
-            DataError: the split of the record is unknown.
-        """
+        """Return the row of `record`, or [] if it goes to the quarantine."""
         self.records += 1
-        if isinstance(decoded, RecordError):
+        try:
+            if isinstance(decoded, RecordError):
+                raise decoded
+            return [self._row(record, decoded)]
+        except RecordError as reason:
             image = next((str(record.values[name]) for name in ("image", "images") if record.values.get(name)), "")
-            self.quarantine.add("rows", record.location, image[:200], decoded)
+            self.quarantine.add("rows", record.location, image[:200], reason)
             return []
+
+    def _row(self, record: Record, decoded: list[DecodedImage]) -> dict[str, Any]:
         columns = self.parse(record.values)[1]
         images = [image.encoded for image in decoded]
         texts = [f"{m['role']}\n{m['content']}" for m in columns.get("messages", [])]
         texts += [columns[name] for name in ("prompt", "chosen", "rejected") if name in columns]
-        return [
-            {
-                "uid": dataset.uid(images[0], *(dataset.uid(image) for image in images[1:]), *texts),
-                "pair": "",
-                "images": images,
-                "split": resolve_split(
-                    record.values.get(self.split), images[0], record.location, self.seed, self.holdout
-                ),
-                **self.defaults,
-                **columns,
-            }
-        ]
+        return {
+            "uid": dataset.uid(images[0], *(dataset.uid(image) for image in images[1:]), *texts),
+            "pair": "",
+            "images": images,
+            "split": resolve_split(record.values.get(self.split), images[0], self.seed, self.holdout),
+            **self.defaults,
+            **columns,
+        }
 
 
 def _has_parquet(folder: UPath) -> bool:

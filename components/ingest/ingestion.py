@@ -14,14 +14,20 @@ from components.ingest.conversation_rows import ConversationBuilder
 from components.ingest.pair_builder import PairBuilder
 from components.ingest.preference_formats import parse_preference
 from components.ingest.quarantine import Quarantine
+from components.ingest.record import NOT_DOWNLOADED
 from components.ingest.revision import source_revision
 from components.ingest.sandboxed_decoder import DecoderPool, SizeLimits
+from components.ingest.split import SPLITS, UNKNOWN_SPLIT
 from components.ingest.synthetic_scenes import generate
 from vlmflow.artifacts import dataset, exclusion_list
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError, RecordError
 
 logger = logging.getLogger(__name__)
+
+TAKEN_DOWN = "taken down"  # kind of error
+NO_LOSS = (TAKEN_DOWN, NOT_DOWNLOADED)  # kinds of error of rows that should not or cannot be here
+FEW_ROWS = 100  # smaller sources may lose as many rows as one of this size
 
 PARSERS = {
     "conversations": parse_conversation,
@@ -36,7 +42,7 @@ def ingest(section: IngestConfig, out: Path) -> Dataset:
     each split.
 
     Raises:
-        DataError: the source or a mapped column does not exist, or no row is usable.
+        DataError: the source or a mapped column does not exist, or too few rows are usable.
     """
     out.mkdir(parents=True, exist_ok=True)
     notes: dict[str, Any] = {"source": section.source}  # filled while the rows are written; the card is written last
@@ -71,17 +77,24 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
         if first is None:
             if not builder.records:
                 raise DataError(f"{section.path}: the source has no rows")
-            reasons = ", ".join(f"{count} {kind}" for kind, count in quarantine.counts["rows"].most_common())
-            raise DataError(
-                f"{section.path}: none of its {builder.records} rows is usable ({reasons}); "
-                f"the first error: {quarantine.first_entry}"
-            )
+            raise DataError(f"{section.path}: none of its {builder.records} rows is usable: {quarantine.describe()}")
         yield from itertools.islice(itertools.chain([first], rows), section.limit)
         notes["rows_read"] = builder.records
         notes["clipped_boxes"] = builder.clipped
         notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
-    if quarantine.first_entry:
-        logger.warning("%s: skipped items, see %s: %s", section.path, quarantine.path.name, notes["quarantined"])
+        _check_lost(section, quarantine, builder.records)
+    if quarantine.examples:
+        logger.warning("%s: skipped, see %s: %s", section.path, quarantine.path.name, quarantine.describe())
+
+
+def _check_lost(section: IngestConfig, quarantine: Quarantine, records: int) -> None:
+    """Raise DataError if more rows than allowed are in the quarantine for other reasons than `NO_LOSS`."""
+    lost = sum(count for kind, count in quarantine.counts["rows"].items() if kind not in NO_LOSS)
+    if lost > section.max_quarantined * max(records, FEW_ROWS):
+        raise DataError(
+            f"{section.path}: {lost} of {records} rows are unusable, more than ingest.max_quarantined "
+            f"({section.max_quarantined:g}) allows: {quarantine.describe()}; correct the source, or raise the limit"
+        )
 
 
 def _is_excluded(row: dict[str, Any], location: str, excluded: frozenset[str], quarantine: Quarantine) -> bool:
@@ -89,7 +102,7 @@ def _is_excluded(row: dict[str, Any], location: str, excluded: frozenset[str], q
     images = row["images"] if "images" in row else [row["image"]]
     if not excluded or not excluded & {row["uid"], *(dataset.uid(image) for image in images)}:
         return False
-    quarantine.add("rows", location, "", RecordError("taken down", row["uid"]))
+    quarantine.add("rows", location, "", RecordError(TAKEN_DOWN, row["uid"]))
     return True
 
 
@@ -117,5 +130,11 @@ def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iter
     if not splits.total():
         raise DataError("ingest.scenes: no rows, because every number of images is 0; set one of them")
     notes["splits"] = dict(splits)
+    unknown = notes.get("quarantined", {}).get("rows", {}).get(UNKNOWN_SPLIT, 0)
+    if unknown and not min(splits.values()):
+        raise DataError(
+            f"ingest.columns.split: {unknown} rows have an unknown split, and the others are all of one split: "
+            f"use the names {', '.join(SPLITS)}, or leave columns.split empty to split by ingest.holdout"
+        )
     if not splits["train"]:
         logger.warning("the split train is empty: %s", notes["splits"])

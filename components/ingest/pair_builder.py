@@ -3,6 +3,7 @@
 from typing import Any
 
 from components.ingest import boxes
+from components.ingest.captions import parse_captions
 from components.ingest.columns import ColumnsConfig, text
 from components.ingest.quarantine import Quarantine
 from components.ingest.record import Record
@@ -41,11 +42,7 @@ class PairBuilder:
         return [image_bytes.read(record.values.get(self.columns.image), record.folders)]
 
     def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
-        """Return a pair for each caption of `record`, or [] if the record goes to the quarantine.
-
-        Raises:
-            DataError: the split of the record is unknown.
-        """
+        """Return a pair for each caption of `record`, or [] if the record goes to the quarantine."""
         self.records += 1
         name = _name(record.values.get(self.columns.image))
         try:
@@ -59,9 +56,7 @@ class PairBuilder:
                 "height": image.size[1],
                 "source": f"{record.source}/{name or record.location}",
                 "licence": text(self._value(record, "licence")) or self.licence,
-                "split": resolve_split(
-                    self._value(record, "split"), image.encoded, record.location, self.seed, self.holdout
-                ),
+                "split": resolve_split(self._value(record, "split"), image.encoded, self.seed, self.holdout),
                 "label": "" if isinstance(self._value(record, "label"), list) else text(self._value(record, "label")),
             }
         except RecordError as reason:
@@ -82,8 +77,11 @@ class PairBuilder:
         return record.values.get(column) if column else None
 
     def _captions(self, record: Record) -> list[str]:
-        value = self._value(record, "caption")
-        return [text(entry) for entry in value or [None]] if isinstance(value, list) else [text(value)]
+        columns = self.columns
+        needed = columns.caption and not (columns.boxes or columns.lines or columns.label)
+        if needed and columns.caption not in record.values:
+            raise RecordError("no caption", f"no {columns.caption!r} among {', '.join(record.values)}")
+        return parse_captions(self._value(record, "caption"))
 
     def _regions(
         self, record: Record, image: DecodedImage, fallbacks: list[str], skipped: list[tuple[str, RecordError]]

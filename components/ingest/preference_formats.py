@@ -7,11 +7,18 @@
   results select `left` or `right`; the majority of the annotators counts.
 """
 
-import json
 from typing import Any
 
-from components.ingest.columns import text
-from components.ingest.conversation_formats import IMAGE_MARKER, image_values, to_messages, with_image_markers
+from components.ingest.conversation_formats import (
+    IMAGE_MARKER,
+    image_values,
+    message_text,
+    only_value,
+    parse_message_lists,
+    to_messages,
+    with_image_markers,
+)
+from components.ingest.json_files import parse_json
 from components.ingest.record import malformed
 from vlmflow.errors import RecordError
 
@@ -36,38 +43,47 @@ def parse_preference(values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]
     elif values.get("source") in PREFERENCE_SOURCES:
         source = {"source": values["source"]}
     if "chosen" not in values and isinstance(values.get("text"), str):
-        try:
-            values = {**values, **json.loads(values["text"])}
-        except (ValueError, TypeError) as error:
-            raise malformed(f"text: not a JSON object: {error}") from None
+        pair = parse_json(values["text"])
+        if not isinstance(pair, dict):
+            raise malformed(f"text: not a JSON object: {pair!r:.80}")
+        values = {**values, **pair}
+    values = parse_message_lists(values)
     prompt, inline_images = _parse_prompt(values)
-    images = image_values(values) or inline_images
+    images = image_values(values, inline_images)
     (question,) = with_image_markers([{"role": "user", "content": prompt}], len(images))
     if not question["content"].strip():
         raise RecordError("no text", "the prompt is empty")
-    chosen, rejected = (_parse_answer(values.get(name), name) for name in ("chosen", "rejected"))
+    chosen, rejected = (_parse_answer(values.get(name), name, prompt) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise RecordError("no preference", "chosen and rejected are equal")
     return images, {"prompt": question["content"], "chosen": chosen, "rejected": rejected, **source}
 
 
 def _parse_prompt(values: dict[str, Any]) -> tuple[str, list[Any]]:
-    prompt = next((values[name] for name in PROMPT_COLUMNS if values.get(name)), None)
+    prompt = only_value(values, PROMPT_COLUMNS)
     if prompt is None and isinstance(values.get("chosen"), list):
-        prompt = values["chosen"][:-1]  # the answers contain the whole conversation
+        prompt = values["chosen"][:-1]  # both answers begin with the whole conversation
     if not isinstance(prompt, list):
-        return text(prompt), []
+        return message_text(prompt), []
     messages, inline_images = to_messages(prompt)
     if [message["role"] for message in messages] != ["user"]:
         raise RecordError("several turns", f"the prompt has {len(messages)} messages; expected one user message")
     return messages[0]["content"], inline_images
 
 
-def _parse_answer(given: Any, name: str) -> str:
-    answer = to_messages(given)[0][-1]["content"] if isinstance(given, list) and given else text(given)
-    if not answer.strip():
+def _parse_answer(given: Any, name: str, prompt: str) -> str:
+    """Return the text of an answer: a text, an assistant's message, or the prompt and an assistant's message."""
+    messages = to_messages(given)[0] if isinstance(given, list) and given else []
+    answer = {"role": "assistant", "content": message_text(given)} if not messages else messages.pop()
+    if answer["role"] != "assistant":
+        raise RecordError("roles do not alternate", f"{name} ends with a message of the {answer['role']}")
+    if messages and messages != [{"role": "user", "content": prompt}]:
+        raise RecordError("several turns", f"{name} does not consist of the prompt and one answer")
+    if IMAGE_MARKER in answer["content"]:
+        raise RecordError("image markers", f"{IMAGE_MARKER} in the answer {name}")
+    if not answer["content"].strip():
         raise RecordError("no text", f"{name} is empty")
-    return answer.replace(IMAGE_MARKER, "").strip()
+    return answer["content"].strip()
 
 
 def _as_list(value: Any) -> list[Any]:

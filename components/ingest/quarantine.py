@@ -20,7 +20,7 @@ class Quarantine:
     def __init__(self, folder: Path):
         self.path = folder / FILE_NAME
         self.counts: dict[str, Counter[str]] = {"rows": Counter(), "regions": Counter(), "lines": Counter()}
-        self.first_entry = ""
+        self.examples: dict[tuple[str, str], str] = {}  # the first entry by what was skipped and kind of error
 
     def __enter__(self) -> Self:
         self._file = self.path.open("w", encoding="utf-8")
@@ -29,10 +29,18 @@ class Quarantine:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def describe(self) -> str:
+        """Return the counts by kind of error, each with its first entry; "" if nothing was skipped."""
+        return ", ".join(
+            f"{count} {what if count > 1 else what.removesuffix('s')} {kind!r} (first {self.examples[what, kind]})"
+            for what, kinds in self.counts.items()
+            for kind, count in kinds.most_common()
+        )
+
     def add(self, what: str, location: str, image: str, reason: RecordError, uids: list[str] | None = None) -> None:
         """Add an entry; `what` is rows, regions or lines."""
         self.counts[what][reason.kind] += 1
-        self.first_entry = self.first_entry or f"{location}: {reason}"
+        self.examples.setdefault((what, reason.kind), f"{location}: {reason.detail}" if reason.detail else location)
         entry = {"what": what.removesuffix("s"), "place": location, "image": image, "reason": str(reason)}
         # json.dumps escapes to ASCII, so that any text of the index can be written, even invalid Unicode.
         self._file.write(json.dumps(entry | {"uids": uids or []}) + "\n")

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from vlmflow.errors import DataError
+from vlmflow.errors import RecordError
 
 SPLITS = {
     "train": "train",
@@ -19,20 +19,20 @@ SPLITS = {
 }
 
 
-def resolve_split(value: Any, encoded: bytes, location: str, seed: int, holdout: float) -> str:
+UNKNOWN_SPLIT = "unknown split"  # kind of error
+
+
+def resolve_split(value: Any, encoded: bytes, seed: int, holdout: float) -> str:
     """Return train or test: by the dataset's own split name `value`, or by a hash of the image if `value` is empty.
 
     Raises:
-        DataError: `value`, found at `location`, is not a known split name.
+        RecordError: `value` is not a known split name.
     """
     if value in (None, ""):
         return hash_split(encoded, seed, holdout)
     split = SPLITS.get(str(value).strip().lower())
     if split is None:
-        raise DataError(
-            f"{location}: ingest.columns.split: unknown split {value!r}; use one of {', '.join(SPLITS)}, "
-            "or leave columns.split empty to split by ingest.holdout"
-        )
+        raise RecordError(UNKNOWN_SPLIT, f"{value!r:.80}; use one of {', '.join(SPLITS)}")
     return split
 
 

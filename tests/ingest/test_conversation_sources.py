@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.ingest.conversation_formats import parse_conversation
+from components.ingest.preference_formats import parse_preference
 from components.validate.row_table import build_table
 from tests.ingest.test_ingestion import encoded, folder, run
 from vlmflow.errors import RecordError
@@ -153,10 +155,93 @@ def test_parquet_with_embedded_images(tmp_path: Path) -> None:
     assert [(row["split"], row["messages"]) for row in rows] == [("test", TURNS)]
 
 
-def test_parsers_raise_only_record_errors() -> None:
-    from components.ingest.conversation_formats import parse_conversation
-    from components.ingest.preference_formats import parse_preference
+IMAGE = {"image": "a.png"}
+SVG = "Use <image> with an href."
 
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**IMAGE, "conversations": llava(answer=SVG)}, "image markers: <image> in a message that is not of the user"),
+        ({**IMAGE, "conversations": llava(ASKED, SVG)}, "image markers: <image> in a message that is not of the user"),
+        ({**IMAGE, "conversations": llava(), "messages": TURNS[:1]}, "two values, in messages and in conversations"),
+        ({**IMAGE, "images": ["b.png"], "messages": TURNS}, "two values, in images and in image"),
+        ({**IMAGE, "messages": openai({"type": "image", "image": "b.png"})}, "several images: in the column of images"),
+        ({**IMAGE, "messages": [{**TURNS[0], "from": "gpt"}, TURNS[1]]}, "two values, in role and in from"),
+        ({**IMAGE, "messages": [{**TURNS[0], "value": "x"}, TURNS[1]]}, "two values, in content and in value"),
+        ({**IMAGE, "messages": [TURNS[0], {**TURNS[1], "content": 5}]}, "not text: 5"),
+        ({**IMAGE, "messages": [TURNS[0], {**TURNS[1], "content": None}]}, "no text: message 2 is empty"),
+        ({**IMAGE, "messages": '[{"role": "user"'}, "not JSON"),
+        ({**IMAGE, "messages": "What is it?"}, "not a message"),
+    ],
+)
+def test_conversations_that_would_have_to_be_changed_are_refused(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_conversation(row)
+    assert said in str(caught.value)
+
+
+def test_conversations_are_kept_as_written() -> None:
+    said = [{"role": "user", "content": " <image>What? "}, {"role": "assistant", "content": " A\n cat. "}]
+    assert parse_conversation({**IMAGE, "messages": said}) == (
+        ["a.png"], {"messages": [{"role": "user", "content": "What?"}, said[1]], "task": "vqa"},
+    )  # fmt: skip
+    only_marker = parse_conversation({**IMAGE, "conversations": llava("<image>")})[1]["messages"]
+    assert only_marker == [{"role": "user", "content": ""}, TURNS[1]]
+    capitals = [{"from": "USER", "value": ASKED, "role": None}, {"from": "Assistant", "value": ANSWERED}]
+    for turns in (capitals, json.dumps(TURNS), json.dumps(llava()), [{**turn, "from": None} for turn in TURNS]):
+        row = {"image": None, "images": ["a.png"], "messages": None, "conversations": turns}
+        assert parse_conversation(row)[1]["messages"] == TURNS
+    rounds = json.dumps([{"human": ASKED, "assistant": ANSWERED}])
+    assert parse_conversation({**IMAGE, "conversation": rounds})[1]["messages"] == TURNS
+
+
+def preference(chosen: Any, rejected: Any, prompt: Any = ASKED, **columns: Any) -> dict[str, Any]:
+    return {**IMAGE, "prompt": prompt, "chosen": chosen, "rejected": rejected, **columns}
+
+
+USER, ANSWER, OTHER = TURNS[0], TURNS[1], {"role": "assistant", "content": "A dog."}
+NEXT = {"role": "user", "content": "And now?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (preference([{**ANSWER, "role": "user"}], [OTHER]), "chosen ends with a message of the user"),
+        (preference([USER, ANSWER, NEXT], [USER, OTHER, NEXT], None), "several turns"),
+        (preference([ANSWER], [OTHER, NEXT]), "rejected ends with a message of the user"),
+        (preference([USER, ANSWER], [NEXT, OTHER], None), "rejected does not consist of the prompt and one answer"),
+        (preference([NEXT, ANSWER], [NEXT, OTHER]), "chosen does not consist of the prompt and one answer"),
+        (preference([ANSWER, NEXT, ANSWER], [OTHER]), "chosen does not consist of the prompt and one answer"),
+        (preference(SVG, "A dog."), "image markers: <image> in the answer chosen"),
+        (preference([ANSWER], [{**OTHER, "content": SVG}]), "image markers: <image> in a message that is not"),
+        (preference("A", " A "), "no preference"),
+        (preference("A", 5), "not text: 5"),
+        (preference("A", None), "no text: rejected is empty"),
+        (preference("A", []), "not text"),
+        (preference("A", "B", question="Another?"), "two values, in prompt and in question"),
+        ({**IMAGE, "text": '{"question": "a", "question": "b"}'}, "'question' occurs twice"),
+    ],
+)
+def test_preferences_whose_roles_or_texts_are_not_clear_are_refused(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_preference(row)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        preference([USER, ANSWER], [USER, OTHER]), preference([ANSWER], [OTHER], [USER]),
+        preference(json.dumps([USER, ANSWER]), json.dumps([USER, OTHER]), None),
+    ],
+)  # fmt: skip
+def test_answers_may_repeat_the_prompt(row: dict[str, Any]) -> None:
+    expected = {"prompt": ASKED, "chosen": ANSWERED, "rejected": "A dog."}
+    assert parse_preference(row) == (["a.png"], expected)
+
+
+def test_parsers_raise_only_record_errors() -> None:
     strange: list[Any] = [None, 3, "x", [], {}, [[]], {"a": 1}, [None], [{"role": []}], {"content": {}}, float("nan")]
     names = ("messages", "conversations", "conversation", "prompt", "chosen", "text", "image", "data", "annotations")
     for parse in (parse_conversation, parse_preference):

@@ -3,6 +3,7 @@ import io
 import json
 import struct
 import zlib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from components.ingest.captions import parse_captions
 from components.ingest.config import IngestConfig
 from components.ingest.ingestion import ingest
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.config.recipes import load
-from vlmflow.errors import DataError, RecipeError
+from vlmflow.errors import DataError, RecipeError, RecordError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -152,8 +154,11 @@ def test_a_split_column(tmp_path: Path) -> None:
     _, pairs, _ = run(folder(tmp_path / "set", rows), tmp_path / "out", columns={"split": "part"})
     assert [row["split"] for row in pairs] == ["train", "test", "test", "test", "train"]
     rows[2]["part"] = "spare"
-    message = refused(folder(tmp_path / "bad", rows), tmp_path / "out2", columns={"split": "part"})
-    assert "index.jsonl:3" in message and "'spare'" in message
+    _, pairs, entries = run(folder(tmp_path / "spare", rows), tmp_path / "out2", columns={"split": "part"})
+    assert len(pairs) == 4 and [entry["place"] for entry in entries] == ["index.jsonl:3"]
+    assert entries[0]["reason"].startswith("unknown split: 'spare'; use one of train")
+    message = refused(folder(tmp_path / "bad", rows[::2]), tmp_path / "out3", columns={"split": "part"})
+    assert "1 rows have an unknown split" in message and "use the names train, " in message
 
 
 def test_csv_with_boxes_as_json_text(tmp_path: Path) -> None:
@@ -207,11 +212,63 @@ def test_captions_are_made_from_annotations_if_there_are_none(tmp_path: Path) ->
 def test_null_captions_stay_and_are_empty(tmp_path: Path) -> None:
     rows = [
         {"image": "images/0.png", "caption": None},
-        {"image": "images/1.png"},
+        {"image": "images/1.png", "text": "y"},
         {"image": "images/2.png", "caption": "x"},
+        {"image": "images/3.png", "caption": float("nan")},
+        {"image": "images/3.png", "caption": 3},
     ]
-    _, pairs, _ = run(folder(tmp_path / "set", rows), tmp_path / "out")
-    assert [row["caption"] for row in pairs] == ["", "", "x"]
+    _, pairs, entries = run(folder(tmp_path / "set", rows), tmp_path / "out")
+    assert [row["caption"] for row in pairs] == ["", "x", ""]
+    assert [(entry["place"], entry["reason"]) for entry in entries] == [
+        ("index.jsonl:2", "no caption: no 'caption' among image, text"), ("index.jsonl:5", "not text: 3"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        (None, [""]), (float("nan"), [""]), ([], [""]), ("a kite", ["a kite"]), (["a", ""], ["a", ""]),
+        ('["a \\"red\\" kite", "b"]', ['a "red" kite', "b"]), ("['a kite', \"b's\"]", ["a kite", "b's"]),
+        ("['twas the night]", ["['twas the night]"]), ("[a kite]", ["[a kite]"]), ("[1, 2]", ["[1, 2]"]),
+        ('["a", 2]', ['["a", 2]']), (Decimal("1.50"), ["1.50"]),
+    ],
+)  # fmt: skip
+def test_captions(value: Any, captions: list[str]) -> None:
+    assert parse_captions(value) == captions
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (5, "not text: 5"), (1.5, "not text: 1.5"), (True, "not text: True"), ({"en": "a"}, "not text"),
+        (["a", None], "caption 2 of 2 is None"), (["a", ["b"]], "caption 2 of 2"), (b"a", "not text"),
+        ("a\0b", "character 1 is NUL"), ("a\ud83d", "not valid Unicode"), ("x" * (2**24 + 1), "too many bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_no_caption_is_refused(value: Any, said: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        parse_captions(value)
+    assert said in str(caught.value)
+
+
+def test_too_many_unusable_rows_stop_the_run(tmp_path: Path) -> None:
+    from components.ingest.ingestion import _check_lost
+    from components.ingest.quarantine import Quarantine
+
+    def check(lost: int, records: int, most: float, kind: str = "no such file") -> None:
+        with Quarantine(tmp_path) as quarantine:
+            for i in range(lost):
+                quarantine.add("rows", f"index.csv:{i + 2}", "", RecordError(kind, f"'{i}.jpg'"))
+        _check_lost(IngestConfig(path="set", max_quarantined=most), quarantine, records)
+
+    for lost, records, most in ((20, 100, 0.2), (20, 30, 0.2), (200, 1000, 0.2), (0, 5, 0.0), (9, 9, 1.0)):
+        check(lost, records, most)
+    check(100, 100, 0.2, "not downloaded")
+    for lost, records, most in ((21, 100, 0.2), (21, 30, 0.2), (201, 1000, 0.2), (1, 5, 0.0)):
+        with pytest.raises(DataError) as caught:
+            check(lost, records, most)
+        assert f"{lost} of {records} rows are unusable" in str(caught.value)
+        assert "'no such file' (first index.csv:2: '0.jpg')" in str(caught.value)
 
 
 def test_limit_counts_pairs(tmp_path: Path) -> None:
@@ -243,7 +300,7 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
 def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     missing = folder(tmp_path / "set", [{"image": "gone.png", "caption": "x"}] * 3)
     message = refused(missing, tmp_path / "o")
-    assert "none of its 3 rows is usable (3 no such file)" in message and "index.jsonl:1: no such file" in message
+    assert "none of its 3 rows is usable: 3 rows 'no such file' (first index.jsonl:1: 'gone.png'" in message
     (missing / "index.jsonl").write_text("not\njson\n")
     assert "none of its 2 rows" in refused(missing, tmp_path / "o")
     assert "no rows" in refused(folder(tmp_path / "empty", []), tmp_path / "o")
@@ -258,7 +315,7 @@ def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     assert "not valid JSON" in refused(missing, tmp_path / "o")
     (missing / "index.json").rename(missing / "index.jsonl")
     (missing / "index.jsonl").write_bytes('{"image": "images/0.png", "caption": "é"}'.encode("latin-1"))
-    assert "not UTF-8" in refused(missing, tmp_path / "o")
+    assert "byte 40 (0xe9) is not UTF-8" in refused(missing, tmp_path / "o")
 
 
 @pytest.mark.parametrize(
