@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from vlmflow.config.section import Section
+from vlmflow.training.augment_config import MildAugmentConfig
 from vlmflow.training.config import TrainingConfig
 
 
@@ -19,6 +20,9 @@ class AlignConfig(Section):
     )
     training: TrainingConfig = Field(
         default_factory=TrainingConfig, description="Budget of each of the two trainings; `processes` must be 1."
+    )
+    augment: MildAugmentConfig | None = Field(
+        default_factory=MildAugmentConfig, description="Augmentation of images; boxes move along. Null is off."
     )
     min_pairs: int = Field(
         default=32, description="Preference pairs needed; with fewer the step is skipped and the model is passed on."

@@ -20,20 +20,19 @@ from vlmflow.training.checkpointing import open_checkpoints
 from vlmflow.training.finetuning.config import FineTuneConfig
 from vlmflow.training.finetuning.examples import Example
 from vlmflow.training.finetuning.sft import fit
+from vlmflow.training.finetuning.trl_rows import IMAGES, MESSAGES, AugmentingCollator, image_columns, to_messages
 from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
 from vlmflow.training.progress import Progress
 
-MESSAGES = datasets.List({"role": datasets.Value("string"), "content": datasets.Value("string")})
-FEATURES = datasets.Features(
-    {"images": datasets.List(datasets.Image()), "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
-)
+FEATURES = datasets.Features({**IMAGES, "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES})
 
 
 def train_control(start: Path, preferences: Path, config: AlignConfig, out: Path) -> None:
     """Fine-tune the model at `start` on the preferred answers alone; process 0 writes the checkpoint to `out`."""
     data = Dataset(preferences, "preferences")
-    examples = [Example(r["images"][0]["bytes"], [(r["prompt"], r["chosen"])], {"objects"}) for r in data.rows()]
-    fit(start, examples, out, FineTuneConfig(task="objects", training=config.training), step="control", data=data)
+    examples = [Example(_images(row), [(row["prompt"], row["chosen"])], {"objects"}) for row in data.rows()]
+    section = FineTuneConfig(task="objects", training=config.training, augment=config.augment)
+    fit(start, examples, out, section, step="control", data=data)
 
 
 def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) -> None:
@@ -55,6 +54,8 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
             processing_class=loaded.processor,
             callbacks=[progress, *checkpoints.callbacks],
         )
+        collator = AugmentingCollator(trainer.data_collator, loaded.processor, config.augment)
+        trainer.data_collator = checkpoints.make_repeatable(collator)
         checkpoints.train(prepare_trainer(trainer, training))
         state_dict = gather_state_dict(trainer)
         if trainer.is_world_process_zero():
@@ -73,11 +74,16 @@ def train_dpo(start: Path, preferences: Path, config: AlignConfig, out: Path) ->
             )
 
 
+def _images(row: dict[str, Any]) -> tuple[bytes, ...]:
+    return tuple(image["bytes"] for image in row["images"])
+
+
 def _to_trl(row: dict[str, Any]) -> dict[str, Any]:
     """A row of schema `preferences` in TRL's conversational format."""
+    images = _images(row)
     return {
-        "images": row["images"],
-        "prompt": [{"role": "user", "content": row["prompt"]}],
-        "chosen": [{"role": "assistant", "content": row["chosen"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        **image_columns(images, augment=True),
+        "prompt": to_messages("user", row["prompt"], len(images)),
+        "chosen": to_messages("assistant", row["chosen"]),
+        "rejected": to_messages("assistant", row["rejected"]),
     }

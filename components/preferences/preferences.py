@@ -17,7 +17,7 @@ from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes as recipes
 from vlmflow.evaluation import objects
 from vlmflow.images.decoding import decode
-from vlmflow.inference.prompts import NAME_OBJECTS
+from vlmflow.inference.prompts import NAME_OBJECTS, question_turns
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
     config = recipes.load(PreferenceConfig, recipe, section)
     categories: list[str] = data.card.notes.get("categories", [])
     questions = [
-        row
-        for row in data.rows()
-        if row["split"] == "train" and any(message["content"] == NAME_OBJECTS for message in row["messages"])
+        row for row in data.rows() if row["split"] == "train" and NAME_OBJECTS in dict(question_turns(row["messages"]))
     ]
     reason = ""
     if recipes.section(recipe, section) is None:
         reason = f"the recipe has no section {section!r}"
     elif not questions:
         reason = "no training conversation lists the objects of its image"
+    elif not categories:
+        reason = "the conversations' card has no categories, by which objects are recognised"
     if reason:
         logger.warning("no preferences collected: %s", reason)
         notes = {"skipped": reason}
@@ -60,8 +60,7 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, answer in zip(questions, answers, strict=True):
-            contents = [message["content"] for message in row["messages"]]
-            truth = contents[contents.index(NAME_OBJECTS) + 1]
+            truth = dict(question_turns(row["messages"]))[NAME_OBJECTS]
             present, answered = objects.parse(truth, categories), objects.parse(answer, categories)
             if any(category not in present for category in answered):
                 name = dataset.uid(row["uid"].encode(), truth, answer)

@@ -2,15 +2,17 @@
 # pyright: reportPrivateImportUsage=false
 # (great_expectations.expectations documents these classes, but does not mark them as exported)
 
-from typing import Any
+from typing import Any, get_args
 
 import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
+from vlmflow.training.finetuning.config import Task
+
 CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
 SPLITS = ["train", "test"]
-TASKS = ["caption", "objects", "ground", "ocr", "vqa"]
+TASKS = list(get_args(Task))
 PREFERENCE_SOURCES = ["human", "rule", "model"]
 
 

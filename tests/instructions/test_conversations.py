@@ -27,8 +27,8 @@ def pair(uid: str, caption: str = "", split: str = "train", **more: object) -> d
     return {**row, **more}
 
 
-def region(phrase: str, category: str) -> dict:
-    return {"phrase": phrase, "category": category, "x0": 1, "y0": 2, "x1": 20.5, "y1": 22}
+def region(phrase: str, category: str, x0: float = 1) -> dict:
+    return {"phrase": phrase, "category": category, "x0": x0, "y0": 2, "x1": 20.5, "y1": 22}
 
 
 def conversations(tmp_path: Path, *pairs: dict, **settings: int) -> list[dict]:
@@ -58,8 +58,40 @@ def test_each_kind_of_annotation_becomes_a_task(tmp_path: Path) -> None:
     assert all(CANONICAL.fullmatch(answer) for _, answer in turns(by_task["ground"]))
     assert turns(by_task["ocr"]) == [(READ_LINE, "TOTAL")]
     crop = Image.open(io.BytesIO(by_task["ocr"]["images"][0]["bytes"]))
-    assert crop.size == (30, 30)  # a strip of 30×10 px, padded to a square
+    assert crop.size == (30, 10), "a line keeps its aspect ratio"
     assert {row["split"] for row in rows if row["pair"] == "b"} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("regions", "asked"),
+    [
+        ([region("ace", "ace"), region("ace", "ace", 5)], []),
+        ([region("ace", "ace"), region("Ace ", "ace", 5), region("king", "king")], ["king"]),
+        ([region("left ace", "ace"), region("right ace", "ace", 5)], ["left ace", "right ace"]),
+        ([region("ace", "ace"), region("right ace", "ace", 5)], ["right ace"]),  # "the ace" may be either
+        ([region("ace", "ace"), region("ace", "ace")], ["ace"]),  # one object, listed twice
+        ([region("", "ace")], ["ace"]),
+    ],
+)
+def test_a_phrase_of_several_regions_is_not_asked(regions: list[dict], asked: list[str], tmp_path: Path) -> None:
+    rows = conversations(tmp_path, pair("a", "a picture", regions=regions))
+    questions = [question for row in rows if row["task"] == "ground" for question, _ in turns(row)]
+    assert sorted(questions) == [f"Where is the {phrase}?" for phrase in sorted(asked)]
+
+
+def test_labels_and_statements_become_questions(tmp_path: Path) -> None:
+    labelled = pair("a", "a cat sits", label="cat")
+    assert [row["task"] for row in conversations(tmp_path / "off", labelled)] == ["caption"]
+    rows = conversations(tmp_path / "labels", labelled, labels=True)
+    assert [(row["task"], *turns(row)) for row in rows][1] == ("classify", ("Classify the picture.", "cat"))
+    statements = [pair("a", "A cat sits.", label="True"), pair("b", "A dog sits.", label="no"), pair("c", "A cat.")]
+    rows = conversations(tmp_path / "statements", *statements, statements=True)
+    assert [(row["task"], *turns(row)) for row in rows] == [
+        ("statement", ("A cat sits. True or false?", "true")),
+        ("statement", ("A dog sits. True or false?", "false")),
+    ]
+    with pytest.raises(DataError, match="the label 'maybe' is neither true nor false"):
+        conversations(tmp_path / "maybe", pair("a", "A cat.", label="maybe"), statements=True)
 
 
 def test_yes_and_no_answers_are_correct_and_balanced(tmp_path: Path) -> None:

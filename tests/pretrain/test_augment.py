@@ -8,11 +8,14 @@ from torch.nn import functional as F
 
 from vlmflow.config import recipes
 from vlmflow.errors import RecipeError
-from vlmflow.training.pretraining.augment import (
+from vlmflow.images.boxes import Box
+from vlmflow.training.augment import (
     augment,
+    augment_with_views,
     color_jitter,
+    crop,
+    draw_crops,
     gaussian_blur,
-    random_resized_crop,
     rotate_hue,
     to_grayscale,
 )
@@ -36,7 +39,7 @@ def test_a_crop_is_a_rectangle_within_the_area_limits_resized_to_the_image() -> 
     across = torch.arange(side).float().expand(side, side)
     x = torch.stack([across, across.T]).repeat(500, 1, 1, 1)  # channels hold each pixel's column and row
     torch.manual_seed(0)
-    out = random_resized_crop(x, (0.2, 0.6), 1.5)
+    out = crop(x, draw_crops(len(x), (0.2, 0.6), 1.5))
     # Away from the edges, one pixel of the output spans `width` (or `height`) pixels of the input.
     width = out[:, 0, 32, 40] - out[:, 0, 32, 24]
     height = out[:, 1, 40, 32] - out[:, 1, 24, 32]
@@ -53,7 +56,7 @@ def test_a_crop_is_a_rectangle_within_the_area_limits_resized_to_the_image() -> 
 def test_a_crop_equals_the_interpolated_rectangle() -> None:
     x, errors = smooth_images(1, 32).float(), []
     torch.manual_seed(3)
-    out = random_resized_crop(x, (0.25, 0.25), 1)  # a square of 16 pixels, usually at a fractional position
+    out = crop(x, draw_crops(len(x), (0.25, 0.25), 1))  # a square of 16 pixels, usually at a fractional position
     upscaled = F.interpolate(x, (512, 512), mode="bilinear")
     for top in range(0, 257, 4):
         for left in range(0, 257, 4):
@@ -128,3 +131,45 @@ def test_a_recipe_sets_augmentation_and_views_and_rejects_invalid_values() -> No
     for invalid in ({"area": [0, 1]}, {"area": [0.5]}, {"aspect": 0.5}, {"flip": 2}, {"hue": 0.6}):
         with pytest.raises(RecipeError, match=r"pretrain\.augment[.:] ?" + next(iter(invalid))):
             recipes.load(PretrainConfig, {"pretrain": {"augment": invalid}}, "pretrain")
+
+
+def marked_images(boxes: list[Box]) -> torch.Tensor:
+    """A black image for each box, white inside it: (N, 3, 64, 64) uint8."""
+    images = torch.zeros(len(boxes), 3, 64, 64, dtype=torch.uint8)
+    for image, box in zip(images, boxes, strict=True):
+        image[:, int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)] = 255
+    return images
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_boxes_move_with_the_image_and_stay_inside_its_crop(flip: float) -> None:
+    corners = [(8, 8, 24, 40), (40, 4, 60, 20), (0, 0, 64, 30), (50, 50, 60, 64)] * 10
+    boxes = [Box(*box, 64, 64) for box in corners]
+    keep = torch.tensor(corners) / 32 - 1
+    torch.manual_seed(0)
+    out, views = augment_with_views(marked_images(boxes), AugmentConfig(area=(0.3, 0.9), flip=flip), keep)
+    assert not flip or 5 < views.flipped.sum() < 35
+    for i, box in enumerate(boxes):
+        y, x = (out[i, 0] > 127).nonzero().T
+        moved = views.move(i, box)
+        seen = (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        assert all(abs(one - float(other)) <= 1.0 for one, other in zip(vars_of(moved), seen, strict=True)), (
+            box,
+            moved,
+        )
+
+
+def vars_of(box: Box) -> tuple[float, float, float, float]:
+    return box.x0, box.y0, box.x1, box.y1
+
+
+def test_a_line_of_text_is_neither_cropped_nor_mirrored() -> None:
+    frame = Box(2, 2, 62, 62, 64, 64)
+    images, is_text = marked_images([frame] * 40), torch.arange(40) % 2 == 0
+    images[:, :, 2:62, 2:20] = 100  # the left end of the line
+    torch.manual_seed(0)
+    _, views = augment_with_views(images, AugmentConfig(area=(0.5, 0.8), flip=1.0), is_text=is_text)
+    assert views.flipped.tolist() == (~is_text).tolist()
+    for i in range(0, 40, 2):
+        moved = views.move(i, frame)
+        assert 0 < moved.x0 < moved.x1 < 64 and 0 < moved.y0 < moved.y1 < 64, "the whole line is visible"

@@ -98,8 +98,8 @@ def test_the_mixture_has_the_configured_share_of_replay(tmp_path: Path) -> None:
     assert all(len(e.turns) == 2 for e in main), "all turns about one image are in one example"
     assert all(e.turns[0][0] == DESCRIBE_IMAGE for e in chosen if "ground" not in e.tasks)
     assert [e.turns for e in select_examples(data, tuning)] == [e.turns for e in chosen]
-    with pytest.raises(DataError, match="no training conversation of task 'sing'"):
-        select_examples(data, FineTuneConfig(task="sing"))
+    with pytest.raises(DataError, match="no training conversation of task 'classify'"):
+        select_examples(data, FineTuneConfig(task="classify"))
 
 
 def test_invalid_budgets_are_rejected() -> None:

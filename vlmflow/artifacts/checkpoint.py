@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,46 @@ def save(path: str | Path, model: Any, processor: Any, *, weights: Any = None, *
     saved = Checkpoint(folder)
     _write_card(folder, {"hash": saved.hash, **card, **({"producer": by} if (by := producer()) else {})})
     return Checkpoint(folder)
+
+
+def load_weights(
+    model_class: Any, path: str | Path, may_differ: Callable[[Any], set[str]] = lambda model: set()
+) -> Any:
+    """Load a model with `from_pretrained`, and refuse a checkpoint that does not give it exactly its weights.
+
+    transformers initialises missing weights at random and ignores unknown ones, with a warning.
+
+    Args:
+        model_class: a class of transformers or of the zoo, or an Auto class.
+        path: a folder, or a name on the Hugging Face Hub.
+        may_differ: returns the names, for the loaded model, that may be missing or unknown.
+
+    Raises:
+        ModelError: weights are missing, unknown or of another shape.
+    """
+    model, report = model_class.from_pretrained(path, output_loading_info=True)
+    exempt = may_differ(model)
+    computed = {name for name, _ in model.named_buffers()}  # older checkpoints contain some, such as `position_ids`
+    faults = {
+        "missing": sorted(set(report["missing_keys"]) - exempt),
+        "unknown": sorted(set(report["unexpected_keys"]) - exempt - computed),
+        "of another shape": sorted(name for name, *_ in report["mismatched_keys"]),
+    }
+    if any(faults.values()):
+        raise ModelError(
+            f"{path}: {describe_faults(faults)} for {type(model).__name__}; use a checkpoint of this model"
+        )
+    return model
+
+
+def describe_faults(faults: dict[str, list[str]]) -> str:
+    """Name the weights of each fault, shortened: `2 weights are missing (a, b)`."""
+
+    def clause(fault: str, names: list[str]) -> str:
+        count = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+        return f"{count} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+    return ", ".join(clause(fault, names) for fault, names in faults.items() if names)
 
 
 def copy_unchanged(model_in: str | Path, out: str | Path, reason: str) -> Checkpoint:

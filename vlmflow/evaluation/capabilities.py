@@ -174,6 +174,17 @@ def text_recognition(loaded: LoadedModel, images: Images, questions: Sequence[Qu
     }
 
 
+def exact_match(loaded: LoadedModel, images: Images, questions: Sequence[Question]) -> Result:
+    """Share of answers equal to the true one, apart from case and a full stop."""
+    answers = _ask(loaded, images, questions)
+    hits = [_plain(a) == _plain(q.answer) for a, q in zip(answers, questions, strict=True)]
+    return mean("exact match", hits, answers=answers)
+
+
+def _plain(answer: str) -> str:
+    return answer.lower().strip(" .")
+
+
 def pope(loaded: LoadedModel, images: Images, questions: Sequence[Question]) -> Result:
     """Accuracy on questions about the presence of objects; `yes ratio` is the share of predicted "yes".
 

@@ -15,6 +15,7 @@ from vlmflow.evaluation.capabilities import Question
 from vlmflow.evaluation.config import EvaluateConfig
 from vlmflow.images.decoding import decode
 from vlmflow.inference.loading import LoadedModel
+from vlmflow.inference.prompts import question_turns
 
 Turn = tuple[dict[str, Any], int, str, str]  # conversation row, number of the turn, question, answer
 
@@ -47,6 +48,8 @@ def build_suites(
         "grounding": ("ground", "ground", capabilities.grounding),
         "ocr": ("ocr", "ocr", capabilities.text_recognition),
         "pope": ("vqa", "chat", capabilities.pope),
+        "classification": ("classify", "chat", capabilities.exact_match),
+        "statements": ("statement", "chat", capabilities.exact_match),
     }
     for name, (task, ability, measure) in question_suites.items():
         if ability in loaded.abilities and len(turns.get(task, [])) > 1:
@@ -71,8 +74,7 @@ def _test_turns(conversations: Dataset) -> dict[str, list[Turn]]:
     for row in conversations.rows():
         if row["split"] != "test":
             continue
-        contents = [message["content"] for message in row["messages"]]
-        for number, (question, answer) in enumerate(zip(contents[::2], contents[1::2], strict=True)):
+        for number, (question, answer) in enumerate(question_turns(row["messages"])):
             turns.setdefault(row["task"], []).append((row, number, question, answer))
     return turns
 

@@ -139,7 +139,20 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def transcode(text: str, convention: str, width: int, height: int) -> str:
-    """Rewrite every `<box>` of a dataset's text, in an image of `width` × `height`, in `convention`."""
-    write = CODECS[convention].encode
-    return CANONICAL.sub(lambda match: write(box_from_match(match, width, height)), text)
+def find_boxes(text: str, width: int, height: int) -> list[Box]:
+    """Every `<box>` of a dataset's text, in an image of `width` × `height`."""
+    return [box_from_match(match, width, height) for match in CANONICAL.finditer(text)]
+
+
+def transcode(text: str, convention: str, width: int, height: int, move: Callable[[Box], Box] | None = None) -> str:
+    """Rewrite every `<box>` of a dataset's text, in an image of `width` × `height`, in `convention`.
+
+    Args:
+        move: changes each box before it is written, as augmentation changes the image.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        box = box_from_match(match, width, height)
+        return CODECS[convention].encode(move(box) if move else box)
+
+    return CANONICAL.sub(write, text)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmflow.inference.inputs import batches, to_pil
+from vlmflow.inference.inputs import batches, to_pil, whole_image
 from vlmflow.inference.loading import LoadedModel
 
 
@@ -37,7 +37,7 @@ def chat(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for part in batches(order, batch_size):
         batch = processor(
-            images=[[to_pil(images[i])] for i in part],
+            images=[[whole_image(loaded.image_processor, to_pil(images[i]))] for i in part],
             text=[chat_prompt(processor, prompts[i]) for i in part],
             padding=True,
             padding_side="left",
@@ -69,7 +69,7 @@ def score(
         prefixes = [chat_prompt(processor, prompts[i]) for i in part]
         texts = [prefix + answers[i] + tokenizer.eos_token for prefix, i in zip(prefixes, part, strict=True)]
         batch = processor(
-            images=[[to_pil(images[i])] for i in part],
+            images=[[whole_image(loaded.image_processor, to_pil(images[i]))] for i in part],
             text=texts,
             padding=True,
             padding_side="right",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import SiglipConfig
 
 T = TypeVar("T")
@@ -54,6 +54,17 @@ def pads_to_full_length(config: Any) -> bool:
     True for SigLIP, both transformers' own class and ours.
     """
     return isinstance(config, SiglipConfig)
+
+
+def whole_image(image_processor: Any, image: Image.Image) -> Image.Image:
+    """`image`, padded to a square if it is a strip, more than twice as long as wide, that the processor would crop.
+
+    Such processors (LLaVA's) cut everything outside the central square, which is most of a line of text.
+    """
+    short, long = sorted(image.size)
+    if not getattr(image_processor, "do_center_crop", False) or long <= 2 * short:
+        return image
+    return ImageOps.pad(image, (long, long))
 
 
 def to_pil(image: Image.Image | np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 import models.tiny.build  # noqa: F401  registers the family with the Auto classes
 from models.zoo import EMBEDDING, GENERATIVE, ZOO
-from vlmflow.artifacts.checkpoint import Checkpoint
+from vlmflow.artifacts.checkpoint import Checkpoint, load_weights
 from vlmflow.errors import ModelError
 from vlmflow.inference import inputs
 
@@ -45,7 +45,7 @@ def load(path: str | Path) -> LoadedModel:
     A folder without a family of the zoo in its card loads with transformers' Auto classes.
 
     Raises:
-        ModelError: the folder holds no model, or transformers cannot load it.
+        ModelError: the folder holds no model, transformers cannot load it, or weights are missing or unknown.
     """
     checkpoint = Checkpoint(path)
     family = ZOO.get(checkpoint.card.get("family", ""))
@@ -56,9 +56,9 @@ def load(path: str | Path) -> LoadedModel:
             architectures = AutoConfig.from_pretrained(path).architectures or []
             generates = any("Generation" in name for name in architectures)
             auto, abilities = (AutoModelForImageTextToText, GENERATIVE) if generates else (AutoModel, EMBEDDING)
-        model: Any = auto.from_pretrained(path)
+        model = load_weights(auto, path)
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedModel(model.eval().to(device), processor, checkpoint.card, abilities)

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlmflow.artifacts.checkpoint import load_weights
 from vlmflow.artifacts.hashing import cache_key
 from vlmflow.tracking import mlflow_store
 from vlmflow.training.config import TrainingConfig
@@ -35,10 +37,11 @@ MARKER = "complete.json"  # written last: names and sizes of all other files of 
 
 
 @contextmanager
-def open_checkpoints(training: TrainingConfig, **identity: Any) -> Iterator["Checkpoints"]:
+def open_checkpoints(training: TrainingConfig, keep_best: bool = False, **identity: Any) -> Iterator["Checkpoints"]:
     """The checkpoints of a training, removed after it succeeds. Without `training.save_every` none are saved.
 
     Args:
+        keep_best: the best checkpoint is the result, so the last step is saved too.
         identity: everything that determines the outcome; a training with the same identity resumes a killed one.
     """
     if not training.save_every:
@@ -46,7 +49,7 @@ def open_checkpoints(training: TrainingConfig, **identity: Any) -> Iterator["Che
             yield Checkpoints(Path(folder))
         return
     root = Path(os.environ.get("VLMFLOW_CHECKPOINTS") or mlflow_store.home() / ".checkpoints")
-    checkpoints = Checkpoints(root / cache_key(**identity), training)
+    checkpoints = Checkpoints(root / cache_key(**identity), training, keep_best)
     yield checkpoints
     if os.environ.get("RANK", "0") == "0":
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
@@ -60,9 +63,9 @@ class Checkpoints:
         callbacks: must come after all other callbacks, because they mark a checkpoint as complete.
     """
 
-    def __init__(self, folder: Path, training: TrainingConfig | None = None):
+    def __init__(self, folder: Path, training: TrainingConfig | None = None, keep_best: bool = False):
         self.folder, self.training = folder, training
-        self.saving = SaveCallback(training.save_every) if training and training.save_every else None
+        self.saving = SaveCallback(training.save_every, keep_best) if training and training.save_every else None
         self.callbacks: list[TrainerCallback] = [self.saving] if self.saving else []
 
     def make_repeatable(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -77,6 +80,9 @@ class Checkpoints:
         newest = [self._newest() if trainer.is_world_process_zero() and self.saving else None]
         if trainer.args.world_size > 1:
             dist.broadcast_object_list(newest)
+        if not trainer.is_fsdp_enabled:
+            trainer._load_from_checkpoint = partial(_load_weights, trainer)  # type: ignore[method-assign]
+            trainer._load_best_model = partial(_load_best, trainer)  # type: ignore[method-assign]
         trainer.train(resume_from_checkpoint=newest[0])
 
     def _newest(self) -> str | None:
@@ -89,6 +95,25 @@ class Checkpoints:
             logger.warning("%s: incomplete, because a process was killed while saving; removed", path)
             shutil.rmtree(path, ignore_errors=True)
         return None
+
+
+def _load_weights(trainer: Trainer, folder: str, model: Any = None) -> None:
+    """Load the weights of a checkpoint into the trainer's model, all of them.
+
+    Trainer itself compares the names in the file with those of the model, which differ for models that are saved under
+    older names, such as LLaVA and Qwen2.5-VL; it then continues with the weights that it started with.
+
+    Raises:
+        ModelError: weights are missing, unknown or of another shape.
+    """
+    target: Any = model if model is not None else trainer.model
+    target.load_state_dict(load_weights(type(target), folder).state_dict())
+
+
+def _load_best(trainer: Trainer) -> None:
+    """Load the weights of the checkpoint with the lowest held-out loss."""
+    assert trainer.state.best_model_checkpoint is not None
+    _load_weights(trainer, trainer.state.best_model_checkpoint)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -106,8 +131,8 @@ class SaveCallback(TrainerCallback):
     The loss is logged with each checkpoint: a killed process loses the sum that it kept for its next log line.
     """
 
-    def __init__(self, every: int):
-        self.every = every
+    def __init__(self, every: int, keep_best: bool = False):
+        self.every, self.keep_best = every, keep_best
         self.seeded_collator: SeededCollator | None = None
 
     def on_train_begin(
@@ -127,8 +152,12 @@ class SaveCallback(TrainerCallback):
             self.seeded_collator.process = args.process_index
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save every few steps, but not after the last one, where the model itself is written."""
-        control.should_save = state.global_step % self.every == 0 and state.global_step < state.max_steps
+        """Save every few steps, but not after the last one, where the model itself is written.
+
+        The last step is saved where it may be the best one.
+        """
+        is_last = state.global_step >= state.max_steps
+        control.should_save = self.keep_best if is_last else state.global_step % self.every == 0
         control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -7,11 +7,10 @@ turn a row.
 from pathlib import Path
 from typing import Any
 
-import datasets
-from transformers import Trainer, set_seed
+import torch
+from transformers import EarlyStoppingCallback, Trainer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from models.tiny.packing import PackedCollator
 from models.zoo import ZOO
 from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.checkpoint import Checkpoint
@@ -21,9 +20,11 @@ from vlmflow.inference.loading import load
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.training.arguments import trainer_arguments
 from vlmflow.training.checkpointing import open_checkpoints
-from vlmflow.training.finetuning.config import FineTuneConfig
-from vlmflow.training.finetuning.examples import Example, select_examples
-from vlmflow.training.finetuning.rows import TRL_FEATURES, RowLookup, pack_turns, to_trl_rows
+from vlmflow.training.config import TrainingConfig
+from vlmflow.training.finetuning.config import EarlyStoppingConfig, FineTuneConfig
+from vlmflow.training.finetuning.examples import Example, hold_out, select_examples
+from vlmflow.training.finetuning.packed_rows import PackedRows
+from vlmflow.training.finetuning.trl_rows import AugmentingCollator, to_trl_dataset
 from vlmflow.training.fsdp import gather_state_dict, prepare_trainer
 from vlmflow.training.progress import Progress
 
@@ -37,20 +38,38 @@ def train(model_in: Path, conversations: Path, section: FineTuneConfig, step: st
 def fit(
     model_in: Path, examples: list[Example], out: Path, section: FineTuneConfig, *, step: str, data: Dataset
 ) -> None:
-    """Fine-tune the model at `model_in` on `examples`; process 0 writes the checkpoint to `out`."""
-    training = section.training
+    """Fine-tune the model at `model_in` on `examples`; process 0 writes the checkpoint to `out`.
+
+    Raises:
+        DataError: too few images to hold some out for early stopping, or examples that the family cannot read.
+    """
+    training, stopping = section.training, section.early_stopping
+    held_out: list[Example] = []
+    if stopping:
+        examples, held_out = hold_out(examples, stopping.holdout, training.seed)
+        training = training.model_copy(update={"save_every": stopping.every})
     set_seed(training.seed)
     model, processor, family = _load_or_build(model_in, section, step)
     progress = Progress()
     parent = Checkpoint(model_in).hash
     identity = {"parent": parent, "data": data.hash, "section": section.model_dump(), "code": code_hash(__name__)}
-    with open_checkpoints(training, step=step, **identity) as checkpoints:
-        options = trainer_arguments(training, checkpoints.folder, max_length=None, activation_checkpointing=False)
+    with open_checkpoints(training, keep_best=bool(stopping), step=step, **identity) as checkpoints:
+        more = _early_stopping_arguments(stopping, training) if stopping else {}
+        options = trainer_arguments(
+            training, checkpoints.folder, max_length=None, activation_checkpointing=False, **more
+        )
         build_trainer = _packed_trainer if getattr(model.config, "packs_turns", False) else _turn_trainer
-        callbacks = [progress, *checkpoints.callbacks]
-        trainer = build_trainer(examples, model, processor, options, callbacks)
+        stop = [EarlyStoppingCallback(stopping.patience)] if stopping else []
+        callbacks = [progress, *stop, *checkpoints.callbacks]
+        trainer = build_trainer(examples, held_out, model, processor, section, options, callbacks)
+        trainer.data_collator = checkpoints.make_repeatable(trainer.data_collator)
+        torch.manual_seed(training.seed + trainer.args.process_index)  # each process augments its own images
         checkpoints.train(prepare_trainer(trainer, training))
-        state_dict = gather_state_dict(trainer)
+        state_dict, state = gather_state_dict(trainer), trainer.state
+        notes = {"images": len(examples), "turns": sum(len(example.turns) for example in examples)}
+        if stopping:
+            best = {"best_step": state.best_global_step, "held_out_loss": state.best_metric}
+            notes |= {"held_out_images": len(held_out), "stopped_at": state.global_step, **best}
         if trainer.is_world_process_zero():
             checkpoint.save(
                 out,
@@ -63,8 +82,21 @@ def fit(
                 parent=parent,
                 datasets=[data.hash],
                 curve=progress.curve,
-                notes={"images": len(examples), "turns": sum(len(example.turns) for example in examples)},
+                notes=notes,
             )
+
+
+def _early_stopping_arguments(stopping: EarlyStoppingConfig, training: TrainingConfig) -> dict[str, Any]:
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": stopping.every,
+        "per_device_eval_batch_size": training.batch_size // training.world,
+        "prediction_loss_only": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": True,  # a resumed training keeps its patience
+    }
 
 
 def _load_or_build(model_in: Path, section: FineTuneConfig, step: str) -> tuple[Any, Any, str]:
@@ -91,27 +123,44 @@ class _OwnLossTrainer(SFTTrainer):
 
 
 def _packed_trainer(
-    examples: list[Example], model: Any, processor: Any, options: dict[str, Any], callbacks: list[Any]
+    examples: list[Example],
+    held_out: list[Example],
+    model: Any,
+    processor: Any,
+    section: FineTuneConfig,
+    options: dict[str, Any],
+    callbacks: list[Any],
 ) -> SFTTrainer:
-    rows = pack_turns(examples, model, processor)
+    rows = PackedRows([*examples, *held_out], model, processor, section.augment)
     options["ddp_find_unused_parameters"] = False  # every trainable parameter takes part in every batch
+    count = len(examples)
     return _OwnLossTrainer(
         model=model,
         args=SFTConfig(**options),
-        train_dataset=datasets.Dataset.from_dict({"i": range(len(rows)), "images": [[]] * len(rows)}),
-        data_collator=RowLookup(rows, PackedCollator(model.config.image_token_id, processor.image_tokens, 0)),
+        train_dataset=rows.dataset(range(count), augment=True),
+        eval_dataset=rows.dataset(range(count, count + len(held_out)), augment=False) if held_out else None,
+        data_collator=rows,
         processing_class=processor,
         callbacks=callbacks,
     )
 
 
 def _turn_trainer(
-    examples: list[Example], model: Any, processor: Any, options: dict[str, Any], callbacks: list[Any]
+    examples: list[Example],
+    held_out: list[Example],
+    model: Any,
+    processor: Any,
+    section: FineTuneConfig,
+    options: dict[str, Any],
+    callbacks: list[Any],
 ) -> SFTTrainer:
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**options),
-        train_dataset=datasets.Dataset.from_list(to_trl_rows(examples, processor), features=TRL_FEATURES),
+        train_dataset=to_trl_dataset(examples, augment=True),
+        eval_dataset=to_trl_dataset(held_out, augment=False) if held_out else None,
         processing_class=processor,
         callbacks=callbacks,
     )
+    trainer.data_collator = AugmentingCollator(trainer.data_collator, processor, section.augment)
+    return trainer

@@ -10,6 +10,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vlmflow.artifacts.checkpoint import describe_faults
+from vlmflow.errors import ModelError
+
 
 class ClampLogitScale(TrainerCallback):
     """Clamps `logit_scale` to [0, log `maximum`], so that the factor on cosines is between 1 and `maximum`.
@@ -44,9 +47,17 @@ class EMACallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Load the average of the training that this one resumes."""
+        """Load the average of the training that this one resumes.
+
+        Raises:
+            ModelError: the average is not that of this model's weights.
+        """
         if state is not None and state.global_step:
             averaged = torch.load(self._file(args, state), map_location="cpu", weights_only=True)
+            own = {name for name, _ in _local_parameters(model)}
+            faults = {"missing": sorted(own - averaged.keys()), "unknown": sorted(averaged.keys() - own)}
+            if any(faults.values()):
+                raise ModelError(f"{self._file(args, state)}: {describe_faults(faults)}; remove it to start again")
             self.averaged = {name: weight.to(args.device) for name, weight in averaged.items()}
 
     @torch.no_grad()

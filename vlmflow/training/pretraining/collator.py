@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlmflow.training.augment import augment
 from vlmflow.training.collators import PairCollator
-from vlmflow.training.pretraining.augment import augment
 from vlmflow.training.pretraining.config import PretrainConfig, ViewConfig
 from vlmflow.training.pretraining.hard_negative_captions import HardNegativeCaptions
 

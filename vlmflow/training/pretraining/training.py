@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -201,7 +202,7 @@ def build_or_load(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
 
     Raises:
         RecipeError: an unknown or invalid size in `section.model`.
-        ModelError: `init_from` cannot be loaded, or is of another family.
+        ModelError: `init_from` cannot be loaded, is of another family, or lacks weights.
     """
     family = ZOO[section.family]
     if section.init_from is None:
@@ -212,9 +213,27 @@ def build_or_load(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
             raise ValueError(
                 f"its model_type is {model_type}, not {expected}"
             )  # transformers would initialise at random
-        return family.model_class.from_pretrained(section.init_from), AutoProcessor.from_pretrained(section.init_from)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model = checkpoint.load_weights(family.model_class, section.init_from, partial(_own_weights, section.init_from))
+        return model, AutoProcessor.from_pretrained(section.init_from)
+    except (OSError, ValueError, KeyError, RuntimeError, ModelError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
             f"pretrain.init_from {section.init_from!r}: cannot be loaded as {section.family}: {reason}"
         ) from error
+
+
+def _own_weights(init_from: str, model: Any) -> set[str]:
+    """Weights that only one of `model` and transformers' class of the checkpoint has, and which may therefore differ.
+
+    A family adds parts to a published model (Llip's mixture), or leaves some out (BERT's next-sentence head).
+    """
+    config = AutoConfig.from_pretrained(init_from)
+    published = getattr(transformers, (config.architectures or [""])[0], None)
+    if published is None:
+        return set()
+    with torch.device("meta"):
+        theirs = published(config).state_dict().keys()
+    prefix = f"{model.base_model_prefix}."  # a bare base model is saved without it
+    ours = model.state_dict().keys()
+    common = {name.removeprefix(prefix) for name in ours} & {name.removeprefix(prefix) for name in theirs}
+    return {name for name in ours | theirs if name.removeprefix(prefix) not in common}
