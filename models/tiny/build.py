@@ -13,6 +13,8 @@ from models.tiny.language_model import TinyForConditionalGeneration
 from models.tiny.processing import TinyProcessor
 from models.tokenizer import build_tokenizer
 
+TOWER_SIZES = ("image_size", "stem_", "vision_", "text_", "projection_dim", "vocab_size", "max_position_embeddings")
+
 AutoConfig.register(TinyConfig.model_type, TinyConfig)
 AutoModel.register(TinyConfig, TinyDualEncoder)
 AutoModelForImageTextToText.register(TinyConfig, TinyForConditionalGeneration)
@@ -41,8 +43,15 @@ def from_dual_encoder(
 ) -> tuple[TinyForConditionalGeneration, TinyProcessor]:
     """Build a language model on `dual_encoder`: it keeps the vocabulary and copies the weights; the decoder is new.
 
-    Sizes are fields of `TinyConfig` and override those of the dual encoder's config.
+    Sizes are fields of `TinyConfig` and override those of the dual encoder's config, apart from the sizes of its towers.
+
+    Raises:
+        ValueError: a size of the towers differs from the dual encoder's.
     """
+    for name, value in sizes.items():
+        own = getattr(dual_encoder.config, name)
+        if name.startswith(TOWER_SIZES) and value != own:
+            raise ValueError(f"{name} {value}: the dual encoder has {own}; set it in pretrain.model")
     config = TinyConfig(**{**dual_encoder.config.to_dict(), **sizes, "architectures": None})
     model = TinyForConditionalGeneration(config)
     model.model.init_sinusoidal_positions(processor.tokenizer.convert_tokens_to_ids("<loc00>"))

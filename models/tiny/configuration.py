@@ -39,6 +39,17 @@ class TinyConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
 
+    def validate_architecture(self) -> None:
+        """Raises: ValueError for an image that is no whole number of tokens, or that leaves no position for text."""
+        cell = 8 * self.scale_factor
+        if self.image_size % cell:
+            raise ValueError(f"image_size must be a multiple of {cell} pixels, got {self.image_size}")
+        if self.image_tokens >= self.max_position_embeddings:
+            raise ValueError(
+                f"an image of {self.image_size} pixels has {self.image_tokens} tokens, which leave no room for text in "
+                f"{self.max_position_embeddings} positions; increase max_position_embeddings or reduce image_size"
+            )
+
     @property
     def patches_per_side(self) -> int:
         """Patches along one side of the image, after the stem's total stride of 8."""

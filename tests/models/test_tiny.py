@@ -13,6 +13,8 @@ from models.contrastive.losses import clip_loss
 from models.tiny import build as tiny
 from models.tiny.packing import PackedCollator
 from vlmflow.artifacts import checkpoint
+from vlmflow.config import recipes
+from vlmflow.errors import RecipeError
 from vlmflow.images.decoding import resize_square
 from vlmflow.inference.embedding import embed_images, embed_texts
 from vlmflow.inference.generation import chat, chat_prompt, score
@@ -187,3 +189,20 @@ def test_near_positions_have_near_encodings() -> None:
     vectors = sinusoidal_positions(torch.linspace(0, 1, 64), 128)
     distance = (vectors[31] - vectors).norm(dim=1)
     assert distance[32] < distance[34] < distance[40] and distance[30] < distance[28]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"image_size": 100}, "multiple of 16 pixels, got 100"), ({"image_size": 256}, "256 tokens, which leave no room")],
+)
+def test_image_sizes_that_cannot_work_are_rejected(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipes.call(tiny.build_dual_encoder, ["a circle"], values=sizes, where="pretrain.model")
+
+
+def test_a_language_model_has_the_image_size_of_its_dual_encoder() -> None:
+    encoder, processor = tiny.build_dual_encoder(["a circle"], image_size=128, max_position_embeddings=320)
+    model, _ = tiny.from_dual_encoder(encoder, processor, num_hidden_layers=1)
+    assert model.config.image_size == 128 and model.config.image_tokens == 64
+    with pytest.raises(ValueError, match="image_size 64: the dual encoder has 128"):
+        tiny.from_dual_encoder(encoder, processor, image_size=64)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from components.align.dpo import train_dpo
 from models.backbone.idefics3 import build
 from models.tiny.build import build_language_model
 from vlmflow.artifacts import checkpoint, dataset
+from vlmflow.images.decoding import decode
+from vlmflow.inference.generation import chat_prompt
+from vlmflow.inference.loading import load
 from vlmflow.training.config import TrainingConfig
-from vlmflow.training.finetuning.config import FineTuneConfig
+from vlmflow.training.finetuning.config import EarlyStoppingConfig, FineTuneConfig
+from vlmflow.training.finetuning.examples import hold_out, select_examples
 from vlmflow.training.finetuning.sft import train
 from vlmflow.training.launcher import launch
 from vlmflow.training.progress import Progress
@@ -118,3 +123,39 @@ def test_a_sharded_run_gives_the_same_weights(
     assert whole.keys() == parts.keys()
     for part, tensor in whole.items():
         torch.testing.assert_close(parts[part], tensor, atol=1e-6, rtol=1e-4, msg=lambda text, n=part: f"{n}: {text}")
+
+
+def test_early_stopping_keeps_the_weights_with_the_lowest_held_out_loss(inputs: Path, tmp_path: Path) -> None:
+    colours, rows = random.Random(0), []
+    for i, row in enumerate(dataset.Dataset(inputs / "conversations").rows()):
+        answer = {"role": "assistant", "content": colours.choice(list(COLOURS))}  # nothing that generalises
+        rows.append({**row, "uid": str(i), "messages": [row["messages"][0], answer]})
+    data = dataset.write(tmp_path / "conversations", "conversations", rows)
+    section = FineTuneConfig(
+        task="caption",
+        training=TrainingConfig(max_steps=60, batch_size=4, warmup_steps=0, learning_rate=0.01),
+        early_stopping=EarlyStoppingConfig(every=2, patience=2, holdout=0.25),
+    )
+    train(inputs / "tiny-vlm", data.path, section, "caption", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    losses = {point["step"]: point["held_out_loss"] for point in card["curve"] if "held_out_loss" in point}
+    notes = card["notes"]
+    assert (notes["images"], notes["held_out_images"]) == (12, 4)
+    assert notes["best_step"] == min(losses, key=losses.__getitem__) == max(losses) - 4 == notes["stopped_at"] - 4 < 56
+    loaded = load(tmp_path / "out")
+    question = chat_prompt(loaded.processor, QUESTION)
+    _, held_out = hold_out(select_examples(data, section), 0.25, seed=0)
+    pixels = [decode(example.images[0]) for example in held_out]
+    batch = loaded.processor(
+        images=[[image] for image in pixels],
+        text=[question + example.turns[0][1] + "<eos>" for example in held_out],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    labels = batch["input_ids"].clone()
+    labels[:, : len(loaded.tokenizer(question)["input_ids"]) + 15] = -100
+    labels[batch["attention_mask"] == 0] = -100
+    with torch.no_grad():
+        loss = float(loaded.model(**batch, labels=labels).loss)
+    assert loss == pytest.approx(losses[notes["best_step"]], rel=1e-3)
