@@ -43,7 +43,7 @@ def from_dual_encoder(
 ) -> tuple[TinyForConditionalGeneration, TinyProcessor]:
     """Build a language model on `dual_encoder`: it keeps the vocabulary and copies the weights; the decoder is new.
 
-    Sizes are fields of `TinyConfig` and override those of the dual encoder's config, apart from the sizes of its towers.
+    Sizes are fields of `TinyConfig` and override those of the dual encoder, apart from the sizes of its towers.
 
     Raises:
         ValueError: a size of the towers differs from the dual encoder's.

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -31,7 +32,7 @@ def region(phrase: str, category: str, x0: float = 1) -> dict:
     return {"phrase": phrase, "category": category, "x0": x0, "y0": 2, "x1": 20.5, "y1": 22}
 
 
-def conversations(tmp_path: Path, *pairs: dict, **settings: int) -> list[dict]:
+def conversations(tmp_path: Path, *pairs: dict, **settings: Any) -> list[dict]:
     dataset.write(tmp_path / "pairs", "pairs", pairs)
     return list(build_conversations(tmp_path / "pairs", tmp_path / "out", InstructionConfig(**settings)).rows())
 

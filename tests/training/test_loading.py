@@ -40,7 +40,7 @@ def llava() -> nn.Module:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
     return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), image_token_id=3)
+        LlavaConfig(vision_config=vision, text_config=LlamaConfig(**TEXT))
     )
 
 

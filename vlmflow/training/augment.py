@@ -39,7 +39,8 @@ class Views:
         moved = ((((2 * corners - 1) - self.centre[row]) / self.size[row] + 1) / 2).clamp(0, 1)
         if self.flipped[row]:
             moved[:, 0] = 1 - moved[:, 0].flip(0)
-        return Box(*(moved * sides).flatten().tolist(), box.width, box.height)
+        x0, y0, x1, y1 = (moved * sides).flatten().tolist()
+        return Box(x0, y0, x1, y1, box.width, box.height)
 
 
 def augment(images: torch.Tensor, config: AugmentConfig) -> torch.Tensor:

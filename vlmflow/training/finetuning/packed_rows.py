@@ -99,7 +99,7 @@ class PackedRows:
         texts = [text for question, answer in turns for text in (self.prompt(question), answer + tokenizer.eos_token)]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         pairs = list(zip(ids[::2], ids[1::2], strict=True))
-        remedy = "increase model.max_position_embeddings, or reduce model.image_size"
+        remedy = "increase pretrain.model.max_position_embeddings, or reduce its image_size"
         if (worst := max((len(question) for question, _ in pairs), default=0)) >= self.room:
             raise DataError(
                 f"a question has {worst} tokens, and beside the image's the model has {self.room} positions; {remedy}"
