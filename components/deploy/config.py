@@ -45,12 +45,14 @@ class DeployConfig(Section):
     )
     storage: str = Field(
         default="",
-        description="URI of the checkpoint folder for KServe, `s3://…` or `pvc://models/vlm/3`; empty uses the "
-        "registry's. `mlflow-artifacts:/` is resolved with MLFLOW_ARTIFACTS_DESTINATION, the MLflow server's setting.",
+        description="URI of the checkpoint folder for KServe: `s3://…`, `gs://…`, `hf://…`, `https://…` or "
+        "`pvc://models/vlm/3`; empty uses the registry's. `mlflow-artifacts:/` is resolved with "
+        "MLFLOW_ARTIFACTS_DESTINATION, the MLflow server's setting.",
     )
     service_account: str = Field(
-        default="default",
-        description="Existing service account of the namespace; its Secret gives access to `s3://` storage.",
+        default="",
+        description="Existing service account of the namespace; its Secret gives access to `s3://` storage. Empty uses "
+        "`serving` (infra/namespace) for `s3://` storage, otherwise `default`.",
     )
     namespace: str = Field(default="", description="Kubernetes namespace; empty uses VLMFLOW_NAMESPACE, or `default`.")
 

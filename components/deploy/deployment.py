@@ -69,11 +69,12 @@ def deploy(
 
 def _build_manifests(registered: dict[str, Any], pairs: Path, image: str, config: DeployConfig) -> tuple[Any, Any]:
     """Return the InferenceService and the ServingRuntime (None if the cluster has it), after a check of the storage."""
-    from components.deploy.manifest import inference_service
+    from components.deploy.manifest import check_name, dns_name, inference_service
     from vlmflow.artifacts.dataset import Dataset
 
     image, storage_uri = config.image or image, config.storage or storage.checkpoint_uri(registered)
     if config.target == "cluster":
+        check_name(dns_name(registered["name"]))
         storage.check_reachable(storage_uri)
     elif reason := storage.unreachable_reason(storage_uri):
         logger.warning("before you apply this manifest to a cluster: %s", reason)

@@ -11,7 +11,9 @@ import yaml
 
 from components.deploy import runtimes
 from components.deploy.config import DeployConfig
+from vlmflow.errors import ServiceError
 
+SERVICES = ("mlflow", "postgres", "s3")  # of infra/mlflow and infra/overlays
 DIGEST = "vlmflow.dev/deployment"  # label of the pods; it distinguishes the pods of two deployments
 
 
@@ -32,7 +34,10 @@ def inference_service(
     name = dns_name(version["name"])
     predictor = _predictor(storage, image, config)
     labels = {
-        "app.kubernetes.io/name": name,
+        # Not the model's name: KServe copies the labels to the pods, and Services of the namespace, such as MLflow's,
+        # select theirs by this label.
+        "app.kubernetes.io/name": "vlmflow-endpoint",
+        "app.kubernetes.io/instance": name,
         "app.kubernetes.io/managed-by": "vlmflow",
         "vlmflow.dev/model-version": str(version["version"]),
         "vlmflow.dev/model-hash": version["model_hash"][:16],  # a label may have 63 characters, a sha256 has 64
@@ -105,7 +110,7 @@ def _predictor(storage: str, image: str, config: DeployConfig) -> Any:
         model=model,
         min_replicas=config.min_replicas,
         max_replicas=config.max_replicas,
-        service_account_name=config.service_account,
+        service_account_name=config.service_account or ("serving" if storage.startswith("s3://") else "default"),
         node_selector=config.node_selector or None,
         tolerations=tolerations or None,
         security_context=client.V1PodSecurityContext(
@@ -145,6 +150,15 @@ def write(folder: Path, service: dict[str, Any], runtime: dict[str, Any] | None)
         text = yaml.safe_dump(manifest, sort_keys=False)
         (folder / f"{manifest['kind'].lower()}.yaml").write_text(text, encoding="utf-8")
     return folder
+
+
+def check_name(name: str) -> None:
+    """Raises ServiceError if a Service of our manifests in the same namespace has the name of the endpoint."""
+    if name in SERVICES:
+        raise ServiceError(
+            f"register.name: the endpoint of the model {name!r} would have the name of another Service; "
+            "choose another name"
+        )
 
 
 def dns_name(name: str) -> str:

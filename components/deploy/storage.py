@@ -1,20 +1,13 @@
 """The URI from which a cluster fetches a registered version."""
 
 import os
+import re
 from typing import Any
 
 from vlmflow.errors import ServiceError
 
-_FETCHABLE = (
-    "s3://",
-    "gs://",
-    "pvc://",
-    "hf://",
-    "http://",
-    "https://",
-    "hdfs://",
-    "oci://",
-)  # by the storage initializer
+# What the storage initializer of infra/kserve/storage.yaml fetches, and a volume, which KServe mounts.
+_FETCHABLE = re.compile(r"(s3|gs|hf|pvc)://.|https?://(.+)/(.+)")
 _MLFLOW_PROXY = "mlflow-artifacts:/"
 DESTINATION = "MLFLOW_ARTIFACTS_DESTINATION"
 
@@ -37,7 +30,7 @@ def checkpoint_uri(registered: dict[str, Any]) -> str:
 
 def unreachable_reason(uri: str) -> str:
     """Return why KServe cannot fetch `uri` and what to do; "" if it can."""
-    if uri.startswith(_FETCHABLE):
+    if _FETCHABLE.match(uri):
         return ""
     setting = f", or {DESTINATION} to the bucket of MLflow's server" if uri.startswith(_MLFLOW_PROXY) else ""
     return f"KServe cannot fetch {uri}: set deploy.storage, such as pvc://models/vlm/3{setting}"

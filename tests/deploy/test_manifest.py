@@ -1,4 +1,5 @@
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ import yaml
 
 from components.deploy import runtimes, storage
 from components.deploy.config import DeployConfig
-from components.deploy.manifest import DIGEST, dns_name, inference_service, write
+from components.deploy.manifest import DIGEST, check_name, dns_name, inference_service, write
 from tests.conftest import SHARED
 from vlmflow.config.recipes import load
 from vlmflow.config.toleration import Toleration
 from vlmflow.errors import ModelError, RecipeError, ServiceError
+from vlmflow.runtime.code_hash import ROOT
 
 VERSION = {"name": "vlm", "version": "3", "uri": "models:/vlm/3", "model_hash": "ab" * 32, "run_id": "r1"}
 IMAGE = "registry/vlmflow-serve:abc"
@@ -275,3 +277,51 @@ def test_dns_names(name: str, dns: str) -> None:
 def test_impossible_values_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         DeployConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://b/m", "gs://b/m", "hf://org/m", "https://host/m.tar", "http://host/m", "https://host", "pvc://models/m"]
+    + ["hdfs://host/m", "webhdfs://host/m", "oci://host/m", "file:///m", "abfs://a/m", "ftp://host/m", "/m", "s3:/b/m"],
+)
+def test_a_recipe_accepts_the_storage_that_our_storage_initializer_fetches(uri: str) -> None:
+    """And volumes, which KServe mounts itself."""
+    manifest = yaml.safe_load((ROOT / "infra" / "kserve" / "storage.yaml").read_text())
+    formats = manifest["spec"]["supportedUriFormats"]
+    fetched = any(uri.startswith(one.get("prefix", "\0")) or re.match(one.get("regex", "$^"), uri) for one in formats)
+    assert (storage.unreachable_reason(uri) == "") == (fetched or uri.startswith("pvc://"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "section", "account"),
+    [
+        ("s3://bucket/vlm/3", {}, "serving"),
+        ("pvc://models/vlm/3", {}, "default"),
+        ("s3://bucket/vlm/3", {"service_account": "mine"}, "mine"),
+    ],
+)
+def test_the_service_account(uri: str, section: dict[str, Any], account: str) -> None:
+    made = inference_service(VERSION, uri, IMAGE, DeployConfig(**section))
+    assert made["spec"]["predictor"]["serviceAccountName"] == account
+    accounts = yaml.safe_load_all((ROOT / "infra" / "namespace" / "accounts.yaml").read_text())
+    assert account != "serving" or "serving" in [one["metadata"]["name"] for one in accounts]
+
+
+def services() -> list[dict[str, Any]]:
+    """The Services of our manifests; endpoints are in the same namespace."""
+    files = [path for path in (ROOT / "infra").rglob("*.yaml") if "kind: Service\n" in path.read_text()]
+    found = [one for path in files for one in yaml.safe_load_all(path.read_text()) if one["kind"] == "Service"]
+    assert "mlflow" in [one["metadata"]["name"] for one in found]
+    return found
+
+
+@pytest.mark.parametrize("service", services(), ids=lambda one: one["metadata"]["name"])
+def test_no_other_service_takes_an_endpoint_for_its_own(service: dict[str, Any]) -> None:
+    """A model may have the name of a Service: its pods must not be selected, and its endpoint must not replace it."""
+    name, selector = service["metadata"]["name"], service["spec"]["selector"]
+    made = inference_service({**VERSION, "name": name.upper()}, "s3://b/m", IMAGE, DeployConfig())
+    labels = {**made["metadata"]["labels"], **made["spec"]["predictor"]["labels"]}  # KServe copies both to the pods
+    assert not selector.items() <= labels.items()
+    with pytest.raises(ServiceError, match=f"register.name: .*'{name}'.*choose another name"):
+        check_name(dns_name(name.upper()))
+    check_name("vlm")
