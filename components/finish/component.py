@@ -9,7 +9,8 @@ def finish(pipeline: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Outp
     import os
     from pathlib import Path
 
-    from components.finish.exit_handler import RunStatus, report_run_status
+    from components.finish.exit_handler import final_status, report_run_status
 
-    run_status = RunStatus(pipeline, status.state, status.error_message or "")
-    report_run_status(run_status, os.environ.get("VLMFLOW_KFP_RUN", ""), Path(summary.path))
+    kfp_run = os.environ.get("VLMFLOW_KFP_RUN", "")
+    run_status = final_status(pipeline, status.state, status.error_message or "", kfp_run)
+    report_run_status(run_status, kfp_run, Path(summary.path))

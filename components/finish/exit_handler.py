@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from components.finish import workflow
 from vlmflow.errors import ServiceError
 from vlmflow.tracking import mlflow_store, step_run
 
@@ -14,15 +15,18 @@ logger = logging.getLogger(__name__)
 
 WEBHOOK = "VLMFLOW_WEBHOOK"
 # KFP's state → MLflow's status; any other is FAILED. KFP's SDK and server spell the states differently.
-MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "COMPLETE": "FINISHED", "CANCELLED": "KILLED", "CANCELED": "KILLED"}
+MLFLOW_STATUS = {
+    **dict.fromkeys(("SUCCEEDED", "COMPLETE", "CACHED", "SKIPPED"), "FINISHED"),
+    **dict.fromkeys(("CANCELLED", "CANCELED"), "KILLED"),
+}
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The final status of a run, from KFP 2.14 or later.
+    """The final status of a run.
 
     pipeline: its name.
-    state: SUCCEEDED, FAILED or CANCELLED.
+    state: KFP's state.
     error: the error message, or "".
     """
 
@@ -45,6 +49,22 @@ class StepSummary:
     seconds: float
     error: str
     scores: dict[str, float]
+
+
+def final_status(pipeline: str, state: str, error: str, kfp_run: str) -> RunStatus:
+    """Return the final status of a run: from its workflow, or else the state and error that KFP has passed."""
+    try:
+        found = workflow.find_workflow(kfp_run) if kfp_run else None
+        result = workflow.outcome(found) if found else None
+        reason = "its workflow does not say"
+    except ServiceError as problem:
+        result, reason = None, str(problem)
+    if result:
+        return RunStatus(pipeline, result[0], "" if result[0] == "SUCCEEDED" else error or result[1])
+    if state not in MLFLOW_STATUS and state != "FAILED":
+        logger.warning("KFP passed the state %s, which is not final; %s", state, reason)
+        error = error or f"unknown: KFP passed the state {state}, and its workflow cannot be read: {reason}"
+    return RunStatus(pipeline, state, error)
 
 
 def report_run_status(run_status: RunStatus, kfp_run: str, summary: Path) -> None:
@@ -74,9 +94,8 @@ def close_mlflow_run(run_status: RunStatus, kfp_run: str) -> list[StepSummary]:
     parent = step_run.find_or_create_pipeline_run(kfp_run)
     client = mlflow_store.client()
     with mlflow_store.service_errors():
-        experiment = client.get_run(parent).info.experiment_id
-        query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`vlmflow.step` != 'finish'"
-        runs = client.search_runs([experiment], query, order_by=["attributes.start_time"])
+        query = f"tags.`{step_run.KFP_RUN}` = '{kfp_run}' and tags.`vlmflow.step` != 'finish'"
+        runs = client.search_runs(mlflow_store.experiment_ids(client), query, order_by=["attributes.start_time"])
         steps = [
             StepSummary(
                 run.info.run_name or "",

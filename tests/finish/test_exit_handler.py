@@ -1,18 +1,24 @@
 """The final status of a run on a cluster in MLflow, in the UI and at a webhook, with the step run as in its pod."""
 
+import base64
+import gzip
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
 
-from components.finish.exit_handler import RunStatus, headline, post_to_webhook
+from components.finish import workflow
+from components.finish.exit_handler import RunStatus, final_status, headline, post_to_webhook
 from tests.conftest import executor_input
 from tests.runtime.test_step_in_pod import run_pod
+from vlmflow.errors import ServiceError
 from vlmflow.tracking import mlflow_store, step_run
 
 RUN = "run-1"
@@ -136,3 +142,97 @@ def test_a_failing_webhook_is_a_warning_without_its_url(webhook: Webhook, caplog
 def test_a_cancelled_run_is_not_failed() -> None:
     assert headline(RunStatus("life", "CANCELLED", ""), []) == "life was cancelled"
     assert RunStatus("life", "CANCELED", "").status == "KILLED"
+
+
+def workflow_of(phase: str, message: str = "", spec: dict[str, Any] | None = None, **others: str) -> dict[str, Any]:
+    """Argo's workflow of a run while its exit handler runs. `phase` is the phase of the group of steps before it."""
+    phases = {"root": "Running", "exit-handler-1": phase, "exit-handler-1.onExit": "Running", "finish": "Running"}
+    nodes = {name: {"displayName": name, "phase": found} for name, found in {**phases, **others}.items()}
+    nodes["exit-handler-1"]["message"] = message
+    return {"spec": spec or {}, "status": {"phase": "Running", "nodes": nodes}}
+
+
+def compressed(found: dict[str, Any]) -> dict[str, Any]:
+    """The same with compressed nodes, as Argo stores them when they are large."""
+    packed = base64.b64encode(gzip.compress(json.dumps(found["status"]["nodes"]).encode())).decode()
+    return {**found, "status": {"phase": "Running", "compressedNodes": packed}}
+
+
+@pytest.mark.parametrize("pack", [dict, compressed])
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        # In a loop or a retry a node may have failed although the group has not.
+        (workflow_of("Succeeded", **{"iteration-item(0:0)": "Succeeded", "ingest(0)": "Failed"}), ("SUCCEEDED", "")),
+        (workflow_of("Succeeded", ingest="Omitted", curate="Skipped"), ("SUCCEEDED", "")),  # all taken from the cache
+        (workflow_of("Failed", "child 'validate' failed"), ("FAILED", "child 'validate' failed")),
+        (workflow_of("Error", "pod deleted"), ("FAILED", "pod deleted")),
+        (workflow_of("Failed", "deadline", {"activeDeadlineSeconds": 0}), ("CANCELED", "")),
+        (workflow_of("Failed", "stopped", {"shutdown": "Stop"}), ("CANCELED", "")),
+        (workflow_of("Running"), None),
+        ({"status": {}}, None),
+    ],
+)
+def test_the_outcome_of_a_workflow(pack: Any, found: dict[str, Any], expected: tuple[str, str] | None) -> None:
+    assert workflow.outcome(pack(found) if "nodes" in found["status"] else found) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "expected"),
+    [
+        ("RUNNING", workflow_of("Succeeded"), ("FINISHED", "life has finished")),
+        ("FAILED", workflow_of("Succeeded"), ("FINISHED", "life has finished")),  # a retry succeeded
+        ("RUNNING", workflow_of("Failed", "child 'x' failed"), ("FAILED", "life failed: child 'x' failed")),
+        ("CACHED", None, ("FINISHED", "life has finished")),
+        ("COMPLETE", ServiceError("no cluster"), ("FINISHED", "life has finished")),
+        ("CANCELED", ServiceError("no cluster"), ("KILLED", "life was cancelled")),
+        ("RUNNING", ServiceError("no cluster"), ("FAILED", "life failed: unknown: KFP passed the state RUNNING")),
+    ],
+)
+def test_the_workflow_decides_and_not_the_state_that_kfp_passes(
+    state: str, found: Any, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(kfp_run: str) -> Any:
+        assert kfp_run == RUN
+        if isinstance(found, ServiceError):
+            raise found
+        return found
+
+    monkeypatch.setattr(workflow, "find_workflow", find)
+    status = final_status("life", state, "", RUN)
+    assert status.status == expected[0] and headline(status, []).startswith(expected[1])
+
+
+def test_the_workflow_is_found_by_the_label_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            calls.append(self.path)
+            body = json.dumps({"items": [workflow_of("Succeeded")]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        config = {
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "kubeflow"}}],
+            "current-context": "x",
+        }
+        (tmp_path / "config").write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        found = workflow.find_workflow(RUN)
+        server.shutdown()
+        thread.join()
+    assert found is not None and workflow.outcome(found) == ("SUCCEEDED", "")
+    [path] = calls
+    assert re.fullmatch(r"/apis/argoproj.io/v1alpha1/namespaces/[\w-]+/workflows\?labelSelector=(.+)", path)
+    assert unquote(path).endswith(f"=pipeline/runid={RUN}")

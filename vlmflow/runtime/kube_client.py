@@ -14,6 +14,7 @@ _PATHS = {
     "HTTPRoute": "/apis/gateway.networking.k8s.io/v1/namespaces/{namespace}/httproutes",
     "ControllerRevision": "/apis/apps/v1/namespaces/{namespace}/controllerrevisions",
     "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs",
+    "Workflow": "/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows",
     "RayJob": "/apis/ray.io/v1/namespaces/{namespace}/rayjobs",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
     "Event": "/api/v1/namespaces/{namespace}/events",
