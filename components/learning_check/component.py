@@ -13,6 +13,7 @@ def learning_check(
     recipe: str,
     finding: dsl.Output[dsl.Artifact],
     figure: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
     section: str = "learning_check",
 ):
     """Check that training worked: compare a model with its untrained self and with one trained on shuffled pairs."""
@@ -20,9 +21,10 @@ def learning_check(
 
     from components.learning_check.comparison import check_learning
     from components.learning_check.config import LearningCheckConfig
+    from components.learning_check.page import write_page
     from vlmflow.config.recipes import load
 
-    check_learning(
+    found = check_learning(
         model=Path(model.path),
         pairs=Path(pairs.path),
         scores={"untrained": Path(untrained.path), "trained": Path(trained.path), "shuffled": Path(shuffled.path)},
@@ -30,3 +32,4 @@ def learning_check(
         figure=Path(figure.path),
         section=load(LearningCheckConfig, recipe, section),
     )
+    write_page(found, Path(figure.path), Path(page.path))

@@ -1,5 +1,6 @@
 """A family has learned if it is better than its untrained self and than the control by more than the interval."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from components.learning_check import figure
 from components.learning_check.comparison import check_learning
 from components.learning_check.config import LearningCheckConfig
+from components.learning_check.page import write_page
 from vlmflow.artifacts.checkpoint import CARD
+from vlmflow.tracking.step_run import is_html_page
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +60,12 @@ def test_learned_requires_both_comparisons(
     assert found["steps"] == 5 and found["parameters"] == 7
     gain = found["capabilities"]["image-text matching"]["over_untrained"]
     assert gain["low"] <= gain["difference"] <= gain["high"]
+    (tmp_path / "p").write_bytes(b"PNG")
+    write_page(found, tmp_path / "p", tmp_path / "page")
+    assert is_html_page(tmp_path / "page")
+    page = (tmp_path / "page").read_text()
+    assert ("bert learned" if learned else "bert did not learn") in page and "image-text matching" in page
+    assert f"data:image/png;base64,{base64.b64encode(b'PNG').decode()}" in page
 
 
 def test_invalid_values_of_the_section_are_errors() -> None:
