@@ -84,4 +84,4 @@ def compile(pipeline: GraphComponent, placement: Placement) -> str:
     """
     placed = on_cluster(pipeline, placement)
     documents = [MessageToDict(placed.pipeline_spec), MessageToDict(placed.platform_spec)]
-    return yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True, width=120)
+    return yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True, width=120)

@@ -20,8 +20,7 @@ def wait_for_run(server: Server, client: Any, run_id: str, name: str, console: C
     Raises:
         ServiceError: the server did not answer several polls in a row.
     """
-    titles = {key: task.task_info.name for key, task in load_pipeline(name).pipeline_spec.root.dag.tasks.items()}
-    titles["finish"] = "finish"
+    titles = task_titles(name)
     seen: dict[str, str] = {}
     missed = 0
     while True:
@@ -54,6 +53,14 @@ def wait_for_run(server: Server, client: Any, run_id: str, name: str, console: C
     message = run.error.message if run.error else None
     console.print(f"[red]✗[/] {run.state.lower()}" + (f": {message}" if message else ""))
     return False
+
+
+def task_titles(name: str) -> dict[str, str]:
+    """Return the title of each task of a pipeline on a cluster, also of those in loops, by KFP's name of it."""
+    spec = load_pipeline(name).pipeline_spec
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    titles = {key: task.task_info.name for dag in dags for key, task in dag.tasks.items()}
+    return {"plan": "plan", **titles, "finish": "finish"}
 
 
 def _message(task: Any, details: list[Any]) -> str:

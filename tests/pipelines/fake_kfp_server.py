@@ -98,7 +98,7 @@ class KubeflowPipelines:
     def upload_version(self, query: dict[str, str], body: bytes, **_: Any) -> Any:
         if query["pipelineid"] not in self.pipelines:
             raise ApiError(404, f"pipeline {query['pipelineid']} not found")
-        ir, platform = yaml.safe_load_all(body)
+        ir, platform = yaml.load_all(body, yaml.CSafeLoader)
         spec = {"pipeline_spec": ir, "platform_spec": platform}
         created: Any = api.V2beta1PipelineVersion(
             pipeline_id=query["pipelineid"],

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from rich.console import Console
 
+from pipelines import flow
 from pipelines.catalog import load_pipeline
-from pipelines.flow import compile
 from pipelines.kubeflow import Server
 from pipelines.placement import load
 from pipelines.submit import build_request, submit
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This client only works:FutureWar
 @pytest.fixture(scope="module")
 def text() -> str:
     """The pipeline `end-to-end`, compiled for a cluster."""
-    return compile(load_pipeline("end-to-end"), load())
+    return flow.compile(load_pipeline("end-to-end"), load())
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_the_same_content_is_uploaded_once(host: str, kubeflow: KubeflowPipeline
 def test_each_state_change_of_a_task_is_one_line(host: str, kubeflow: KubeflowPipelines, text: str) -> None:
     kubeflow.script = [
         ("PENDING", []),
-        ("RUNNING", [task("ingest", "RUNNING"), task("ingest-driver", "SUCCEEDED")]),
+        ("RUNNING", [task("plan", "SUCCEEDED"), task("ingest", "RUNNING"), task("ingest-driver", "SUCCEEDED")]),
         ("RUNNING", [task("ingest", "RUNNING"), task("evaluate-2", "PENDING")]),
         ("SUCCEEDED", [task("ingest", "SUCCEEDED"), task("evaluate-2", "SUCCEEDED"), task("finish", "SUCCEEDED")]),
     ]
@@ -95,6 +95,7 @@ def test_each_state_change_of_a_task_is_one_line(host: str, kubeflow: KubeflowPi
     states = [line.split(" ", 1)[1] for line in printed.splitlines() if line[2:3] == ":" and line[5:6] == ":"]
     assert succeeded
     assert states == [
+        "plan: succeeded",
         "ingest: running",
         "evaluate caption: pending",
         "ingest: succeeded",
