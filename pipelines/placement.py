@@ -18,11 +18,14 @@ from vlmflow.config.toleration import Toleration
 from vlmflow.errors import RecipeError
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.container_image import image_name
+from vlmflow.runtime.pod_step import KFP_RUN
 
 DEFAULT_FILE = ROOT / "infra" / "kubeflow" / "placement.yaml"
 CPU = re.compile(r"\d+(\.\d+)?|\d+m")  # KFP's format
 BYTES = re.compile(r"\d+([EPTGMK]i?)?")
 DURATION = re.compile(r"\d+s")
+START_SECONDS = 3600  # for a node and an image, in each attempt
+UNLIMITED_SECONDS = 10 * 365 * 24 * 3600
 
 EnvMapping = dict[str, dict[str, str]]  # a Secret or ConfigMap → its key → an environment variable
 
@@ -53,7 +56,12 @@ class StepResources(Section):
     )
     environment: dict[str, str] = Field(default_factory=dict, description="Further environment variables.")
     volumes: dict[str, str] = Field(default_factory=dict, description="PersistentVolumeClaim → mount path.")
-    retries: int = Field(default=0, ge=0, description="Number of retries of a failed step.")
+    retries: int = Field(
+        default=0,
+        ge=0,
+        description="Number of retries of a step whose pod failed or was evicted; a pod that vanished with its node is "
+        "not retried, because KFP leaves Argo's retry policy at OnFailure.",
+    )
     backoff: str = Field(default="30s", description="Wait before the first retry; doubled before each further one.")
     timeout_minutes: int = Field(default=0, ge=0, description="Time limit of one attempt, in minutes; 0 is unlimited.")
     cache: bool = Field(
@@ -72,9 +80,22 @@ class StepResources(Section):
             raise ValueError(f"backoff {self.backoff!r} is not a duration; write seconds, such as 30s")
         return self
 
+    @property
+    def retry_seconds(self) -> int:
+        """The time for all attempts together.
+
+        Argo measures it from the start of the first attempt, stops to retry after it, and kills a running attempt at
+        its end. KFP's default is one hour.
+        """
+        if not self.timeout_minutes:
+            return UNLIMITED_SECONDS
+        waits = int(self.backoff.removesuffix("s")) * (2**self.retries - 1)
+        return (self.retries + 1) * (60 * self.timeout_minutes + START_SECONDS) + waits
+
     def apply(self, task: PipelineTask) -> None:
         """Set all of this on `task`."""
-        task.set_container_image(image_name(self.image) if self.image in ("step", "train") else self.image)
+        image = image_name(self.image) if self.image in ("step", "train") else self.image
+        task.set_container_image(image)
         task.set_cpu_request(str(self.cpu)).set_cpu_limit(str(self.cpu))
         task.set_memory_request(self.memory).set_memory_limit(self.memory)
         if self.gpus:
@@ -82,7 +103,9 @@ class StepResources(Section):
         if not self.cache:  # otherwise the pipeline's setting applies
             task.set_caching_options(False)
         if self.retries:
-            task.set_retry(self.retries, backoff_duration=self.backoff, backoff_factor=2.0)
+            task.set_retry(
+                self.retries, self.backoff, backoff_factor=2.0, backoff_max_duration=f"{self.retry_seconds}s"
+            )
         if self.timeout_minutes:
             kubernetes.set_timeout(task, 60 * self.timeout_minutes)
         if self.shared_memory:
@@ -95,8 +118,9 @@ class StepResources(Section):
             )
         # A step also needs image names: for its record, for the jobs that it starts and for the endpoint.
         images = {f"VLMFLOW_{target.upper()}_IMAGE": image_name(target) for target in ("step", "train", "serve")}
-        for name, value in {**images, **self.environment}.items():
+        for name, value in {"VLMFLOW_IMAGE": image, **images, **self.environment}.items():
             task.set_env_variable(name, value)
+        kubernetes.use_field_path_as_env(task, KFP_RUN, "metadata.labels['pipeline/runid']")
         for claim, path in self.volumes.items():
             kubernetes.mount_pvc(task, claim, path)
         for secret, keys in self.secrets.items():

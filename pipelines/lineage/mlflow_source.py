@@ -22,14 +22,12 @@ def read(history: History) -> None:
     """
     client = mlflow_store.client()
     with mlflow_store.service_errors():
-        experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT)
-        assert experiment is not None  # `client` has made it
+        experiments = mlflow_store.experiment_ids(client)
         token: str | None = None
         while True:  # search_runs is paginated
-            page = client.search_runs([experiment.experiment_id], max_results=_PAGE, page_token=token)
+            page = client.search_runs(experiments, "tags.`vlmflow.step` != ''", max_results=_PAGE, page_token=token)
             for run in page:
-                if "vlmflow.step" in run.data.tags:
-                    _add_step(history, run.info.run_id, run.info.run_name or "", run.data.tags)
+                _add_step(history, run.info.run_id, run.info.run_name or "", run.data.tags)
             token = page.token
             if not token:
                 break

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
-from vlmflow.errors import RecipeError
+from vlmflow.errors import RecipeError, ServiceError
 from vlmflow.runtime.code_hash import ROOT
+from vlmflow.training import checkpointing
 from vlmflow.training.checkpointing import MARKER, SeededCollator, is_complete
 from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.training import pretrain
@@ -84,9 +85,49 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def checkpoint_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all checkpoints."""
-    monkeypatch.setenv("VLMFLOW_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    """The folder of all checkpoints: on the shared volume of a step's pod, with the placement as it is shipped."""
+    monkeypatch.delenv("VLMFLOW_CHECKPOINTS", raising=False)
+    monkeypatch.delenv("VLMFLOW_HOME", raising=False)
+    monkeypatch.setenv("VLMFLOW_KFP_RUN", "run-1")
+    monkeypatch.setenv("VLMFLOW_SHARED", str(tmp_path))
     return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"VLMFLOW_CHECKPOINTS": "/own", "VLMFLOW_SHARED": "volume"}, "/own"),
+        ({"VLMFLOW_SHARED": "volume"}, "volume/checkpoints"),
+        ({"VLMFLOW_SHARED": "volume", "VLMFLOW_KFP_RUN": "run-1"}, "volume/checkpoints"),
+        ({"VLMFLOW_HOME": "home"}, "home/.checkpoints"),
+        ({"VLMFLOW_HOME": "home", "VLMFLOW_KFP_RUN": "run-1"}, "home/.checkpoints"),
+        ({}, "runs/.checkpoints"),
+    ],
+)
+def test_the_folder_of_the_checkpoints(
+    environment: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(environment, tmp_path, monkeypatch)
+    assert checkpointing.checkpoint_root().resolve() == tmp_path / expected
+
+
+@pytest.mark.parametrize("environment", [{}, {"VLMFLOW_SHARED": "not-mounted"}])
+def test_checkpoints_that_would_be_lost_with_a_pod_are_an_error(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment({**environment, "VLMFLOW_KFP_RUN": "run-1"}, tmp_path, monkeypatch)
+    with pytest.raises(ServiceError, match=r"^training.save_every: .*lost with this pod; mount .*datasets: /data"):
+        checkpointing.checkpoint_root()
+
+
+def set_environment(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set only these variables; the folder `volume` exists."""
+    (tmp_path / "volume").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("VLMFLOW_CHECKPOINTS", "VLMFLOW_SHARED", "VLMFLOW_HOME", "VLMFLOW_KFP_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
 
 def section_values(**training: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ VARIABLES = {
     "VLMFLOW_MLFLOW_WAIT": Variable("Seconds to wait for an MLflow server that does not answer.", "3"),
     "VLMFLOW_CHECKPOINTS": Variable(
         "Folder of the checkpoints of running trainings; on several nodes a volume that all of them mount.",
-        "`.checkpoints` in VLMFLOW_HOME",
+        "`checkpoints` on the volume VLMFLOW_SHARED, or else `.checkpoints` in VLMFLOW_HOME",
     ),
     "VLMFLOW_SHARED": Variable(
         "Mount path of the volume that a step and the pods of its TrainJob or RayJob share; required for such jobs.", ""
@@ -37,10 +37,13 @@ VARIABLES = {
     "VLMFLOW_PREFORK": Variable(
         "Address of the process that starts the steps of a run. `vlmflow run` starts one if it is unset.", ""
     ),
-    "VLMFLOW_KFP_RUN": Variable("ID of the current run of Kubeflow Pipelines. Set by the step runner.", ""),
+    "VLMFLOW_KFP_RUN": Variable(
+        "ID of the current run of Kubeflow Pipelines, from the pod's label. Set by the pipeline.", ""
+    ),
     "MLFLOW_TRACKING_URI": Variable("MLflow server or store.", "SQLite in VLMFLOW_HOME"),
-    "MLFLOW_RUN_ID": Variable("MLflow run that a training reports to. Set by the step.", ""),
-    "MLFLOW_EXPERIMENT_NAME": Variable("MLflow experiment, passed on to the pods of a TrainJob.", "`vlmflow`"),
+    "MLFLOW_RUN_ID": Variable(
+        "MLflow run of a step's pod. Set by the MLflow plugin of Kubeflow Pipelines.", "the step creates one"
+    ),
     "MLFLOW_ARTIFACTS_DESTINATION": Variable(
         "Storage behind the MLflow server, from which KServe fetches models (`deploy.storage`).", ""
     ),

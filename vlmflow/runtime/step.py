@@ -55,7 +55,5 @@ def _component(function: Callable[..., Any], traits: StepTraits) -> PythonCompon
         *traits.flags(),
         "--executor_input",
         "{{$}}",
-        "--run",
-        "{{$.pipeline_job_uuid}}",
     ]
     return component

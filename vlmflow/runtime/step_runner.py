@@ -47,11 +47,10 @@ def _parse(arguments: list[str]) -> StepTask:
     parser.add_argument("--module", required=True)
     parser.add_argument("--function", required=True)
     parser.add_argument("--executor_input", required=True)
-    parser.add_argument("--run", default="", help="KFP's ID of the run")
     add_trait_arguments(parser)
     parsed = parser.parse_args(arguments)
     executor_input = json.loads(parsed.executor_input)
-    return StepTask(parsed.module, parsed.function, executor_input, parsed.run, traits_from_namespace(parsed))
+    return StepTask(parsed.module, parsed.function, executor_input, traits_from_namespace(parsed))
 
 
 def _run_locally(step: LocalStep, arguments: list[str]) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from vlmflow.runtime.traits import StepTraits
 
+KFP_LOG = "executor-logs"
+
 
 @dataclass(frozen=True)
 class StepTask:
@@ -15,13 +17,11 @@ class StepTask:
 
     module, function: where the step's function is.
     executor_input: KFP's executor input.
-    kfp_run: KFP's id of the pipeline run; "" on this machine.
     """
 
     module: str
     function: str
     executor_input: dict[str, Any]
-    kfp_run: str = ""
     traits: StepTraits = field(default_factory=StepTraits)
 
     @property
@@ -36,8 +36,12 @@ class StepTask:
 
     @cached_property
     def outputs(self) -> dict[str, Path]:
-        """The path of each output artifact."""
-        return _artifact_paths(self.executor_input["outputs"])
+        """The path of each output artifact that the step writes.
+
+        KFP adds `executor-logs`, to which its launcher writes the output of this process while it runs.
+        """
+        paths = _artifact_paths(self.executor_input["outputs"])
+        return {name: path for name, path in paths.items() if name != KFP_LOG}
 
     @property
     def output_file(self) -> Path:

@@ -91,6 +91,7 @@ def current_run() -> Run | NullRun:
 def start_run(
     name: str,
     *,
+    run_id: str = "",
     parent_id: str | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
@@ -98,8 +99,9 @@ def start_run(
 ) -> Iterator[Run | NullRun]:
     """Run the body as one MLflow run, nested under `parent_id` or under the active run.
 
-    It is also the active run of mlflow's fluent API, so that a Trainer in this process logs into it. The run ends
-    FINISHED, FAILED after an exception, or KILLED after an interrupt.
+    With `run_id` it is that existing run, under its own parent. It is also the active run of mlflow's fluent API, so
+    that a Trainer in this process logs into it. The run ends FINISHED, FAILED after an exception, or KILLED after an
+    interrupt.
 
     Raises:
         ServiceError: the store is unreachable, before the body or when the run ends.
@@ -115,11 +117,13 @@ def start_run(
     own_tags = {"mlflow.runName": name, **({"mlflow.parentRunId": parent} if parent else {})}
     outer = os.environ.pop("MLFLOW_RUN_ID", None)  # otherwise a Trainer would try to start a second run
     with mlflow_store.service_errors(uri):
-        experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT)
-        assert experiment is not None  # `mlflow_store.client` creates it
-        entity = client.create_run(experiment.experiment_id, run_name=name, tags=own_tags)
-        mlflow.start_run(run_id=entity.info.run_id, nested=True)
-    run = Run(client, uri, entity.info.run_id)
+        if run_id:
+            mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+            client.update_run(run_id, name=name)
+        else:
+            run_id = client.create_run(mlflow_store.experiment_id(client), run_name=name, tags=own_tags).info.run_id
+        mlflow.start_run(run_id=run_id, nested=True)
+    run = Run(client, uri, run_id)
     _active.append(run)
     status = "FAILED"
     try:

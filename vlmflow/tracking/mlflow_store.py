@@ -81,6 +81,18 @@ def client(root: str | Path | None = None) -> "MlflowClient":
     return connection
 
 
+def experiment_id(connection: "MlflowClient") -> str:
+    """Return the ID of the experiment in which we create runs."""
+    experiment = connection.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None  # `client` creates it
+    return experiment.experiment_id
+
+
+def experiment_ids(connection: "MlflowClient") -> list[str]:
+    """Return the IDs of all experiments: KFP's MLflow plugin creates the runs of its tasks in one of its own."""
+    return [experiment.experiment_id for experiment in connection.search_experiments()]
+
+
 @contextmanager
 def service_errors(address: str | None = None) -> Iterator[None]:
     """Raise ServiceError, one line, for errors of a store that is unreachable or refuses a request.

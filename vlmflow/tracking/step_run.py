@@ -18,12 +18,13 @@ KFP_RUN = "vlmflow.kfp_run"  # tag of a pipeline's run and of its steps' runs
 STEP_METRICS = ("seconds", "peak_mb", "core_seconds")
 
 
-def log_step(record: dict[str, Any], parent: str | None) -> str | None:
+def log_step(record: dict[str, Any], parent: str | None, own_run: str = "") -> str | None:
     """Log a step's record as a nested run.
 
     Args:
         record: as `vlmflow.runtime.step_record` creates it.
         parent: ID of the pipeline's run.
+        own_run: ID of the step's run, if it exists already.
 
     Returns:
         The ID of the step's run; None if tracking is off.
@@ -32,7 +33,9 @@ def log_step(record: dict[str, Any], parent: str | None) -> str | None:
         ServiceError: the store is unreachable.
     """
     section = record.get("section") or {}
-    with mlflow_run.start_run(record["label"], parent_id=parent, params=section, tags=_tags(record)) as run:
+    with mlflow_run.start_run(
+        record["label"], run_id=own_run, parent_id=parent, params=section, tags=_tags(record)
+    ) as run:
         run.log_metrics({name: record[name] for name in STEP_METRICS if record.get(name) is not None})
         for name, output in record.get("outputs", {}).items():
             _log_output(run, name, Path(output["path"]), cached=record.get("cached", False))
@@ -85,22 +88,42 @@ def find_or_create_pipeline_run(kfp_run: str) -> str:
     """
     client = mlflow_store.client()
     with mlflow_store.service_errors():
-        experiment = client.get_experiment_by_name(mlflow_store.EXPERIMENT)
-        assert experiment is not None  # `mlflow_store.client` creates it
+        experiments = mlflow_store.experiment_ids(client)
 
         def find_oldest() -> str | None:
             query = f"tags.`{KFP_RUN}` = '{kfp_run}' and tags.`vlmflow.pipeline` = 'true'"
-            runs = client.search_runs([experiment.experiment_id], query)
+            runs = client.search_runs(experiments, query)
             return min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if runs else None
 
         if (existing := find_oldest()) is not None:
             return existing
         tags = {KFP_RUN: kfp_run, "vlmflow.pipeline": "true"}
-        created = client.create_run(experiment.experiment_id, run_name=f"kfp {kfp_run}", tags=tags).info.run_id
+        created = client.create_run(
+            mlflow_store.experiment_id(client), run_name=f"kfp {kfp_run}", tags=tags
+        ).info.run_id
         chosen = find_oldest() or created
         if chosen != created:
             client.delete_run(created)
         return chosen
+
+
+def adopt_pipeline_run(kfp_run: str, own_run: str) -> str:
+    """Return the ID of the MLflow run that KFP's plugin has created for the KFP run of a step with the run `own_run`.
+
+    It is the outermost parent: between them may be the run of a loop. It gets the tags by which
+    `find_or_create_pipeline_run` finds it.
+
+    Raises:
+        ServiceError: the store is unreachable, or has no such run.
+    """
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
+        outermost = own_run
+        while parent := client.get_run(outermost).data.tags.get("mlflow.parentRunId"):
+            outermost = parent
+        for name, value in {KFP_RUN: kfp_run, "vlmflow.pipeline": "true"}.items():
+            client.set_tag(outermost, name, value)
+    return outermost
 
 
 def is_html_page(path: Path) -> bool:

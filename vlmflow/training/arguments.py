@@ -29,7 +29,7 @@ def trainer_arguments(training: TrainingConfig, folder: Path, **extra: Any) -> d
         "save_strategy": "no",
         "logging_steps": max(1, training.max_steps // 20),
         "disable_tqdm": True,
-        "report_to": ["mlflow"] if os.environ.get("MLFLOW_RUN_ID") else [],
+        "report_to": [],  # the step logs the loss curve of the checkpoint's card
         "remove_unused_columns": False,
         "use_cpu": not cuda,
         "bf16": cuda,

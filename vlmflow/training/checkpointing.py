@@ -6,8 +6,9 @@
         checkpoints.train(trainer)
 
 Weights, optimizer, schedule, random state and loss curve resume from the newest complete checkpoint, and batches that
-were trained on are skipped. Checkpoints are in VLMFLOW_CHECKPOINTS, a volume that every node mounts, or else next to
-the runs of this machine. Their folder is named by a hash of everything that determines the outcome.
+were trained on are skipped. Checkpoints are in VLMFLOW_CHECKPOINTS, or else on the volume VLMFLOW_SHARED, which a
+pod's successor and every node mount, or else next to the runs of this machine. Their folder is named by a hash of
+everything that determines the outcome.
 """
 
 import json
@@ -28,6 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from vlmflow.artifacts.checkpoint import load_weights
 from vlmflow.artifacts.hashing import cache_key
+from vlmflow.errors import ServiceError
 from vlmflow.tracking import mlflow_store
 from vlmflow.training.config import TrainingConfig
 
@@ -48,11 +50,30 @@ def open_checkpoints(training: TrainingConfig, keep_best: bool = False, **identi
         with tempfile.TemporaryDirectory() as folder:
             yield Checkpoints(Path(folder))
         return
-    root = Path(os.environ.get("VLMFLOW_CHECKPOINTS") or mlflow_store.home() / ".checkpoints")
-    checkpoints = Checkpoints(root / cache_key(**identity), training, keep_best)
+    checkpoints = Checkpoints(checkpoint_root() / cache_key(**identity), training, keep_best)
     yield checkpoints
     if os.environ.get("RANK", "0") == "0":
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
+
+
+def checkpoint_root() -> Path:
+    """The folder of all checkpoints, which outlives the process that writes them.
+
+    Raises:
+        ServiceError: the step is in a pod of a pipeline, and has no volume.
+    """
+    if given := os.environ.get("VLMFLOW_CHECKPOINTS"):
+        return Path(given)
+    volume = os.environ.get("VLMFLOW_SHARED", "")
+    if volume and Path(volume).is_dir():
+        return Path(volume) / "checkpoints"
+    if os.environ.get("VLMFLOW_KFP_RUN") and "VLMFLOW_HOME" not in os.environ:
+        raise ServiceError(
+            f"training.save_every: VLMFLOW_SHARED={volume}: not a folder, so the checkpoints would be lost with this "
+            "pod; mount a volume in this step (`volumes: {datasets: /data}` in its placement) and set VLMFLOW_SHARED "
+            "or VLMFLOW_CHECKPOINTS to its path"
+        )
+    return mlflow_store.home() / ".checkpoints"
 
 
 class Checkpoints:

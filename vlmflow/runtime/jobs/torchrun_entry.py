@@ -31,7 +31,6 @@ def main(job: str, function: str) -> None:
         os.environ["WORLD_SIZE"]
     ):  # restarted because a node was lost after the end
         return
-    os.environ.setdefault("VLMFLOW_CHECKPOINTS", str(volume.volume / "checkpoints"))
     module, name = function.split(":")
     target = getattr(import_module(module), name)
     values = json.loads((volume.folder / ARGUMENTS).read_text(encoding="utf-8"))

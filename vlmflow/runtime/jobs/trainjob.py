@@ -5,7 +5,6 @@ function. Everything specific to the cluster is in the runtime `vlmflow-torch` (
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from vlmflow.training.config import TrainingConfig
 
 GROUP = "trainer.kubeflow.org"
 RUNTIME = "vlmflow-torch"
-PASSED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "VLMFLOW_TRACKING")
 
 
 def run_on_nodes(
@@ -86,11 +84,6 @@ def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, An
                 numProcPerNode=training.processes,
                 command=["python", "-m", "torch.distributed.run"],
                 args=["-m", "vlmflow.runtime.jobs.torchrun_entry", name, function],
-                env=[
-                    models.IoK8sApiCoreV1EnvVar(name=variable, value=os.environ[variable])
-                    for variable in PASSED_VARIABLES
-                    if variable in os.environ
-                ],
                 resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources)
                 if resources
                 else None,
