@@ -144,10 +144,15 @@ def test_a_cancelled_run_is_not_failed() -> None:
     assert RunStatus("life", "CANCELED", "").status == "KILLED"
 
 
-def workflow_of(phase: str, message: str = "", spec: dict[str, Any] | None = None, **others: str) -> dict[str, Any]:
-    """Argo's workflow of a run while its exit handler runs. `phase` is the phase of the group of steps before it."""
+def workflow_of(phase: str, message: str = "", spec: dict[str, Any] | None = None, others: Any = ()) -> dict[str, Any]:
+    """Argo's workflow of a run while its exit handler runs.
+
+    Args:
+        phase: the phase of the group of steps before the exit handler.
+        others: the phases of further nodes.
+    """
     phases = {"root": "Running", "exit-handler-1": phase, "exit-handler-1.onExit": "Running", "finish": "Running"}
-    nodes = {name: {"displayName": name, "phase": found} for name, found in {**phases, **others}.items()}
+    nodes = {name: {"displayName": name, "phase": found} for name, found in {**phases, **dict(others)}.items()}
     nodes["exit-handler-1"]["message"] = message
     return {"spec": spec or {}, "status": {"phase": "Running", "nodes": nodes}}
 
@@ -163,8 +168,11 @@ def compressed(found: dict[str, Any]) -> dict[str, Any]:
     ("found", "expected"),
     [
         # In a loop or a retry a node may have failed although the group has not.
-        (workflow_of("Succeeded", **{"iteration-item(0:0)": "Succeeded", "ingest(0)": "Failed"}), ("SUCCEEDED", "")),
-        (workflow_of("Succeeded", ingest="Omitted", curate="Skipped"), ("SUCCEEDED", "")),  # all taken from the cache
+        (
+            workflow_of("Succeeded", others={"iteration-item(0:0)": "Succeeded", "ingest(0)": "Failed"}),
+            ("SUCCEEDED", ""),
+        ),
+        (workflow_of("Succeeded", others={"ingest": "Omitted", "curate": "Skipped"}), ("SUCCEEDED", "")),  # all cached
         (workflow_of("Failed", "child 'validate' failed"), ("FAILED", "child 'validate' failed")),
         (workflow_of("Error", "pod deleted"), ("FAILED", "pod deleted")),
         (workflow_of("Failed", "deadline", {"activeDeadlineSeconds": 0}), ("CANCELED", "")),
