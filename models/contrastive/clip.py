@@ -106,6 +106,8 @@ class CLIP(CLIPModel):
         views: torch.Tensor | None = None,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        negative_caption_ids: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
         """Compute InfoNCE + slip_weight · NT-Xent of the views.
@@ -115,12 +117,14 @@ class CLIP(CLIPModel):
             input_ids, attention_mask: (N, L), row i the caption of image i.
             views: (N, 2, 3, H, W), two views of each image; without them, as in evaluation, SLIP's term is left out.
             negative_input_ids, negative_attention_mask: (N·M, L'), hard negative captions.
+            caption_ids, negative_caption_ids: (N,) and (N·M,), equal for equal captions, which are then not negatives.
         """
         image, text = self.embed(pixel_values, input_ids, attention_mask)  # (N, D) each
         negatives, size, chunk = None, self.config.micro_batch, self.config.logits_chunk
         if negative_input_ids is not None:
             negatives = grad_cache_embed(self._embed_texts, size, negative_input_ids, negative_attention_mask)
-        loss = contrast = clip_loss(image, text, self.scale, negatives, chunk)
+        ids: dict[str, Any] = {"captions": caption_ids, "negative_captions": negative_caption_ids}
+        loss = contrast = clip_loss(image, text, self.scale, negatives, chunk, **ids)
         parts = {"contrast": contrast}
         if self.config.slip_weight and views is not None:
             one, other = (self._embed_views(part) for part in views.unbind(1))

@@ -21,7 +21,7 @@ from transformers import initialization as init
 
 from models.contrastive.clip import CLIP, ClipTrainingConfig, build_towers_config
 from models.contrastive.grad_cache import grad_cache_embed
-from models.contrastive.losses import all_gather_with_grad
+from models.contrastive.losses import all_gather_ids, all_gather_with_grad
 from models.outputs import PretrainingOutput
 from models.sizes import forwards_sizes_to
 
@@ -173,6 +173,7 @@ class Llip(CLIP):
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
         """Compute the sigmoid loss.
@@ -183,16 +184,23 @@ class Llip(CLIP):
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids, attention_mask: (N, L), row i the caption of image i.
+            caption_ids: (N,), equal for equal captions, which are then not negatives of each other.
         """
         size = self.config.micro_batch
         tokens = grad_cache_embed(self.mixture_tokens, size, pixel_values)  # (N, K, width)
         captions = grad_cache_embed(self.text_features, size, input_ids, attention_mask)
         captions = all_gather_with_grad(captions)  # (W·N, text width)
+        ids = None if caption_ids is None else all_gather_ids(caption_ids)  # (W·N,)
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         pairs, chunk = len(tokens), self.config.logits_chunk or len(tokens)
 
         def block(part: torch.Tensor, start: int) -> torch.Tensor:
-            return sigmoid_pair_loss(self.logits(part, captions), rank * pairs + start).sum()
+            losses = sigmoid_pair_loss(self.logits(part, captions), rank * pairs + start)
+            if ids is not None:
+                same = ids[rank * pairs + start :][: len(part), None] == ids
+                same.diagonal(rank * pairs + start).fill_(False)
+                losses = losses.masked_fill(same, 0.0)
+            return losses.sum()
 
         loss = tokens.new_zeros(())
         for start in range(0, pairs, chunk):

@@ -3,6 +3,9 @@
 N is the number of rows of one process, equal on all processes, and W the number of processes. Each process computes the
 loss of its own rows; the mean over processes, which DDP takes of the gradients, is the loss of all W·N pairs. With
 `chunk`, at most `chunk` rows of logits are in memory: the backward pass computes them again.
+
+Several images of a batch may have the same caption. With `captions`, an image and an equal caption of another image are
+neither a positive nor a negative pair. Without repeated captions the losses are those of the papers.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,9 @@ def clip_loss(
     scale: torch.Tensor,
     negatives: torch.Tensor | None = None,
     chunk: int | None = None,
+    *,
+    captions: torch.Tensor | None = None,
+    negative_captions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean of row and column cross-entropy of the similarity matrix over the pairs of all processes.
 
@@ -29,20 +35,31 @@ def clip_loss(
         scale: the factor on cosines, exp(logit_scale).
         negatives: (N·M, D), L2-normalised; hard negative captions, which are further columns for every image of every
             process and never targets.
+        captions, negative_captions: (N,) and (N·M,), ids of the texts and of the negatives, equal for equal captions.
 
     Source: Radford et al. 2021, figure 3; negatives: Yuksekgonul et al. 2023, section 4 (NegCLIP).
     """
     first = _rank() * len(image)
     texts = all_gather_with_grad(text)  # (W·N, D)
+    ids = everyone = None if captions is None else all_gather_ids(captions)  # (W·N,)
     if negatives is not None:
         texts = torch.cat([texts, all_gather_with_grad(negatives)])  # (W·N + W·N·M, D)
-    rows = _cross_entropy(image, texts, scale, first, chunk)
-    columns = _cross_entropy(text, all_gather_with_grad(image), scale, first, chunk)
+        if everyone is not None:
+            assert negative_captions is not None, "negatives need the ids of their captions too"
+            ids = torch.cat([everyone, all_gather_ids(negative_captions)])
+    rows = _cross_entropy(image, texts, scale, first, chunk, ids=ids)
+    columns = _cross_entropy(text, all_gather_with_grad(image), scale, first, chunk, ids=everyone)
     return (rows + columns) / 2
 
 
 def siglip_loss(
-    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None = None
+    image: torch.Tensor,
+    text: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    chunk: int | None = None,
+    *,
+    captions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(1/N) Σ_ij softplus(−z_ij (t x_i·y_j + b)) with z = 1 for pairs and −1 elsewhere.
 
@@ -54,20 +71,28 @@ def siglip_loss(
         text: (N, D), L2-normalised y; row i is the caption of image i.
         scale: t.
         bias: b.
+        captions: (N,), ids of the texts, equal for equal captions.
 
     Source: Zhai et al. 2023, equation of section 3.2, algorithm 1 and figure 1.
     """
 
-    def block(rows: torch.Tensor, first: int, texts: torch.Tensor, own: bool) -> torch.Tensor:
+    def block(rows: torch.Tensor, first: int, texts: torch.Tensor, ids: torch.Tensor | None, own: bool) -> torch.Tensor:
         logits = scale * rows @ texts.T + bias  # (rows, N)
         if own:
             logits.diagonal(first).neg_()  # −z·logit: row r is the pair of text first + r
+        if captions is not None:
+            same = captions[first : first + len(rows), None] == ids
+            if own:
+                same.diagonal(first).fill_(False)
+            logits = logits.masked_fill(same, float("-inf"))  # softplus of it is 0
         return F.softplus(logits).sum()
 
-    total = _chunked_sum(block, image, chunk, text, True)
+    ids = captions
+    total = _chunked_sum(block, image, chunk, text, ids, True)
     for _ in range(_world() - 1):
         text = _RingShift.apply(text)
-        total = total + _chunked_sum(block, image, chunk, text, False)
+        ids = None if ids is None else _ring_exchange(ids, 1)
+        total = total + _chunked_sum(block, image, chunk, text, ids, False)
     return total / len(image)
 
 
@@ -88,11 +113,18 @@ def nt_xent(one: torch.Tensor, other: torch.Tensor, temperature: float, chunk: i
 
 
 def _cross_entropy(
-    rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, first: int, chunk: int | None, skip: int = 0
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    scale: torch.Tensor,
+    first: int,
+    chunk: int | None,
+    skip: int = 0,
+    ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean cross-entropy of rows (N, D) over columns (M, D); the target of row i is column `first + i`.
 
-    With `skip`, column `skip + first + i` is row i itself and is excluded.
+    With `skip`, column `skip + first + i` is row i itself and is excluded. With `ids` (M,), so are the columns with the
+    id of the target.
     """
 
     def block(rows: torch.Tensor, start: int) -> torch.Tensor:
@@ -100,6 +132,10 @@ def _cross_entropy(
         if skip:
             logits.diagonal(skip + first + start).fill_(float("-inf"))
         target = torch.arange(len(rows), device=rows.device) + first + start
+        if ids is not None:
+            same = ids[target, None] == ids
+            same.diagonal(first + start).fill_(False)
+            logits = logits.masked_fill(same, float("-inf"))
         return F.cross_entropy(logits, target, reduction="sum")
 
     return _chunked_sum(block, rows, chunk) / len(rows)
@@ -122,6 +158,15 @@ def _world() -> int:
 
 def _rank() -> int:
     return dist.get_rank() if _world() > 1 else 0
+
+
+def all_gather_ids(ids: torch.Tensor) -> torch.Tensor:
+    """Gather ids (N,) of all processes in rank order, (W·N,)."""
+    if _world() == 1:
+        return ids
+    gathered = ids.new_empty(_world() * len(ids))
+    dist.all_gather_into_tensor(gathered, ids.contiguous())
+    return gathered
 
 
 def all_gather_with_grad(x: torch.Tensor) -> torch.Tensor:

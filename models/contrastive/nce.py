@@ -41,7 +41,8 @@ def nce_terms(data: torch.Tensor, noise: torch.Tensor, noise_ratio: float) -> tu
 def sample_noise_captions(pairs: int, noise_ratio: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Draw captions of `noise_ratio` other pairs for every image, without repetition: (pairs, noise_ratio) indices.
 
-    Pairs are independent samples of the data, so another pair's caption is a sample of p(t) independent of x.
+    Pairs are independent samples of the data, so another pair's caption is a sample of p(t) independent of x; so it is
+    if it equals the own caption, which p(t) makes as likely as the data has it.
     """
     others = torch.rand(pairs, pairs - 1, device=device).argsort(1)[:, :noise_ratio]
     own = torch.arange(pairs, device=device)[:, None]

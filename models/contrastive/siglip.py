@@ -62,15 +62,23 @@ class SigLIP(SiglipModel):
         features: Any = self.get_text_features(input_ids=input_ids)
         return F.normalize(features.pooler_output, dim=-1)
 
-    def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, **_: Any) -> PretrainingOutput:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        caption_ids: torch.Tensor | None = None,
+        **_: Any,
+    ) -> PretrainingOutput:
         """Compute the sigmoid loss.
 
         Args:
             pixel_values: (N, 3, H, W), normalised.
             input_ids: (N, L), padded to the maximum length; row i the caption of image i.
+            caption_ids: (N,), equal for equal captions, which are then not negatives of each other.
         """
         image, text = self.embed(pixel_values, input_ids)  # (N, D) each
-        loss = siglip_loss(image, text, self.logit_scale.exp(), self.logit_bias, self.config.logits_chunk)
+        scale, bias, chunk = self.logit_scale.exp(), self.logit_bias, self.config.logits_chunk
+        loss = siglip_loss(image, text, scale, bias, chunk, captions=caption_ids)
         return PretrainingOutput(loss, {"contrast": loss})
 
 

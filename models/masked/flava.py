@@ -150,6 +150,7 @@ class Flava(FlavaForPreTraining):
         *,
         patch_mask: torch.Tensor | None = None,
         masked_tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
+        caption_ids: torch.Tensor | None = None,
         partner: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
@@ -164,6 +165,7 @@ class Flava(FlavaForPreTraining):
             patch_mask: (N, P) bool, patches to mask; drawn by default, as are the next two.
             masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
             partner: (N,), the index of the caption that is paired with image i.
+            caption_ids: (N,), equal for equal captions, which are then not negatives of each other.
 
         Source: Singh et al. 2022, section 3.2.
         """
@@ -178,7 +180,7 @@ class Flava(FlavaForPreTraining):
         partner = swap_captions(count, config.swap_probability, input_ids.device) if partner is None else partner
 
         image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
-        contrast = clip_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.scale)
+        contrast = clip_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), self.scale, captions=caption_ids)
 
         image_output = self.flava.image_model(pixel_values, bool_masked_pos=patch_mask, output_hidden_states=True)
         text_output = self.flava.text_model(masked, attention_mask, output_hidden_states=True)

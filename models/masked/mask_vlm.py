@@ -283,6 +283,7 @@ class MaskVLM(PreTrainedModel):
         *,
         patch_mask: torch.Tensor | None = None,
         masked_tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
+        caption_ids: torch.Tensor | None = None,
         **_: Any,
     ) -> PretrainingOutput:
         """Compute the loss, `mim_weight` · MIM + MLM + ITC + ITM.
@@ -292,6 +293,7 @@ class MaskVLM(PreTrainedModel):
             input_ids, attention_mask: (N, L), row i the caption of image i.
             patch_mask: (N, P) bool, patches to mask; drawn by default, as are the masked tokens.
             masked_tokens: the masked ids and the labels, (N, L) each, as `mask_tokens` returns them.
+            caption_ids: (N,), equal for equal captions, which are then not negatives of each other.
         """
         patch_mask = self.hide_patches(len(pixel_values)) if patch_mask is None else patch_mask
         masked, labels = self.hide_words(input_ids, attention_mask) if masked_tokens is None else masked_tokens
@@ -305,7 +307,7 @@ class MaskVLM(PreTrainedModel):
         parts = {
             "mim": F.l1_loss(pixels, patchify(pixel_values, self.config.patch_size)[patch_mask]),
             "mlm": F.cross_entropy(logits, labels[token_mask]),
-            "itc": clip_loss(image, caption, self.scale),
+            "itc": clip_loss(image, caption, self.scale, captions=caption_ids),
             "itm": self.matching(patches, text, attention_mask, self.scale * image @ caption.T, same),
         }
         loss = parts["mlm"] + parts["itc"] + parts["itm"] + self.config.mim_weight * parts["mim"]

@@ -159,9 +159,16 @@ class TinyDualEncoder(TinyPreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         return_loss: bool = True,
+        caption_ids: torch.Tensor | None = None,
     ) -> DualEncoderOutput:
-        """pixel_values: (N, 3, H, W); input_ids, attention_mask: (N, L), row i the caption of image i."""
+        """Compute InfoNCE.
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            input_ids, attention_mask: (N, L), row i the caption of image i.
+            caption_ids: (N,), equal for equal captions, which are then not negatives of each other.
+        """
         image = self.get_image_features(pixel_values)  # (N, E)
         text = self.get_text_features(input_ids, attention_mask)  # (N, E)
-        loss = clip_loss(image, text, self.scale) if return_loss else None
+        loss = clip_loss(image, text, self.scale, captions=caption_ids) if return_loss else None
         return DualEncoderOutput(loss, self.scale * image @ text.T, image, text)

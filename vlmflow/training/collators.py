@@ -1,5 +1,7 @@
 """Batches of image-caption pairs, for every pretraining family."""
 
+import hashlib
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,13 +17,15 @@ from vlmflow.inference.inputs import image_processor, tokenize_captions, tokeniz
 class PairCollator:
     """Collate rows of a square image and a caption to a batch of tensors.
 
-    A batch has `pixel_values` (N, 3, H, W) if the model has an image processor, and `input_ids` and `attention_mask`
-    (N, L) if it has a tokenizer. Masked models draw their masks in the forward pass.
+    A batch has `pixel_values` (N, 3, H, W) if the model has an image processor, `input_ids` and `attention_mask` (N, L)
+    if it has a tokenizer, and `caption_ids` (N,) if it compares the captions of a batch. Masked models draw their masks
+    in the forward pass.
     """
 
     def __init__(self, model: Any, processor: Any):
         self.config = model.config
         self.image_processor, self.tokenizer = image_processor(processor), tokenizer(processor)
+        self.takes_caption_ids = "caption_ids" in inspect.signature(model.forward).parameters
         self.raw_pixels = getattr(self.config, "takes_raw_pixels", False)
 
     def make_rows(self, images: Sequence[bytes | Image.Image], captions: Sequence[str]) -> list[dict[str, Any]]:
@@ -50,7 +54,10 @@ class PairCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch: dict[str, Any] = {}
         if self.tokenizer is not None:
-            batch.update(self.tokenize([row["caption"] for row in rows]))
+            captions = [row["caption"] for row in rows]
+            batch.update(self.tokenize(captions))
+            if self.takes_caption_ids:
+                batch["caption_ids"] = caption_ids(captions)
         if self.image_processor is not None:
             batch["pixel_values"] = self.prepare_pixels(torch.from_numpy(np.stack([row["pixels"] for row in rows])))
         return batch
@@ -62,3 +69,10 @@ class PairCollator:
     def prepare_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise `pixels` (N, 3, H, W) uint8, unless the model does it itself."""
         return pixels if self.raw_pixels else preprocessing.normalize(self.image_processor, pixels)
+
+
+def caption_ids(captions: Iterable[str]) -> torch.Tensor:
+    """A 64-bit hash of each caption, (N,), the same on all processes; case and runs of spaces do not count."""
+    plain = (" ".join(caption.lower().split()).encode() for caption in captions)
+    hashes = (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True) for text in plain)
+    return torch.tensor(list(hashes), dtype=torch.int64)

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.contrastive.losses import clip_loss, nt_xent, siglip_loss
+from models.zoo import ZOO
+from vlmflow.training.collators import PairCollator, caption_ids
 from vlmflow.training.launcher import launch
 
 Loss = Callable[..., torch.Tensor]
@@ -49,7 +52,25 @@ def views(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: to
     return nt_xent(image, text, 0.1, chunk) + 0 * (scale + bias)
 
 
-LOSSES: dict[str, Loss] = {"clip": clip, "neg clip": neg_clip, "siglip": siglip_loss, "views": views}
+def repeated(text: torch.Tensor) -> torch.Tensor:
+    """Caption ids of which some are equal, derived from the texts."""
+    return (text[:, 0] * 2).round().long()
+
+
+def clip_repeated(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None):
+    return clip_loss(image, text, scale, chunk=chunk, captions=repeated(text)) + 0 * bias
+
+
+def siglip_repeated(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, chunk: int | None
+):
+    return siglip_loss(image, text, scale, bias, chunk, captions=repeated(text))
+
+
+LOSSES: dict[str, Loss] = {
+    "clip": clip, "neg clip": neg_clip, "siglip": siglip_loss, "views": views,
+    "clip, repeated captions": clip_repeated, "siglip, repeated captions": siglip_repeated,
+}  # fmt: skip
 
 
 def loss_and_gradients(loss: Loss, image: torch.Tensor, text: torch.Tensor, chunk: int | None) -> list[torch.Tensor]:
@@ -84,6 +105,32 @@ def test_negative_captions_are_candidates_for_images_only() -> None:
     wrong.requires_grad_()
     clip_loss(image, text, SCALE, wrong).backward()
     assert wrong.grad is not None and (wrong.grad.abs().sum(1) > 0).all()
+
+
+def test_equal_captions_are_not_negatives() -> None:
+    image, text, ids = unit(5, 3, seed=0), unit(5, 3, seed=1), torch.tensor([7, 8, 7, 9, 7])
+    text[2], text[4] = text[0], text[0]
+    wrong, wrong_ids = torch.cat([text[1:2], unit(4, 3, seed=2)]), torch.tensor([8, 1, 2, 3, 4])
+    both = [*ids, *wrong_ids]
+    clip, siglip = 0.0, 0.0
+    for i in range(5):
+        for table, columns in ((logits(image, torch.cat([text, wrong])), both), (logits(text, image), ids)):
+            kept = [j for j, other in enumerate(columns) if j == i or other != ids[i]]
+            clip += row_loss([table[i][j] for j in kept], kept.index(i)) / 10
+        for j, x in enumerate(logits(image, text)[i]):
+            if i == j or ids[i] != ids[j]:
+                siglip += math.log1p(math.exp((-1 if i == j else 1) * (x - 2))) / 5
+    found = clip_loss(image, text, SCALE, wrong, captions=ids, negative_captions=wrong_ids)
+    assert found.item() == pytest.approx(clip, rel=1e-5)
+    assert siglip_loss(image, text, SCALE, BIAS, captions=ids).item() == pytest.approx(siglip, rel=1e-5)
+    different = torch.arange(5)
+    assert torch.equal(clip_loss(image, text, SCALE, captions=different), clip_loss(image, text, SCALE))
+    assert torch.equal(siglip_loss(image, text, SCALE, BIAS, captions=different), siglip_loss(image, text, SCALE, BIAS))
+
+
+def test_caption_ids_are_equal_for_equal_captions_only() -> None:
+    found = caption_ids(["a red circle", "A red  circle ", "a circle red", "a red circle."]).tolist()
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 @pytest.mark.parametrize(
@@ -208,3 +255,22 @@ def test_several_processes_have_the_losses_and_gradients_of_a_single_process(
             torch.testing.assert_close(torch.stack(values).mean(), value, atol=1e-5, rtol=1e-5)
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["tiny-dual-encoder", "clip", "siglip", "llip"])
+def test_families_do_not_take_equal_captions_for_negatives(family: str) -> None:
+    towers = {"vision_hidden_size": 16, "vision_layers": 1, "text_hidden_size": 16, "text_layers": 1}
+    clip = {**towers, "image_size": 16, "patch_size": 8, "projection_dim": 8, "head_dim": 8}
+    sizes: dict[str, dict[str, Any]] = {
+        "tiny-dual-encoder": {"vision_layers": 1, "text_layers": 1, "image_size": 16},
+        "clip": clip,
+        "siglip": {"image_size": 16, "patch_size": 8, "hidden_size": 16, "layers": 1, "heads": 2},
+        "llip": {**clip, "mixture_tokens": 2, "mixture_heads": 2},
+    }
+    torch.manual_seed(0)
+    model, processor = ZOO[family].build(["a red circle"] * 3, **sizes[family])
+    collator, image = PairCollator(model, processor), Image.new("RGB", (16, 16), "red")
+    rows = collator.make_rows([image, image.rotate(90), Image.new("RGB", (16, 16), "blue")], ["a red circle"] * 3)
+    with torch.no_grad():
+        together, alone = model(**collator(rows)).loss, [model(**collator([row])).loss for row in rows]
+    torch.testing.assert_close(together, torch.stack(alone).mean())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vlmflow.training.augment import augment
-from vlmflow.training.collators import PairCollator
+from vlmflow.training.collators import PairCollator, caption_ids
 from vlmflow.training.pretraining.config import PretrainConfig, ViewConfig
 from vlmflow.training.pretraining.hard_negative_captions import HardNegativeCaptions
 
@@ -41,5 +41,6 @@ class PretrainCollator(PairCollator):
             batch["views"] = torch.stack(views, dim=1)
         if self.negatives is not None:
             captions = [text for row in rows for text in self.negatives.sample(row["caption"], self.num_negatives)]
-            batch.update({f"negative_{name}": tensor for name, tensor in self.tokenize(captions).items()})
+            negatives = {**self.tokenize(captions), "caption_ids": caption_ids(captions)}
+            batch.update({f"negative_{name}": tensor for name, tensor in negatives.items()})
         return batch
