@@ -92,6 +92,8 @@ def _checked(recipe: str, assignments: list[str]) -> dict[str, Any]:
 
 def _show(folder: Path) -> None:
     """Print the end of a run: scores of the last stage, skipped steps, the registered version, next commands."""
+    from vlmflow.evaluation.scores import describe_examples
+
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     results = summary["results"]
     if "sweep" in summary["steps"]:
@@ -99,18 +101,22 @@ def _show(folder: Path) -> None:
         console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Run: {folder}    MLflow: vlmflow ui")
         return
     table = Table(
-        "capability", "value", "95% interval", "blank", "shuffled", title="After the last stage", title_justify="left"
-    )
+        "capability", "examples", "value", "95% interval", "blank", "shuffled",
+        title="After the last stage", title_justify="left",
+    )  # fmt: skip
     last = results["stages"].get("align") or next(reversed(results["stages"].values()), {})
     for name, score in last.items():
         arrow = "" if score["higher_is_better"] else " ↓"
         controls = [f"{score['controls'][kind]['value']:.2f}" for kind in ("blank", "shuffled")]
         table.add_row(
             f"{name} ({score['metric']}){arrow}",
+            describe_examples(score),
             f"{score['value']:.3f}",
             f"{score['low']:.3f}–{score['high']:.3f}",
             *controls,
         )
+        for more, value in score.get("secondary", {}).items():
+            table.add_row(f"  {more}", "", f"{value['value']:.3f}", f"{value['low']:.3f}–{value['high']:.3f}", "", "")
     console.print(table)
     for step, reason in results["skipped"].items():
         console.print(f"[yellow]skipped[/] {step}: {reason}")

@@ -5,6 +5,8 @@ from typing import Any
 
 from kfp import dsl
 
+from vlmflow.evaluation.scores import describe_examples
+
 
 def log_metrics(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.ClassificationMetrics, page: Path) -> None:
     """Log each capability's value and the confusion matrix, and write the table as Markdown."""
@@ -17,11 +19,18 @@ def log_metrics(scores: dict[str, Any], metrics: dsl.Metrics, confusion: dsl.Cla
 
 def markdown(scores: dict[str, Any]) -> str:
     """A row for each capability: its value with the interval, and the values with blank and with shuffled images."""
-    lines = [f"**After {scores['stage']}**", "", "| capability | metric | value | blank | shuffled |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = [f"**After {scores['stage']}**", "", "| capability | metric | examples | value | blank | shuffled |"]
+    lines += ["|---|---|---|---|---|---|"]
     for name, value in scores["capabilities"].items():
         metric = value["metric"] + ("" if value["higher_is_better"] else " (lower is better)")
         controls = " | ".join(f"{value['controls'][kind]['value']:.3f}" for kind in ("blank", "shuffled"))
-        interval = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-        lines.append(f"| {name} | {metric} | {interval} | {controls} |")
+        lines.append(f"| {name} | {metric} | {describe_examples(value)} | {_interval(value)} | {controls} |")
+        lines += [f"| {name} | {key} | | {_interval(more)} | | |" for key, more in value.get("secondary", {}).items()]
+    lines += [f"\n{name}: not measured, {reason}" for name, reason in scores.get("not_measured", {}).items()]
+    if any(value["n"] < value.get("available", 0) for value in scores["capabilities"].values()):
+        lines.append(f"\n“n of m”: a sample of the m test examples, chosen with seed {scores['seed']}.")
     return "\n".join(lines) + "\n"
+
+
+def _interval(value: dict[str, Any]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

@@ -59,13 +59,18 @@ def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Da
     categories = category_vocabulary(source)
     counts: Counter[str] = Counter()
     ambiguous: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()  # regions and lines beyond the limits of the recipe
 
     def rows() -> Iterator[dict[str, Any]]:
         for pair in source.rows():
-            ambiguous.update({pair["split"]: len(pair["regions"] or []) - len(unambiguous(pair["regions"] or []))})
+            regions = unambiguous(pair["regions"] or [])
+            ambiguous.update({pair["split"]: len(pair["regions"] or []) - len(regions)})
             for row in pair_conversations(pair, categories, config):
                 counts[f"{row['task']}/{row['split']}"] += 1
                 yield row
+            for name, items, limit in (("regions", regions, config.regions), ("lines", pair["lines"], config.lines)):
+                if (beyond := len(items or []) - limit) > 0:
+                    left_out[name] += beyond
 
     notes: dict[str, Any] = {"categories": categories}
     written = dataset.write(
@@ -76,10 +81,12 @@ def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Da
         recipe=config.model_dump(),
         parents=[source.hash],
         revision=source.card.revision,
-        notes=notes | {"rows": counts, "ambiguous_regions": ambiguous},
+        notes=notes | {"rows": counts, "ambiguous_regions": ambiguous, "left_out": left_out},
     )
     if total := ambiguous.total():
         logger.info("%d regions share their phrase with another one of their image; no question asks for them", total)
+    for name, count in left_out.items():
+        logger.info("%d %s are not asked about: more than instructions.%s in an image", count, name, name)
     if not len(written):
         raise DataError(
             f"{pairs}: no pair has a caption, a region or a line of text, or a label to ask about; "

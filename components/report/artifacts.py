@@ -12,7 +12,7 @@ from vlmflow.artifacts.json_file import read_json
 from vlmflow.evaluation import controls
 from vlmflow.evaluation.comparison import Comparison, compare
 from vlmflow.evaluation.config import GateConfig
-from vlmflow.evaluation.scores import Examples, read_examples, read_samples, read_scores
+from vlmflow.evaluation.scores import Examples, describe_examples, read_examples, read_samples, read_scores
 
 PREVIOUS = {  # training stage → the stage whose model it starts from
     "contrastive": None,
@@ -60,10 +60,17 @@ class Capability:
     high: float
     n: int
     metric: str
+    available: int = 0  # test examples of which the n are a sample
     higher_is_better: bool = True
     needs_image: bool = True
+    secondary: dict[str, dict[str, float]] = field(default_factory=dict)  # further metrics: value, low, high
     extras: dict[str, float] = field(default_factory=dict)
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def examples(self) -> str:
+        """The number of examples, and of how many they are a sample."""
+        return describe_examples(vars(self))
 
     @property
     def quality(self) -> float:
@@ -89,6 +96,8 @@ class Stage:
         self.card = self.checkpoint.card
         content = read_scores(scores)
         self.hash: str = content.get("model") or self.checkpoint.hash
+        self.not_measured: dict[str, str] = content.get("not_measured", {})
+        self.seed = content.get("seed", 0)
         self.capabilities = {name: Capability(**values) for name, values in content["capabilities"].items()}
 
     @property

@@ -111,6 +111,14 @@ def _data(run: RunArtifacts) -> Iterator[str]:
         yield f"The test split stays as it is; curation would have dropped from training {counts}."
 
 
+def _sampled(run: RunArtifacts) -> Iterator[str]:
+    sampled = [f"{label(name)} {c.examples}" for name, c in run.final.capabilities.items() if c.available > c.n]
+    if sampled:
+        yield f"Scored on a sample of the test examples, chosen with seed {run.final.seed}: {listing(sampled)}."
+    for name, reason in run.final.not_measured.items():
+        yield f"{label(name)} was not measured: {reason}."
+
+
 _KINDS: dict[str, Any] = {
     "Skipped": _skipped,
     "Refused by the gate": _refused,
@@ -118,6 +126,7 @@ _KINDS: dict[str, Any] = {
     "Not better than the control": _blind,
     "Answers": _answers,
     "Too few examples": _few,
+    "Samples": _sampled,
     "Training": _training,
     "Data": _data,
 }

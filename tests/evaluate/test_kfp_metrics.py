@@ -14,14 +14,16 @@ from vlmflow.evaluation import capabilities
 
 def value(number: float, metric: str = "exact match", higher_is_better: bool = True) -> dict[str, Any]:
     found = {"value": number, "low": number - 0.1, "high": number + 0.1}
-    return {**found, "metric": metric, "higher_is_better": higher_is_better,
+    return {**found, "n": 20, "metric": metric, "higher_is_better": higher_is_better,
             "controls": {"blank": {"value": 0.1}, "shuffled": {"value": 0.2}}}  # fmt: skip
 
 
 def test_metrics_confusion_matrix_and_table_of_an_evaluation(tmp_path: Path) -> None:
     errors = value(0.3, "CER", higher_is_better=False)
     matrix = {"classes": ["cat", "dog"], "rows": [[3, 1], [0, 4]]}
-    scores = {"stage": "ocr", "capabilities": {"ocr": value(0.75), "ocr errors": errors}, "confusion": matrix}
+    sampled = value(0.75) | {"n": 300, "available": 2113, "secondary": {"macro accuracy": value(0.5)}}
+    scores = {"stage": "ocr", "capabilities": {"ocr": sampled, "ocr errors": errors}, "confusion": matrix, "seed": 7}
+    scores["not_measured"] = {"retrieval": "1 distinct captions of 9 captioned test images"}
     metrics, confusion = dsl.Metrics(), dsl.ClassificationMetrics()
     log_metrics(scores, metrics, confusion, tmp_path / "page")
     assert metrics.metadata == {"ocr": 0.75, "ocr_errors": 0.3}
@@ -30,9 +32,14 @@ def test_metrics_confusion_matrix_and_table_of_an_evaluation(tmp_path: Path) -> 
     assert [row["row"] for row in logged["rows"]] == matrix["rows"]
     lines = (tmp_path / "page").read_text().splitlines()
     assert lines[0] == "**After ocr**"
-    assert lines[-2:] == [
-        "| ocr | exact match | 0.750 [0.650, 0.850] | 0.100 | 0.200 |",
-        "| ocr errors | CER (lower is better) | 0.300 [0.200, 0.400] | 0.100 | 0.200 |",
+    assert lines[-7:] == [
+        "| ocr | exact match | 300 of 2,113 | 0.750 [0.650, 0.850] | 0.100 | 0.200 |",
+        "| ocr | macro accuracy | | 0.500 [0.400, 0.600] | | |",
+        "| ocr errors | CER (lower is better) | 20 | 0.300 [0.200, 0.400] | 0.100 | 0.200 |",
+        "",
+        "retrieval: not measured, 1 distinct captions of 9 captioned test images",
+        "",
+        "“n of m”: a sample of the m test examples, chosen with seed 7.",
     ]
 
 

@@ -11,9 +11,19 @@ class EvaluateConfig(Section):
     """How many held-out examples each capability is measured on. An interval needs at least two examples."""
 
     limit: int = Field(
-        default=500, ge=2, description="Captioned and labelled test images for each capability, at most."
+        default=500,
+        ge=2,
+        description="Captioned and labelled test images for each capability, at most; of more a sample is scored, and "
+        "the tables say so.",
     )
-    questions: int = Field(default=300, ge=2, description="Test questions of each task, at most.")
+    questions: int = Field(
+        default=300,
+        ge=2,
+        description="Test questions of each task, at most; of more a sample is scored, and the tables say so.",
+    )
+    max_new_tokens: int = Field(
+        default=40, ge=1, description="Tokens of an answer, at most; longer true answers are counted in a warning."
+    )
     control_questions: int = Field(
         default=100,
         ge=2,

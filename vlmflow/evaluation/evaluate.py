@@ -31,6 +31,8 @@ def evaluate(
         "model": Checkpoint(model).hash,
         "data": [Dataset(pairs, "pairs").hash, Dataset(conversations, "conversations").hash],
         "capabilities": {name: value for result in results for name, value in result.values.items()},
+        "not_measured": {name: why for result in results for name, why in result.not_measured.items()},
+        "seed": section.seed,  # of the choice of examples
         "confusion": next((result.confusion for result in results if result.confusion), None),  # zero-shot classes
     }
     examples = [example for result in results for example in result.examples]

@@ -39,6 +39,21 @@ def ratio_interval(score: np.ndarray, weight: np.ndarray, *, confidence: float, 
     return _scipy_interval((score, weight), ratio, confidence, resamples, seed, paired=True)
 
 
+def macro_interval(values: np.ndarray, groups: np.ndarray, *, confidence: float, resamples: int, seed: int) -> Interval:
+    """Interval of the mean over groups of each group's mean; a group that a resample misses does not count.
+
+    Args:
+        values: (n,) float. groups: (n,) int, such as classes.
+    """
+    n, generator = len(values), np.random.default_rng(seed)
+    member = np.eye(groups.max() + 1)[groups]  # (n, G)
+    counts = generator.multinomial(n, np.full(n, 1 / n), size=resamples)  # (B, n) how often each example is drawn
+    drawn = counts @ member
+    means = np.divide(counts @ (member * values[:, None]), drawn, out=np.zeros_like(drawn), where=drawn > 0)
+    low, high = np.quantile(means.sum(1) / (drawn > 0).sum(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def mean_difference_interval(
     new: np.ndarray, old: np.ndarray, *, confidence: float, resamples: int, seed: int
 ) -> Interval:

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vlmflow.evaluation.capabilities import Images, Result, mean
+from vlmflow.evaluation.capabilities import Images, Result, macro_accuracy, mean
 from vlmflow.inference.loading import LoadedModel
 from vlmflow.inference.masked import (
     image_features,
@@ -72,10 +72,12 @@ class Probe:
     def __call__(self, loaded: LoadedModel, images: Images, labels: Sequence[str]) -> dict[str, Result]:
         """Top-1 accuracy of both classifiers."""
         vectors, true = image_features(loaded, images), np.array(labels)
-        count = len(self.linear.classes_)
+        metric = f"top-1 of {len(self.linear.classes_)} classes"
+        found = {"linear probe": self.linear, "nearest neighbours": self.nearest}
+        hits = {name: classifier.predict(vectors) == true for name, classifier in found.items()}
         return {
-            "linear probe": mean(f"top-1 of {count} classes", self.linear.predict(vectors) == true),
-            "nearest neighbours": mean(f"top-1 of {count} classes", self.nearest.predict(vectors) == true),
+            name: mean(metric, right, secondary={"macro accuracy": macro_accuracy(right, labels)})
+            for name, right in hits.items()
         }
 
 

@@ -4,7 +4,7 @@ import base64
 import io
 import logging
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from PIL import Image
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.evaluation.capabilities import Question, Result
 from vlmflow.evaluation.config import CONTROLS, EvaluateConfig
-from vlmflow.evaluation.intervals import ratio_interval
+from vlmflow.evaluation.intervals import macro_interval, ratio_interval
 from vlmflow.evaluation.suites import Suite, build_suites
 from vlmflow.inference.loading import LoadedModel, load
 from vlmflow.runtime.process import configure_logging
@@ -29,6 +29,7 @@ class SuiteResult:
     examples: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     confusion: dict[str, Any] | None = None
+    not_measured: dict[str, str] = field(default_factory=dict)  # why a capability that the model has is missing
 
 
 def measure(
@@ -37,13 +38,18 @@ def measure(
     """Measure the suites of process `rank`: each `section.processes`-th one.
 
     Returns:
-        The results by the suite's name.
+        The results by the suite's name; process 0 adds what cannot be measured.
     """
     configure_logging()
     loaded = load(model)
-    suites = build_suites(loaded, Dataset(pairs, "pairs"), Dataset(conversations, "conversations"), section)
+    suites, missing = build_suites(loaded, Dataset(pairs, "pairs"), Dataset(conversations, "conversations"), section)
     names = list(suites)[rank :: section.processes]
-    return {name: _measure_with_controls(loaded, suites[name], name, section) for name in names}
+    results = {name: _measure_with_controls(loaded, suites[name], name, section) for name in names}
+    if rank == 0:
+        for name, reason in missing.items():
+            logger.warning("%s is not measured: %s", name, reason)
+        results["not measured"] = SuiteResult({}, [], [], not_measured=missing)
+    return results
 
 
 def _measure_with_controls(loaded: LoadedModel, suite: Suite, name: str, section: EvaluateConfig) -> SuiteResult:
@@ -55,9 +61,11 @@ def _measure_with_controls(loaded: LoadedModel, suite: Suite, name: str, section
         value = values[capability] = {
             **value_with_interval(result, section),
             "n": len(result.score),
+            "available": suite.available or len(result.score),
             "metric": result.metric,
             "higher_is_better": result.higher_is_better,
             "needs_image": result.needs_image,
+            "secondary": {name: value_with_interval(more, section) for name, more in result.secondary.items()},
             "extras": result.extras,
             "controls": {kind: value_with_interval(found[capability], section) for kind, found in controls.items()},
         }
@@ -75,14 +83,12 @@ def _run(loaded: LoadedModel, suite: Suite, name: str) -> dict[str, Result]:
 
 def value_with_interval(result: Result, section: EvaluateConfig) -> dict[str, float]:
     """Value of a result and its percentile bootstrap interval over examples."""
-    low, high = ratio_interval(
-        result.score,
-        result.weight,
-        confidence=section.confidence,
-        resamples=section.resamples,
-        seed=section.seed,
-    )
-    return {"value": float(result.score.sum() / result.weight.sum()), "low": low, "high": high}
+    options = {"confidence": section.confidence, "resamples": section.resamples, "seed": section.seed}
+    if result.groups is None:
+        low, high = ratio_interval(result.score, result.weight, **options)
+    else:
+        low, high = macro_interval(result.score, result.groups, **options)
+    return {"value": result.value, "low": low, "high": high}
 
 
 def build_control(suite: Suite, kind: str, count: int, seed: int) -> Suite:

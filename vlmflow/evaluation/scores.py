@@ -32,6 +32,12 @@ def write(folder: Path, scores: dict[str, Any], examples: list[dict[str, Any]], 
     pq.write_table(pa.Table.from_pylist(examples, schema=_SCHEMA), folder / "examples.parquet")
 
 
+def describe_examples(value: Mapping[str, Any]) -> str:
+    """Return the number of examples of a capability, and of how many they are a sample: `300 of 2,113`."""
+    available = value.get("available", value["n"])
+    return f"{value['n']:,}" if available <= value["n"] else f"{value['n']:,} of {available:,}"
+
+
 def read_scores(folder: str | Path) -> dict[str, Any]:
     """Read `scores.json`: stage, model hash, data hashes, capabilities and confusion matrix.
 

@@ -1,5 +1,7 @@
 """The suites that a model's abilities and a test split allow: images, questions and the function that scores them."""
 
+import hashlib
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +19,9 @@ from vlmflow.images.decoding import decode
 from vlmflow.inference.loading import LoadedModel
 from vlmflow.inference.prompts import question_turns
 
+logger = logging.getLogger(__name__)
+
+_SUITE_OF = {"image_text_matching": "image-text matching", "fill_mask": "fill-mask", "reconstruct": "reconstruction"}
 Turn = tuple[dict[str, Any], int, str, str]  # conversation row, number of the turn, question, answer
 
 
@@ -25,7 +30,7 @@ class Suite:
     """One measurement: its images, the uids of its examples and the function that scores them.
 
     `joint`: an example's score depends on the other examples, as recall depends on all captions; its controls then
-    need the same number of examples.
+    need the same number of examples. `available`: the test examples of which these are a sample; 0 if these are all.
     """
 
     images: list[Image.Image]
@@ -33,27 +38,38 @@ class Suite:
     measure: Callable[..., Any]  # (loaded, images, items) -> Result or {capability: Result}
     items: list[Any]
     joint: bool = False
+    available: int = 0
 
 
 def build_suites(
     loaded: LoadedModel, pairs: Dataset, conversations: Dataset, section: EvaluateConfig
-) -> dict[str, Suite]:
-    """Build the suites that the model's abilities and the test split allow, by name."""
-    suites = build_pair_suites(loaded, pairs, section)
-    turns = _test_turns(conversations)
+) -> tuple[dict[str, Suite], dict[str, str]]:
+    """Build the suites that the model's abilities and the test split allow, by name.
+
+    Returns:
+        The suites, and the reason for each that the model's abilities allow but the test split does not.
+    """
+    suites, missing = build_pair_suites(loaded, pairs, section)
+    turns, limit = _test_turns(conversations), {"max_new_tokens": section.max_new_tokens}
     vocabulary = conversations.card.notes.get("categories", [])
     question_suites: dict[str, tuple[str, str, Callable[..., Any]]] = {  # task of the conversations, ability, measure
-        "captioning": ("caption", "caption", capabilities.captioning),
-        "objects": ("objects", "caption", partial(capabilities.object_listing, vocabulary=vocabulary)),
-        "grounding": ("ground", "ground", capabilities.grounding),
-        "ocr": ("ocr", "ocr", capabilities.text_recognition),
+        "captioning": ("caption", "caption", partial(capabilities.captioning, **limit)),
+        "objects": ("objects", "caption", partial(capabilities.object_listing, vocabulary=vocabulary, **limit)),
+        "grounding": ("ground", "ground", partial(capabilities.grounding, **limit)),
+        "ocr": ("ocr", "ocr", partial(capabilities.text_recognition, **limit)),
         "pope": ("vqa", "chat", capabilities.pope),
-        "classification": ("classify", "chat", capabilities.exact_match),
-        "statements": ("statement", "chat", capabilities.exact_match),
+        "classification": ("classify", "chat", partial(capabilities.exact_match, **limit)),
+        "statements": ("statement", "chat", partial(capabilities.exact_match, **limit)),
     }
     for name, (task, ability, measure) in question_suites.items():
-        if ability in loaded.abilities and len(turns.get(task, [])) > 1:
-            suites[name] = _question_suite(turns[task], measure, section)
+        if ability not in loaded.abilities:
+            continue
+        if len(turns.get(task, [])) < 2:
+            missing[name] = f"{len(turns.get(task, []))} test questions of task {task}"
+            continue
+        suites[name] = _question_suite(turns[task], measure, section)
+        if name in ("captioning", "ocr"):  # answers as long as the text
+            _warn_of_long_answers(loaded, name, suites[name], section.max_new_tokens)
     if "score" in loaded.abilities and "objects" in suites and len(vocabulary) > 1:
         source = suites["objects"]
         wrong = [(question, swap_one_object(question, vocabulary, section.seed)) for question in source.items]
@@ -65,7 +81,17 @@ def build_suites(
                 capabilities.preference,
                 [wrong[i] for i in keep],
             )
-    return suites
+    return suites, missing
+
+
+def _warn_of_long_answers(loaded: LoadedModel, name: str, suite: Suite, limit: int) -> None:
+    """Warn of true answers that the model cannot give in full."""
+    lengths = [len(ids) for ids in loaded.tokenizer([question.answer for question in suite.items])["input_ids"]]
+    if cut := sum(length > limit for length in lengths):
+        logger.warning(
+            "%s: %d of %d true answers are longer than evaluate.max_new_tokens %d, up to %d tokens; such answers are "
+            "cut off and count as wrong", name, cut, len(lengths), limit, max(lengths),
+        )  # fmt: skip
 
 
 def _test_turns(conversations: Dataset) -> dict[str, list[Turn]]:
@@ -79,19 +105,26 @@ def _test_turns(conversations: Dataset) -> dict[str, list[Turn]]:
     return turns
 
 
-def build_pair_suites(loaded: LoadedModel, pairs: Dataset, section: EvaluateConfig) -> dict[str, Suite]:
-    """Build the suites on captioned and on labelled images."""
+def build_pair_suites(
+    loaded: LoadedModel, pairs: Dataset, section: EvaluateConfig
+) -> tuple[dict[str, Suite], dict[str, str]]:
+    """Build the suites on captioned and on labelled images, and name the missing ones, as `build_suites` does."""
     abilities = loaded.abilities
     if (
         not abilities & {"classify", "retrieval", "features", "image_text_matching", "fill_mask", "reconstruct"}
         and not section.held_out_loss
     ):
-        return {}
+        return {}, {}
     rows = list(pairs.rows(["uid", "image", "caption", "label", "split"]))
     test = [row for row in rows if row["split"] == "test"]
-    captioned = _subsample([row for row in test if row["caption"].strip()], section.limit, section.seed)
-    labelled = _subsample([row for row in test if row["label"]], section.limit, section.seed)
+    all_captioned, all_labelled = [row for row in test if row["caption"].strip()], [row for row in test if row["label"]]
+    captioned, labelled = (_subsample(every, section.limit, section.seed) for every in (all_captioned, all_labelled))
     suites = _caption_suites(abilities, captioned, section) if len(captioned) > 1 else {}
+    wanted = abilities & {"retrieval", "image_text_matching", "fill_mask", "reconstruct"}
+    counted = (
+        f"{len({row['caption'] for row in captioned})} distinct captions of {len(captioned)} captioned test images"
+    )
+    missing = {_SUITE_OF.get(name, name): counted for name in wanted if _SUITE_OF.get(name, name) not in suites}
     if len(classes := {row["label"] for row in labelled}) > 1:
         labels = [row["label"] for row in labelled]
         if "classify" in abilities:
@@ -100,20 +133,30 @@ def build_pair_suites(loaded: LoadedModel, pairs: Dataset, section: EvaluateConf
         if "features" in abilities and len({row["label"] for row in train}) > 1:
             probe = masked.Probe(loaded, _images(train), [row["label"] for row in train])
             suites["probe"] = _pair_suite(labelled, probe, labels)
+    elif labelled:
+        reason = f"{len(classes)} class among {len(labelled)} labelled test images"
+        missing |= {
+            name: reason for ability, name in (("classify", "zero-shot"), ("features", "probe")) if ability in abilities
+        }
+    for name, suite in suites.items():
+        suite.available = len(all_labelled if name in ("zero-shot", "probe") else all_captioned)
     if section.held_out_loss and len(captioned) >= 2 * section.loss_batch:
         measure = partial(masked.held_out_loss, batch_size=section.loss_batch, seed=section.seed)
         suite = _pair_suite(captioned, measure, [row["caption"] for row in captioned], joint=True)
         batches = len(captioned) // section.loss_batch
         suites["held-out loss"] = replace(suite, uids=[f"batch {i}" for i in range(batches)])
-    return suites
+    return suites, missing
 
 
 def _caption_suites(abilities: frozenset[str], rows: list[dict[str, Any]], section: EvaluateConfig) -> dict[str, Suite]:
     suites: dict[str, Suite] = {}
     captions = [row["caption"] for row in rows]
-    if "retrieval" in abilities:
-        suites["retrieval"] = _pair_suite(rows, capabilities.retrieval, captions, joint=True)
-    if "image_text_matching" in abilities:
+    several = len(set(captions)) > 1  # of one caption nothing can be told apart
+    if "retrieval" in abilities and several:
+        keys = [hashlib.blake2b(row["image"]["bytes"], digest_size=16).hexdigest() for row in rows]
+        measure = partial(capabilities.retrieval, image_keys=keys)
+        suites["retrieval"] = _pair_suite(rows, measure, captions, joint=True)
+    if "image_text_matching" in abilities and several:
         items = list(zip(captions, _different_captions(captions), strict=True))
         suites["image-text matching"] = _pair_suite(rows, masked.matching_accuracy, items)
     if "fill_mask" in abilities:
@@ -180,4 +223,4 @@ def _question_suite(turns: list[Turn], measure: Any, section: EvaluateConfig) ->
         images.append(image)
         uids.append(f"{row['uid']}/{number}")
         questions.append(Question(uids[-1], image.size, question, answer))
-    return Suite(images, uids, measure, questions)
+    return Suite(images, uids, measure, questions, available=len(turns))
