@@ -244,7 +244,7 @@ def test_data_that_was_not_pushed_or_was_changed_is_rejected(repo: Path, tmp_pat
     with Repo(str(clone)) as versions:
         versions.add([str(clone / "data" / "raw")])  # type: ignore[arg-type]
     git(clone, "commit", "-qam", f"change the shard of {commit}")
-    with pytest.raises(DataError, match="does not match the card's"):
+    with pytest.raises(DataError, match="is not that of the card"):
         fetch_all(clone, "HEAD", tmp_path / "out")
 
 

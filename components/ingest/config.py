@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from components.ingest.columns import ColumnsConfig
 from vlmflow.config.section import Section
 
-SourceName = Literal["scenes", "folder", "parquet", "webdataset", "datasets", "coco", "refcoco", "voc", "yolo", "sroie",
-                     "funsd", "conversations", "preferences"]  # fmt: skip
+SourceName = Literal["scenes", "folder", "captions", "parquet", "webdataset", "datasets", "coco", "refcoco", "voc",
+                     "yolo", "sroie", "funsd", "conversations", "preferences"]  # fmt: skip
 
 
 class ScenesConfig(Section):
@@ -94,6 +94,18 @@ class IngestConfig(Section):
         description="Fraction of the rows that may be unusable; more stop the run. Rows that were taken down, or that "
         "the source itself lists as not downloaded, do not count. A source of less than 100 rows may lose as many rows "
         "as one of 100; 0 allows none.",
+    )
+    addresses: tuple[str, ...] = Field(
+        default=(),
+        description="Beginnings of addresses that rows may name for their images, such as `s3://bucket/images/`; they "
+        "are read with the credentials of this machine. Addresses below `path` are always allowed. Rows with any other "
+        "address are quarantined.",
+    )
+    outside_files: Literal["read", "refuse"] | None = Field(
+        default=None,
+        description="What to do with rows that name local files outside the folder of the source (`../a.png`, "
+        "`/data/a.png`): read them with a warning, or quarantine the rows. Null refuses them in a pod of Kubernetes, "
+        "and reads them elsewhere.",
     )
     exclude: str | None = Field(
         default=None,

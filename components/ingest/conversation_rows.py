@@ -8,6 +8,7 @@ from upath import UPath
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import open_path
 from components.ingest.folder import FolderReader
+from components.ingest.image_access import ImageAccess
 from components.ingest.parquet import ParquetReader
 from components.ingest.quarantine import Quarantine
 from components.ingest.record import Record
@@ -15,7 +16,6 @@ from components.ingest.sandboxed_decoder import DecodedImage
 from components.ingest.split import resolve_split
 from vlmflow.artifacts import dataset
 from vlmflow.errors import RecordError
-from vlmflow.images import image_bytes
 
 ParseRow = Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]
 
@@ -49,6 +49,7 @@ class ConversationBuilder:
         defaults: columns for rows that do not have their own.
         split: the column of the split; "" splits by a hash of the first image.
         quarantine: receives the skipped records.
+        access: reads the images that rows name.
         holdout: fraction of images hashed into the test split.
         seed: seed of the hash.
     """
@@ -59,11 +60,13 @@ class ConversationBuilder:
         defaults: dict[str, Any],
         split: str,
         quarantine: Quarantine,
+        access: ImageAccess,
         *,
         holdout: float,
         seed: int,
     ):
         self.parse, self.defaults, self.split, self.quarantine = parse, defaults, split, quarantine
+        self.access = access
         self.holdout, self.seed = holdout, seed
         self.records = 0
         self.clipped = 0  # always 0: these rows have no boxes
@@ -76,7 +79,7 @@ class ConversationBuilder:
         """
         if record.error:
             raise record.error
-        return [image_bytes.read(image, record.folders) for image in self.parse(record.values)[0]]
+        return [self.access.read(image, record.folders) for image in self.parse(record.values)[0]]
 
     def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
         """Return the row of `record`, or [] if it goes to the quarantine."""

@@ -11,7 +11,10 @@ column is mapped, its own splits are used.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
 from components.ingest.record import Record
@@ -36,6 +39,8 @@ class HubReader:
         import datasets
 
         self.path = path
+        # Images of an ImageFolder are names of files; those of other datasets are bytes.
+        self.root = UPath(path).expanduser().absolute() if Path(path).expanduser().is_dir() else None
         try:
             found = datasets.load_dataset(path, index or None, streaming=True)
             self.splits = {str(name): _without_decoding(split) for name, split in found.items()}
@@ -61,13 +66,25 @@ class HubReader:
             number = 0
             try:
                 for number, row in enumerate(rows, 1):
-                    values = {key: _class_names(rows.features[key], value) for key, value in row.items()}
-                    yield Record(location=f"{split}:{number}", source=name, values={SPLIT_COLUMN: split, **values})
+                    values = {key: self._convert(rows.features[key], value) for key, value in row.items()}
+                    yield Record(
+                        location=f"{split}:{number}",
+                        source=name,
+                        values={SPLIT_COLUMN: split, **values},
+                        folders=[self.root] if self.root else [],
+                    )
             except DataError:
                 raise
             except Exception as error:  # as above
                 reason = " ".join(str(error).split())[:300]
                 raise DataError(f"{self.path}: {split}: reading failed after row {number}: {reason}") from None
+
+    def _convert(self, feature: Any, value: Any) -> Any:
+        """Replace class numbers by names, and the absolute path of an image by the one relative to the folder."""
+        is_file = self.root and isinstance(value, dict) and value.get("bytes") is None and value.get("path")
+        if is_file and Path(value["path"]).is_relative_to(str(self.root)):
+            return {**value, "path": str(Path(value["path"]).relative_to(str(self.root)))}
+        return _class_names(feature, value)
 
 
 def _without_decoding(split: Any) -> Any:

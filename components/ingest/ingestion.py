@@ -2,15 +2,17 @@
 
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.ingest.columns import ColumnsConfig
 from components.ingest.config import IngestConfig
 from components.ingest.conversation_formats import parse_conversation
 from components.ingest.conversation_rows import ConversationBuilder
+from components.ingest.image_access import ImageAccess
 from components.ingest.pair_builder import PairBuilder
 from components.ingest.preference_formats import parse_preference
 from components.ingest.quarantine import Quarantine
@@ -20,6 +22,7 @@ from components.ingest.sandboxed_decoder import DecoderPool, SizeLimits
 from components.ingest.split import SPLITS, UNKNOWN_SPLIT
 from components.ingest.synthetic_scenes import generate
 from vlmflow.artifacts import dataset, exclusion_list
+from vlmflow.artifacts.addresses import is_remote
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.errors import DataError, RecordError
 
@@ -64,7 +67,8 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
     columns = source.columns(section.columns)
     limits = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
     with Quarantine(out) as quarantine, DecoderPool(limits) as decoders:
-        builder = _make_builder(section, columns, quarantine, notes)
+        access = _image_access(section)
+        builder = _make_builder(section, columns, quarantine, access, notes)
         decoded = decoders.map(source.records(), builder.read_images)
         excluded = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
@@ -82,9 +86,28 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
         notes["rows_read"] = builder.records
         notes["clipped_boxes"] = builder.clipped
         notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
+        notes["outside_files"] = len(access.outside)
         _check_lost(section, quarantine, builder.records)
+    if access.outside:
+        logger.warning(
+            "%s: %d rows name files outside of it, such as %r; `ingest.outside_files: refuse` leaves them out",
+            section.path,
+            len(access.outside),
+            access.outside[0],
+        )
     if quarantine.examples:
         logger.warning("%s: skipped, see %s: %s", section.path, quarantine.path.name, quarantine.describe())
+
+
+def _image_access(section: IngestConfig) -> ImageAccess:
+    # A dataset of the hub names its own files by their address.
+    own = (f"hf://datasets/{section.path}",) if section.source == "datasets" else ()
+    if is_remote(section.path):
+        is_folder = not PurePosixPath(section.path).suffix
+        own = (*own, section.path if is_folder else section.path.rpartition("/")[0])
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    refuse = section.outside_files == "refuse" or (section.outside_files is None and in_pod)
+    return ImageAccess((*own, *section.addresses), refuse_outside=refuse)
 
 
 def _check_lost(section: IngestConfig, quarantine: Quarantine, records: int) -> None:
@@ -107,19 +130,19 @@ def _is_excluded(row: dict[str, Any], location: str, excluded: frozenset[str], q
 
 
 def _make_builder(
-    section: IngestConfig, columns: ColumnsConfig, quarantine: Quarantine, notes: dict[str, Any]
+    section: IngestConfig, columns: ColumnsConfig, quarantine: Quarantine, access: ImageAccess, notes: dict[str, Any]
 ) -> PairBuilder | ConversationBuilder:
     split: dict[str, Any] = {"holdout": section.holdout, "seed": section.seed}
     if section.source in PARSERS:
         defaults = {"source": section.preference_source} if section.source == "preferences" else {}
-        return ConversationBuilder(PARSERS[section.source], defaults, columns.split, quarantine, **split)
+        return ConversationBuilder(PARSERS[section.source], defaults, columns.split, quarantine, access, **split)
     notes["columns"] = columns.mapped
     notes["captions"] = f"column {columns.caption}"
     if not columns.caption:
         notes["captions"] = "made from " + " or ".join(key for key in ("boxes", "lines") if key in columns.mapped)
         if section.columns.caption:
             logger.warning("%s: no caption column; captions are %s", section.path, notes["captions"])
-    return PairBuilder(columns, quarantine, licence=section.licence, **split)
+    return PairBuilder(columns, quarantine, access, licence=section.licence, **split)
 
 
 def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -5,13 +5,13 @@ from typing import Any
 from components.ingest import boxes
 from components.ingest.captions import parse_captions
 from components.ingest.columns import ColumnsConfig, text
+from components.ingest.image_access import ImageAccess
 from components.ingest.quarantine import Quarantine
 from components.ingest.record import Record
 from components.ingest.sandboxed_decoder import DecodedImage
 from components.ingest.split import resolve_split
 from vlmflow.artifacts import dataset
 from vlmflow.errors import RecordError
-from vlmflow.images import image_bytes
 
 
 class PairBuilder:
@@ -20,13 +20,23 @@ class PairBuilder:
     Args:
         columns: the checked mapping of columns.
         quarantine: receives the skipped rows, regions and lines.
+        access: reads the images that rows name.
         licence: licence of rows without their own.
         holdout: fraction of images hashed into the test split, if no column gives it.
         seed: seed of the hash.
     """
 
-    def __init__(self, columns: ColumnsConfig, quarantine: Quarantine, *, licence: str, holdout: float, seed: int):
-        self.columns, self.quarantine = columns, quarantine
+    def __init__(
+        self,
+        columns: ColumnsConfig,
+        quarantine: Quarantine,
+        access: ImageAccess,
+        *,
+        licence: str,
+        holdout: float,
+        seed: int,
+    ):
+        self.columns, self.quarantine, self.access = columns, quarantine, access
         self.licence, self.holdout, self.seed = licence, holdout, seed
         self.records = 0
         self.clipped = 0  # number of clipped boxes
@@ -39,7 +49,7 @@ class PairBuilder:
         """
         if record.error:
             raise record.error
-        return [image_bytes.read(record.values.get(self.columns.image), record.folders)]
+        return [self.access.read(record.values.get(self.columns.image), record.folders)]
 
     def rows(self, record: Record, decoded: list[DecodedImage] | RecordError) -> list[dict[str, Any]]:
         """Return a pair for each caption of `record`, or [] if the record goes to the quarantine."""

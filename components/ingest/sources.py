@@ -8,6 +8,7 @@
 | datasets | a dataset name on the Hugging Face hub, or a folder | the configuration |
 | coco | a folder of images, or the annotation file | the annotation file (JSON) |
 | refcoco | a folder with `refs(…).p` and `instances.json` | the refs file |
+| captions | a folder of images, each with a `.txt` file of its caption | |
 | conversations, preferences | parquet, JSON, JSONL, or a folder with one of them and images | the JSON or JSONL file |
 | voc, sroie, funsd | a folder of images and their annotation files | |
 | yolo | a folder of images and their annotation files | the file with the class names |
@@ -25,6 +26,7 @@ from components.ingest.record import Reader
 
 READERS = {
     "folder": "components.ingest.folder:FolderReader",
+    "captions": "components.ingest.caption_files:CaptionFilesReader",
     "parquet": "components.ingest.parquet:ParquetReader",
     "webdataset": "components.ingest.webdataset:WebDatasetReader",
     "datasets": "components.ingest.hub:HubReader",

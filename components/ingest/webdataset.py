@@ -99,7 +99,7 @@ class WebDatasetReader:
                         try:
                             values = {**(facts.pop(key, values) if facts else {}), **values}
                             if self.metadata:
-                                values = {**self.metadata.get(values.get("uid")), **values}
+                                values = {**self.metadata.get(values), **values}
                         except RecordError as reason:
                             fault = fault or reason
                         if not fault and self.caption and values.get(self.caption) is None:
@@ -301,15 +301,18 @@ class _MetadataTable:
         self.order = np.argsort(uids, kind="stable")
         self.uids = uids[self.order]
 
-    def get(self, uid: Any) -> dict[str, Any]:
-        """Return the row of `uid`.
+    def get(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of the sample with these `values`.
 
         Raises:
-            RecordError: there is none, or several that differ.
+            RecordError: there are several that differ, or none although the sample needs it.
         """
+        uid = values.get("uid")
         wanted = np.bytes_(str(uid).encode("utf-8", "replace"))
         first, end = (int(np.searchsorted(self.uids, wanted, side=side)) for side in ("left", "right"))
         if first == end:
+            if all(name in values for name in self.table.column_names if name != "uid"):
+                return {}
             raise RecordError("no metadata", f"no row for uid {uid!r:.80} in the metadata")
         rows = self.table.take(self.order[first:end]).to_pylist()
         if any(row != rows[0] for row in rows):

@@ -33,9 +33,11 @@ def validate(data: Path, section: ValidateConfig, report: Path, verdict: Path) -
         unexpected, unexpected_percent and a sample of failing rows.
 
     Raises:
+        DataError: a shard is missing, damaged, or not the one that the card describes.
         GateError: a critical expectation fails; both files are written first.
     """
     dataset = Dataset(data)
+    dataset.verify()
     result = _run(dataset, section)
     findings = [_finding(one) for one in result.results]
     failed = [one for one in findings if not one["success"]]

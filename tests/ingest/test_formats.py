@@ -311,3 +311,15 @@ def test_hugging_face_datasets(tmp_path: Path) -> None:
     assert corners(rows[0]["regions"][0]) == (1, 2, 11, 22)
     (tmp_path / "bare").mkdir()
     assert "cannot load it" in refused(tmp_path / "bare", tmp_path / "o", source="datasets")
+
+
+def test_a_local_image_folder_of_hugging_face_datasets(tmp_path: Path) -> None:
+    for i, name in enumerate(("train/dog/0.png", "train/cat/1.png")):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(encoded(seed=i))
+    columns = {"caption": "label", "label": "label"}
+    _, rows, _ = run(tmp_path / "set", tmp_path / "out", source="datasets", columns=columns, outside_files="refuse")
+    found = {row["source"]: (row["caption"], row["image"]["bytes"]) for row in rows}
+    assert found == {
+        "set/train/dog/0.png": ("dog", encoded(seed=0)), "set/train/cat/1.png": ("cat", encoded(seed=1)),
+    }  # fmt: skip

@@ -78,7 +78,8 @@ def test_every_kind_of_source_reads_the_same_from_s3(tmp_path: Path, bucket: str
 def test_a_local_index_may_name_remote_images(tmp_path: Path, bucket: str) -> None:
     UPath(f"{bucket}/loose/a.png").write_bytes(encoded(seed=3))
     root = folder(tmp_path / "set", [{"image": f"{bucket}/loose/{name}.png", "caption": "x"} for name in "ab"])
-    _, rows, entries = run(root, tmp_path / "out")
+    assert "address not allowed" in refused(root, tmp_path / "o")
+    _, rows, entries = run(root, tmp_path / "out", addresses=[f"{bucket}/loose/"])
     assert [row["image"]["bytes"] for row in rows] == [encoded(seed=3)]
     assert [entry["reason"] for entry in entries] == [f"no such file: {bucket}/loose/b.png"]
 

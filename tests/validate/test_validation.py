@@ -348,3 +348,25 @@ def test_the_report_of_a_failed_validation_is_in_the_run_and_in_mlflow(
     assert [file.path for file in client.list_artifacts(written["mlflow_run_id"])] == ["report.html"]
     tags = client.get_run(written["mlflow_run_id"]).data.tags
     assert (tags["status"], tags["data_revision"]) == ("failed", "abc123")
+
+
+def test_a_shard_that_was_cut_off_or_changed_is_refused(tmp_path: Path) -> None:
+    written = dataset.write(tmp_path / "data", "pairs", [pair(i) for i in range(3)])
+    shard = tmp_path / "data" / written.card.shards[0]["name"]
+    content = shard.read_bytes()
+    other = dataset.write(tmp_path / "other", "pairs", [pair(i, caption="another") for i in range(3)])
+
+    def refused() -> str:
+        with pytest.raises(DataError) as caught:
+            validate(tmp_path / "data", ValidateConfig(), tmp_path / "report.html", tmp_path / "verdict.json")
+        return str(caught.value)
+
+    shard.write_bytes(content[:-100])
+    assert f"shard {shard.name} is cut off" in refused()
+    shard.write_bytes((other.path / shard.name).read_bytes())
+    assert f"{shard.name}: its sha256" in refused()
+    damaged = bytearray(content)
+    damaged[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+    shard.write_bytes(damaged)
+    with pytest.raises(DataError, match=f"shard {shard.name} is damaged"):
+        list(written.rows())

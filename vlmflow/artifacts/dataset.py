@@ -22,6 +22,7 @@ from vlmflow.artifacts.producer import producer
 from vlmflow.errors import DataError
 
 VERSION = 1
+PARQUET_END = b"PAR1"  # the last bytes of a parquet file
 SHARD_ROWS = 8192
 SHARD_BYTES = 2**28  # of images; limits the memory while a shard is filled
 
@@ -132,6 +133,8 @@ class Dataset:
         for shard in self.card.shards:
             if not (self.path / shard["name"]).exists():
                 raise DataError(f"{path}: shard {shard['name']} is missing; create the dataset again")
+            if not _is_whole_parquet(self.path / shard["name"]):
+                raise DataError(f"{path}: shard {shard['name']} is cut off; create the dataset again")
 
     def __len__(self) -> int:
         return self.card.rows
@@ -147,15 +150,20 @@ class Dataset:
             found = file_sha256(self.path / shard["name"])
             if found != shard["sha256"]:
                 raise DataError(
-                    f"{self.path}/{shard['name']}: SHA-256 {found[:12]} does not match the card's "
-                    f"{shard['sha256'][:12]}"
+                    f"{self.path}/{shard['name']}: its sha256 {found[:12]} is not that of the card, "
+                    f"{shard['sha256'][:12]}: the shard was changed; create the dataset again"
                 )
 
     def batches(self, columns: list[str] | None = None, size: int = 1024) -> Iterator[pa.RecordBatch]:
         """Stream the rows in order, `size` at a time, in constant memory."""
         for shard in self.card.shards:
-            with pq.ParquetFile(self.path / shard["name"]) as file:
-                yield from file.iter_batches(batch_size=size, columns=columns)
+            try:
+                with pq.ParquetFile(self.path / shard["name"]) as file:
+                    yield from file.iter_batches(batch_size=size, columns=columns)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DataError(
+                    f"{self.path}: shard {shard['name']} is damaged: {error}; create the dataset again"
+                ) from None
 
     def rows(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Stream the rows as dictionaries; an image is `{"bytes": …, "path": …}`."""
@@ -246,6 +254,13 @@ def write(
     )
     card.save(folder)
     return Dataset(folder)
+
+
+def _is_whole_parquet(file: Path) -> bool:
+    with file.open("rb") as handle:
+        size = handle.seek(0, 2)
+        handle.seek(max(0, size - len(PARQUET_END)))
+        return handle.read() == PARQUET_END
 
 
 def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:

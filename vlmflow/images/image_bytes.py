@@ -21,6 +21,7 @@ OTHER_FILES = {
 }  # by the first bytes, in lower case; for messages
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
+NO_FILE = "no such file"  # kind of error
 MAX_FILE_BYTES = 2**28  # larger files are not read
 
 
@@ -37,6 +38,27 @@ def read(value: Any, folders: list["UPath"]) -> bytes:
     """
     from vlmflow.artifacts.files import find_file  # not needed by the decoding processes, which import this module
 
+    name = resolve(value)
+    if isinstance(name, bytes):
+        return name
+    if name.startswith(("http://", "https://")):
+        raise RecordError(NO_FILE, f"{name[:200]} is a URL; download the images first")
+    file = find_file(name, folders)
+    try:
+        check_size(file.stat().st_size)
+        encoded = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise RecordError("unreadable file", f"{name[:200]!r}: {error}") from None
+    check_size(len(encoded))  # the file may have grown
+    return encoded
+
+
+def resolve(value: Any) -> bytes | str:
+    """Return the encoded bytes in the image `value`, or else the name of its file.
+
+    Raises:
+        RecordError: it is neither, or is larger than a file may be.
+    """
     if isinstance(value, list):
         if len(value) > 1:
             raise RecordError("several images", f"{len(value)} in one row; a pair has one image")
@@ -55,19 +77,10 @@ def read(value: Any, folders: list["UPath"]) -> bytes:
             raise RecordError("damaged image", f"data URI: {error}") from None
         check_size(len(content))
         return content
-    if value.startswith(("http://", "https://")):
-        raise RecordError("no such file", f"{value[:200]} is a URL; download the images first")
     if (content := _from_base64(value)) is not None:
         check_size(len(content))
         return content
-    file = find_file(value, folders)
-    try:
-        check_size(file.stat().st_size)
-        encoded = file.read_bytes()
-    except (OSError, ValueError) as error:
-        raise RecordError("unreadable file", f"{value[:200]!r}: {error}") from None
-    check_size(len(encoded))  # the file may have grown
-    return encoded
+    return value
 
 
 def check_size(size: int) -> None:
