@@ -25,6 +25,7 @@ from vlmflow.artifacts import dataset
 from vlmflow.config import recipes
 from vlmflow.errors import DataError, RecipeError, ServiceError
 from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime.jobs import rayjob
 from vlmflow.runtime.jobs.trainjob import manifest, run_on_nodes
 from vlmflow.training.checkpointing import MARKER
 from vlmflow.training.config import TrainingConfig
@@ -208,6 +209,16 @@ def test_the_job_matches_the_schema() -> None:
     assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": "8"}
     validate(job, "trainer.kubeflow.org_v1alpha1_TrainJob.json")
     assert "resourcesPerNode" not in manifest("pretrain-0a", TWO_NODES, TRAIN_FUNCTION)["spec"]["trainer"]
+
+
+def test_the_cards_of_a_job_name_its_run_and_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMFLOW_KFP_RUN", "run-1")
+    monkeypatch.setenv("VLMFLOW_IMAGE", "registry/step:1")  # of the step, not of the job
+    trainer = manifest("pretrain-0a", TWO_NODES, TRAIN_FUNCTION)["spec"]["trainer"]
+    ray = rayjob.manifest("curate-0a", 1)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for container in (trainer, *ray["containers"]):
+        found = {one["name"]: one.get("value") for one in container["env"]}
+        assert found["VLMFLOW_KFP_RUN"] == "run-1" and found["VLMFLOW_IMAGE"] == container["image"]
 
 
 def test_the_runtime_matches_the_schema() -> None:

@@ -1,10 +1,11 @@
 """A step in a pod of a cluster: it has no run folder, and its MLflow run is nested in the run of its pipeline."""
 
+import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from mlflow.entities import Run
 from pipelines import step_cli
 from tests.conftest import executor_input
 from vlmflow.config import recipes
-from vlmflow.runtime import pod_step
-from vlmflow.runtime.code_hash import ROOT
+from vlmflow.runtime import pod_step, step_runner
 from vlmflow.runtime.step_task import StepTask
 from vlmflow.runtime.traits import traits_from_arguments
 from vlmflow.tracking import mlflow_store, step_run
@@ -29,15 +29,26 @@ RECIPE = recipes.dump(
 def run_pod(
     folder: Path, function: str, given: str, kfp_run: str = "run-1", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a step with the command of its container and the run's ID from the pod's label, without VLMFLOW_RUN."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLMFLOW_", "MLFLOW_"))}
-    command = [sys.executable, "-m", "vlmflow.runtime.step_runner", "kfp.dsl.executor_main", "--function", function]
-    command += ["--module", f"components.{function}.component", "--executor_input", given]
+    """Run a step with the arguments of its container and the run's ID from the pod's label, without VLMFLOW_RUN.
+
+    In this process, which saves the imports; the environment is restored.
+    """
     component = getattr(import_module(f"components.{function}.component"), function)
-    command += traits_from_arguments(component.component_spec.implementation.container.args).flags()
+    arguments = ["kfp.dsl.executor_main", "--function", function, "--module", f"components.{function}.component"]
+    arguments += ["--executor_input", given]
+    arguments += traits_from_arguments(component.component_spec.implementation.container.args).flags()
+    before, out, err = dict(os.environ), io.StringIO(), io.StringIO()
+    for name in [name for name in before if name.startswith(("VLMFLOW_", "MLFLOW_"))]:
+        del os.environ[name]
     tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    environment = {"VLMFLOW_KFP_RUN": kfp_run, **tracking, **environment}
-    return subprocess.run(command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, timeout=300)
+    os.environ.update({"VLMFLOW_KFP_RUN": kfp_run, **tracking, **environment})
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = step_runner.main(arguments)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import yaml
 from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.runtime.code_hash import ROOT, code_hash
 from vlmflow.runtime.container_image import image_name
-from vlmflow.runtime.jobs.job import Job, JobKind
+from vlmflow.runtime.jobs.job import Job, JobKind, producer_environment
 from vlmflow.runtime.jobs.shared_volume import VOLUME, JobVolume
 
 TEMPLATE = ROOT / "infra" / "ray" / "rayjob.yaml"
@@ -79,6 +79,7 @@ def manifest(name: str, workers: int) -> dict[str, Any]:
         template["metadata"]["labels"] = {**template["metadata"]["labels"], LABEL: name}
         for container in template["spec"]["containers"]:
             container["image"] = image_name("step")
+            container["env"] = [*container.get("env", []), *producer_environment(container["image"])]
     return job
 
 

@@ -13,7 +13,7 @@ from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.config.section import Section
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.runtime.container_image import image_name
-from vlmflow.runtime.jobs.job import Job, JobKind
+from vlmflow.runtime.jobs.job import Job, JobKind, producer_environment
 from vlmflow.runtime.jobs.shared_volume import ARGUMENTS, JobVolume
 from vlmflow.training.config import TrainingConfig
 
@@ -84,6 +84,7 @@ def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, An
                 numProcPerNode=training.processes,
                 command=["python", "-m", "torch.distributed.run"],
                 args=["-m", "vlmflow.runtime.jobs.torchrun_entry", name, function],
+                env=[models.IoK8sApiCoreV1EnvVar(**variable) for variable in producer_environment(image_name("train"))],
                 resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources)
                 if resources
                 else None,
