@@ -24,11 +24,13 @@ from vlmflow.tracking import mlflow_store, step_run
 RUN = "run-1"
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.delenv("VLMFLOW_TRACKING", raising=False)
-    return mlflow_store.client()
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    """One store, whose creation takes seconds; each test has its own KFP run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+        patch.delenv("VLMFLOW_TRACKING", raising=False)
+        yield mlflow_store.client()
 
 
 class Webhook(HTTPServer):
@@ -66,16 +68,16 @@ def webhook() -> Iterator[Webhook]:
         thread.join()
 
 
-def record(label: str, status: str, error: str | None = None) -> dict[str, Any]:
+def record(label: str, status: str, error: str | None = None, run: str = RUN) -> dict[str, Any]:
     """A step's record, as `vlmflow.runtime.pod_step` creates it."""
     return {"label": label, "step": label.split("-")[0], "status": status, "seconds": 7.0, "error": error,
-            "kfp_run": RUN, "input_paths": {}}  # fmt: skip
+            "kfp_run": run, "input_paths": {}}  # fmt: skip
 
 
-def finish(tmp_path: Path, status: dict[str, Any], **environment: str) -> str:
+def finish(tmp_path: Path, status: dict[str, Any], run: str = RUN, **environment: str) -> str:
     """Run the step as in a pod; returns its summary."""
     given = executor_input(tmp_path / "finish", {"pipeline": "life", "status": status}, {}, ["summary"])  # type: ignore[dict-item]
-    done = run_pod(tmp_path, "finish", given, RUN, **environment)
+    done = run_pod(tmp_path, "finish", given, run, MLFLOW_TRACKING_URI=mlflow_store.uri(), **environment)
     assert done.returncode == 0, done.stderr
     return (tmp_path / "finish" / "summary").read_text()
 
@@ -98,15 +100,16 @@ def test_a_failure_is_reported_with_its_step_and_its_error(
 
 
 def test_a_success_is_reported_with_scores(tmp_path: Path, store: MlflowClient) -> None:
-    parent = step_run.find_or_create_pipeline_run(RUN)
-    step_run.log_step(record("ingest", "done"), parent)
+    parent = step_run.find_or_create_pipeline_run("run-2")
+    step_run.log_step(record("ingest", "done", run="run-2"), parent)
     (tmp_path / "scores").mkdir()
     found = {"capabilities": {"zero-shot": {"value": 0.25}, "yes no": {"value": 0.5}}}
     (tmp_path / "scores" / "scores.json").write_text(json.dumps(found))
     step_run.log_step(
-        {**record("evaluate-read", "done"), "outputs": {"scores": {"path": str(tmp_path / "scores")}}}, parent
+        {**record("evaluate-read", "done", run="run-2"), "outputs": {"scores": {"path": str(tmp_path / "scores")}}},
+        parent,
     )
-    summary = finish(tmp_path, {"state": "SUCCEEDED"})
+    summary = finish(tmp_path, {"state": "SUCCEEDED"}, "run-2")
     assert summary.startswith("**life has finished**")
     assert "| evaluate-read | done | 7 | yes_no 0.500, zero-shot 0.250 |" in summary
     run = store.get_run(parent)
