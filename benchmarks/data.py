@@ -144,7 +144,8 @@ def time_encoder(model: Any) -> Any:
 def _load_clip(model: Path) -> Any:
     from transformers import CLIPModel, CLIPProcessor
 
-    return time_encoder(CLIPModel.from_pretrained(model).eval()), CLIPProcessor.from_pretrained(model)
+    encoder = CLIPModel.from_pretrained(model, trust_remote_code=False).eval()
+    return time_encoder(encoder), CLIPProcessor.from_pretrained(model, trust_remote_code=False)
 
 
 def _passes_basic_rules(data: bytes, caption: str) -> bool:

@@ -271,13 +271,18 @@ def serve(
     reference: Annotated[
         str, typer.Argument(help="Model folder, run folder, or registered version such as models:/vlm@champion.")
     ],
-    port: Annotated[int, typer.Option(help="The HTTP port.")] = 8080,
-    name: Annotated[str, typer.Option(help="Model name in requests.")] = "vlm",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one and prints it.")] = 8080,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; no gRPC without it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Model name in requests.", show_default="the registered name, or vlm"),
+    ] = None,
 ) -> None:
     """Serve a model over KServe V1, KServe V2 and OpenAI chat."""
     from vlmflow.serving.server import serve as start
 
-    raise typer.Exit(start(reference, port, name))
+    raise typer.Exit(start(reference, port, name, host, grpc_port))
 
 
 @app.command()
@@ -341,12 +346,15 @@ def explain(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None:
+def ui(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000,
+) -> None:
     """Start the MLflow UI on the local store."""
     from vlmflow.serving.server import check_port
     from vlmflow.tracking import mlflow_store
 
-    check_port(port)
+    check_port(port, host)
     mlflow_store.client()
     uri = mlflow_store.uri()
     if uri.startswith("http"):
@@ -355,7 +363,7 @@ def ui(port: Annotated[int, typer.Option(help="The HTTP port.")] = 5000) -> None
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
     command += [
         "--host",
-        "127.0.0.1",
+        host,
         "--workers",
         "1",
         "--artifacts-destination",

@@ -117,7 +117,7 @@ def _vlmflow_container(image: str) -> Any:
     return _container(
         image,
         command=["python", "-m", "vlmflow.serving.server"],
-        args=["--model_name={{.Name}}", f"--model_dir={MODEL_DIR}", f"--http_port={PORT}", "--enable_grpc=false"],
+        args=["--model_name={{.Name}}", f"--model_dir={MODEL_DIR}", "--host=0.0.0.0", f"--http_port={PORT}"],
         environment={"HOME": "/tmp"},
         mounts={"tmp": "/tmp"},
         ready="/v2/models/{{.Name}}/ready",

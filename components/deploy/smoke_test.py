@@ -31,7 +31,7 @@ def local_predictor(model: Path, name: str, timeout: float) -> Iterator[str]:
     """
     port = _free_port()
     command = [sys.executable, "-m", "vlmflow.serving.server", "--until_stdin_closes"]
-    command += ["--model_dir", str(model), "--model_name", name, "--http_port", str(port), "--enable_grpc", "false"]
+    command += ["--model_dir", str(model), "--model_name", name, "--http_port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
         try:

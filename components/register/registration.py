@@ -33,6 +33,7 @@ from vlmflow.tracking.registry import (
 
 logger = getLogger(__name__)
 
+CODE = "vlmflow_code"  # as in pyfunc.py, which can be imported only by MLflow
 _REQUIREMENTS = ("torch", "transformers", "pillow", "pandas")
 
 
@@ -135,6 +136,9 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
         artifacts = {"model": Path(folder) / "model", "scores": Path(folder) / "scores"}
         shutil.copytree(model, artifacts["model"], copy_function=_hardlink)
         shutil.copytree(scores, artifacts["scores"], copy_function=_hardlink)
+        for package in (vlmflow, models):
+            source, target = Path(package.__path__[0]), Path(folder) / CODE / package.__name__
+            shutil.copytree(source, target, copy_function=_hardlink, ignore=shutil.ignore_patterns("__pycache__"))
         with mlflow.start_run(run_name=f"register {name}", nested=True) as run, warnings.catch_warnings():
             # MLflow warns about its own type hints and asks for an input example, which would run the model here.
             warnings.simplefilter("ignore", UserWarning)
@@ -142,7 +146,7 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
                 name=name,
                 python_model=str(Path(vlmflow.__path__[0]) / "serving" / "pyfunc.py"),
                 artifacts={key: str(path) for key, path in artifacts.items()},
-                code_paths=[str(Path(vlmflow.__path__[0])), str(Path(models.__path__[0]))],
+                code_paths=[str(Path(folder) / CODE)],  # in a folder of its own; see pyfunc.py
                 pip_requirements=[f"{package}=={installed(package)}" for package in _REQUIREMENTS],
                 signature=_signature(),
             )

@@ -137,7 +137,7 @@ def test_the_server_accepts_the_arguments_of_the_container() -> None:
     assert container["image"] == IMAGE and container["command"] == ["python", "-m", "vlmflow.serving.server"]
     options = parse_arguments([argument.replace("{{.Name}}", "vlm") for argument in container["args"]])
     assert (options.model_name, options.model_dir, options.http_port) == ("vlm", "/mnt/models", 8080)
-    assert options.enable_grpc is False
+    assert options.host == "0.0.0.0" and options.grpc_port is None
 
 
 def test_the_service_refers_to_its_runtime_and_storage() -> None:

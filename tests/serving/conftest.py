@@ -1,17 +1,22 @@
-"""Tiny checkpoints with random weights, and a client of the real server."""
+"""Tiny checkpoints with random weights, and a server of the application on a thread."""
 
 import base64
 import io
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
+from starlette.types import ASGIApp
 
-from components.deploy.smoke_test import local_predictor
 from models.tiny.build import build_dual_encoder, build_language_model
 from vlmflow.artifacts.checkpoint import save
+from vlmflow.serving.app import create_app
+from vlmflow.serving.predictor import Predictor
+from vlmflow.serving.server import bind, create_server
 
 SIZES = {"vision_layers": 1, "text_layers": 1}
 
@@ -33,15 +38,43 @@ def embedding_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def client(chat_model: Path) -> Iterator[httpx.Client]:
-    """A client of a running predictor that serves the model `vlm`."""
-    with local_predictor(chat_model, "vlm", timeout=90) as url, httpx.Client(base_url=url, timeout=30) as http:
+def predictor(chat_model: Path) -> Predictor:
+    """A loaded predictor with the name `vlm`."""
+    predictor = Predictor("vlm", chat_model)
+    predictor.load()
+    return predictor
+
+
+@pytest.fixture(scope="session")
+def client(predictor: Predictor) -> Iterator[httpx.Client]:
+    """A client of a server of the predictor."""
+    with served(create_app(predictor)) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield http
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on a thread, and yield its URL."""
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        server = create_server(app)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")
 def encoded() -> str:
     """A PNG in base64."""
+    return encode(Image.new("RGB", (80, 60), "red"))
+
+
+def encode(image: Image.Image, form: str = "PNG", **options: object) -> str:
+    """Return an encoded image in base64."""
     buffer = io.BytesIO()
-    Image.new("RGB", (80, 60), "red").save(buffer, "PNG")
+    image.save(buffer, form, **options)
     return base64.b64encode(buffer.getvalue()).decode()

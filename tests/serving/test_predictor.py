@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import json
 import math
 import os
+import re
 from pathlib import Path
 
 import httpx
@@ -12,8 +14,9 @@ from kserve.errors import InvalidInput
 from openai import BadRequestError, NotFoundError, OpenAI
 
 from vlmflow.errors import EXIT_CODE
-from vlmflow.serving.body_limit import MAX_BODY
+from vlmflow.inference import generation
 from vlmflow.serving.predictor import Predictor
+from vlmflow.serving.request_limits import MAX_BODY
 from vlmflow.serving.server import main
 
 PREDICT = "/v1/models/vlm:predict"
@@ -100,7 +103,7 @@ NOT_AN_IMAGE = base64.b64encode(b"plain text").decode()
     ("instance", "message"),
     [
         ({"image": {"b64": "%%%"}, "prompt": "x"}, "not valid base64"),
-        ({"image": {"b64": NOT_AN_IMAGE}, "prompt": "x"}, "are not an image"),
+        ({"image": {"b64": NOT_AN_IMAGE}, "prompt": "x"}, "not an image"),
         ({"image": {"b64": ""}, "prompt": "x"}, "image: missing"),
         ({"prompt": "x"}, "image: missing"),
         ({"image": "https://example.com/a.png", "prompt": "x"}, "addresses are not fetched"),
@@ -111,6 +114,15 @@ NOT_AN_IMAGE = base64.b64encode(b"plain text").decode()
         ({"image": "PNG", "prompt": "<image> what"}, "control token"),
         ({"image": "PNG", "prompt": "word " * 400}, "exceed the model's limit of"),
         ({"image": "PNG", "labels": ["one"]}, "at least two"),
+        ({"image": "PNG", "labels": ["one", "one"]}, "at least two different"),
+        ({"image": "PNG", "labels": "one"}, "at least two"),
+        ({"image": "PNG", "labels": [str(number) for number in range(1001)]}, "at most 1000"),
+        ({"image": "PNG", "labels": ["one", "o" * 201]}, "at most 200"),
+        ({"image": "PNG", "prompt": "x" * 20_001}, "at most 20000"),
+        ({"image": "PNG", "text": "x" * 20_001}, "at most 20000"),
+        ({"image": "PNG", "prompt": "where is <box>1,1,99,9</box>"}, "outside the image of 80×60 pixels"),
+        ({"image": "PNG", "prompt": f"<box>{'9' * 400},1,2,3</box>"}, "outside the image"),
+        ({"image": "PNG", "prompt": "x", "labels": ["a", "b"]}, "has prompt and labels"),
         ({"image": "PNG", "question": "x"}, "'question' is unknown"),
     ],
 )
@@ -129,9 +141,28 @@ def test_a_damaged_image_gets_a_400(client: httpx.Client, encoded: str) -> None:
     assert response.status_code == 400 and "damaged" in response.json()["error"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"instances": 3}', b'{"instances": []}', b'{"instances": ["a"]}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b'{"instances": 3}', b'{"instances": []}', b'{"instances": ["a"]}']
+    + [b'{"instances": [{}], "parameters": [1]}', b'{"instances": [{}], "max_new_tokens": 3}'],
+)
 def test_an_invalid_body_gets_a_400(client: httpx.Client, body: bytes) -> None:
     assert client.post(PREDICT, content=body, headers={"content-type": "application/json"}).status_code == 400
+
+
+def test_json_is_read_whatever_its_content_type(client: httpx.Client, encoded: str) -> None:
+    body = json.dumps({"instances": [{"image": encoded}]})
+    for kind in ("application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded"):
+        assert client.post(PREDICT, content=body, headers={"content-type": kind}).status_code == 200
+
+
+def test_a_request_that_is_rejected_leaves_one_line_in_the_log(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        v1(client, {"prompt": "x"})
+    lines = [record for record in caplog.records if "image: missing" in record.getMessage()]
+    assert len(lines) == 1 and not any(record.exc_info for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +173,17 @@ def test_an_invalid_body_gets_a_400(client: httpx.Client, body: bytes) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "exactly one image, got 0"),
         ({"messages": [{"role": "system", "content": "be brief"}]}, "expected the role user"),
         ({"n": 2}, "only 1 answer"),
-        ({"stop": ["a"]}, "stop: not supported"),
+        ({"stop": ["a"]}, "stop: ['a'] is not supported"),
         ({"max_tokens": -1}, "1 to 1024"),
+        ({"max_tokens": 0}, "1 to 1024"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"seed": 2**64}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"top_k": 3}, "top_k: 3 is not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logprobs": True}, "logprobs"),
     ],
 )
 def test_an_invalid_chat_request_gets_an_openai_error(
@@ -159,6 +198,50 @@ def test_a_chat_body_that_is_not_json_gets_a_400(client: httpx.Client) -> None:
     assert client.post("/openai/v1/chat/completions", content=b"{").status_code == 400
 
 
+def test_options_without_an_effect_are_accepted(client: httpx.Client, encoded: str) -> None:
+    given = {"n": None, "stop": None, "top_p": 1.0, "response_format": {"type": "text"}, "user": "me", "tools": []}
+    response = chat(client, f"data:image/png;base64,{encoded}", **given)
+    assert response.status_code == 200, response.text
+
+
+def test_finish_reason_and_usage_are_true(client: httpx.Client, predictor: Predictor, encoded: str) -> None:
+    cut = chat(client, f"data:image/png;base64,{encoded}", max_tokens=3).json()
+    assert cut["choices"][0]["finish_reason"] == "length" and cut["usage"]["completion_tokens"] == 3
+    prompt = generation.chat_prompt(predictor.loaded.processor, "what is it")
+    tokens = len(predictor.loaded.tokenizer(prompt)["input_ids"]) - 1 + predictor.loaded.processor.image_tokens
+    assert cut["usage"]["prompt_tokens"] == tokens and cut["usage"]["total_tokens"] == tokens + 3
+    config, own = predictor.loaded.model.generation_config, predictor.loaded.model.generation_config.eos_token_id
+    config.eos_token_id = list(range(predictor.loaded.model.config.vocab_size))  # any token ends an answer
+    try:
+        ended = chat(client, f"data:image/png;base64,{encoded}", max_tokens=3).json()
+    finally:
+        config.eos_token_id = own
+    assert (ended["choices"][0]["finish_reason"], ended["choices"][0]["message"]["content"]) == ("stop", "")
+    assert ended["usage"]["completion_tokens"] == 1
+
+
+def test_samples_without_a_seed_differ(client: httpx.Client, encoded: str) -> None:
+    chat(client, f"data:image/png;base64,{encoded}", temperature=1.5, seed=1)
+    answers = {
+        chat(client, f"data:image/png;base64,{encoded}", temperature=1.5).json()["choices"][0]["message"]["content"]
+        for _ in range(3)
+    }
+    assert len(answers) == 3
+
+
+def test_requests_are_counted_in_the_metrics(client: httpx.Client, encoded: str) -> None:
+    def count(line: str) -> float:
+        found = re.search(re.escape(line) + r" (\S+)", client.get("/metrics").text)
+        return float(found[1]) if found else 0.0
+
+    lines = [f'vlmflow_requests_total{{protocol="openai",status="{status}"}}' for status in (200, 400)]
+    lines.append('request_predict_seconds_count{model_name="vlm"}')
+    before = [count(line) for line in lines]
+    chat(client, f"data:image/png;base64,{encoded}", max_tokens=1)
+    chat(client, f"data:image/png;base64,{encoded}", max_tokens=0)
+    assert [count(line) for line in lines] == [value + 1 for value in before]
+
+
 def test_an_unknown_model_gets_a_404(client: httpx.Client) -> None:
     assert client.post("/v1/models/other:predict", json={"instances": [{}]}).status_code == 404
 
@@ -167,7 +250,8 @@ def test_an_oversized_body_gets_a_413_with_or_without_its_length(client: httpx.C
     blob = os.urandom(1024) * (MAX_BODY // 1024 + 1)
     assert client.post(PREDICT, content=blob).status_code == 413
     chunks = (blob[start : start + 2**20] for start in range(0, len(blob), 2**20))
-    assert client.post(PREDICT, content=chunks).status_code == 413
+    response = client.post("/openai/v1/chat/completions", content=chunks)
+    assert response.status_code == 413 and response.json()["error"]["type"] == "invalid_request_error"
     assert client.get("/v2/health/live").status_code == 200
 
 

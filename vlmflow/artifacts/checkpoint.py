@@ -74,7 +74,7 @@ def load_weights(
     Raises:
         ModelError: weights are missing, unknown or of another shape.
     """
-    model, report = model_class.from_pretrained(path, output_loading_info=True)
+    model, report = model_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False)
     exempt = may_differ(model)
     computed = {name for name, _ in model.named_buffers()}  # older checkpoints contain some, such as `position_ids`
     faults = {

@@ -50,10 +50,12 @@ class Box:
 class Codec:
     """How a family of models writes a box.
 
-    `encode(box) -> text`; `decode(text, width, height) -> Box`, or None if the text has no box: a parse failure never
-    becomes a box at zero. `max_error` bounds the round-trip error of a corner, as a fraction of the image side.
+    `pattern` finds one; `encode(box) -> text`; `decode(text, width, height) -> Box`, or None if the text has no box: a
+    parse failure never becomes a box at zero. `max_error` bounds the round-trip error of a corner, as a fraction of the
+    image side.
     """
 
+    pattern: re.Pattern[str]
     encode: Callable[[Box], str]
     decode: Callable[[str, int, int], Box | None]
     max_error: float
@@ -79,7 +81,7 @@ def _grid_codec(pattern: str, form: str, cells: int, *, centre: bool, order: str
             a, b, c, d = b, a, d, c
         return Box(a * width, b * height, c * width, d * height, width, height)
 
-    return Codec(write, read, (0.5 if centre else 1.0) / cells)
+    return Codec(finder, write, read, (0.5 if centre else 1.0) / cells)
 
 
 def _kosmos_codec() -> Codec:
@@ -102,7 +104,7 @@ def _kosmos_codec() -> Codec:
         x0, y0, x1, y1 = ((v + 0.5) / 32 for v in (x0, y0, x1, y1))
         return Box(x0 * width, y0 * height, x1 * width, y1 * height, width, height)
 
-    return Codec(write, read, 0.5 / 32)
+    return Codec(finder, write, read, 0.5 / 32)
 
 
 def _pixel_codec() -> Codec:
@@ -110,7 +112,7 @@ def _pixel_codec() -> Codec:
         match = CANONICAL.search(text)
         return box_from_match(match, width, height) if match else None
 
-    return Codec(format_box, read, 0.005)
+    return Codec(CANONICAL, format_box, read, 0.005)
 
 
 def box_from_match(match: re.Match[str], width: int, height: int) -> Box:
@@ -156,3 +158,15 @@ def transcode(text: str, convention: str, width: int, height: int, move: Callabl
         return CODECS[convention].encode(move(box) if move else box)
 
     return CANONICAL.sub(write, text)
+
+
+def to_pixels(text: str, convention: str, width: int, height: int) -> str:
+    """Rewrite every box that a model wrote in `convention` as a `<box>` in an image of `width` × `height`."""
+    codec = CODECS[convention]
+
+    def write(match: re.Match[str]) -> str:
+        box = codec.decode(match.group(), width, height)
+        assert box is not None  # the same pattern found it
+        return format_box(box)
+
+    return codec.pattern.sub(write, text)

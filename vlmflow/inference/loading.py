@@ -42,7 +42,8 @@ class LoadedModel:
 def load(path: str | Path) -> LoadedModel:
     """Load a model folder for inference, on the GPU if there is one.
 
-    A folder without a family of the zoo in its card loads with transformers' Auto classes.
+    A folder without a family of the zoo in its card loads with transformers' Auto classes. Code in the folder is never
+    run: unless `trust_remote_code` is False, transformers asks on the terminal.
 
     Raises:
         ModelError: the folder holds no model, transformers cannot load it, or weights are missing or unknown.
@@ -53,12 +54,16 @@ def load(path: str | Path) -> LoadedModel:
         if family:
             auto, abilities = family.model_class, family.abilities
         else:
-            architectures = AutoConfig.from_pretrained(path).architectures or []
+            architectures = AutoConfig.from_pretrained(path, trust_remote_code=False).architectures or []
             generates = any("Generation" in name for name in architectures)
             auto, abilities = (AutoModelForImageTextToText, GENERATIVE) if generates else (AutoModel, EMBEDDING)
         model = load_weights(auto, path)
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path}: needs code of its own, which is never run; give a checkpoint whose class transformers has"
+            ) from error
         raise ModelError(f"{path}: cannot be loaded: {' '.join(str(error).split())}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return LoadedModel(model.eval().to(device), processor, checkpoint.card, abilities)

@@ -5,27 +5,35 @@ the model cannot serve is rejected with a list of its abilities.
 """
 
 import asyncio
+import struct
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
-from PIL import Image
+from kserve.protocol.infer_type import to_http_parameters
 
-from vlmflow.serving.request_images import parse_image
+if TYPE_CHECKING:
+    from vlmflow.inference.generation import Answer
 
-MAX_NEW_TOKENS = 64  # unless the request sets it
-MAX_INSTANCES = 64  # in one V1 request
+T = TypeVar("T")
+MAX_ROWS = 64  # in one V2 request
+STUCK_SECONDS = 600  # a request that runs for longer has hung
 
 
 class Predictor(Model):
-    """A loaded checkpoint that answers requests, one batch at a time."""
+    """A loaded checkpoint that answers requests, one at a time."""
 
     def __init__(self, name: str, model_dir: str | Path):
         super().__init__(name)
         self.model_dir = Path(model_dir)
-        self.lock = asyncio.Lock()  # the model is not safe to run from two threads
+        # One thread: the model is not safe to run from two, and only one request's images are in memory at a time.
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._busy_since: float | None = None
 
     def load(self) -> bool:
         """Load the checkpoint.
@@ -44,40 +52,31 @@ class Predictor(Model):
         self.ready = True
         return self.ready
 
+    async def healthy(self) -> bool:
+        """Whether the model is loaded, its device works, and no request has run for longer than `STUCK_SECONDS`."""
+        since = self._busy_since
+        return self.ready and (since is None or time.monotonic() - since < STUCK_SECONDS)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """The inputs of V2."""
+        names = ("image", "prompt") if "chat" in self.abilities else ()
+        return [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """The outputs of V2."""
+        return [{"name": "answer", "datatype": "BYTES", "shape": [-1]}] if "chat" in self.abilities else []
+
     @property
     def abilities(self) -> frozenset[str]:
         """The tasks that the model can do: chat, classify, embed, …"""
         return self.loaded.abilities
 
-    async def answer(self, images: list[Image.Image], prompts: list[str], **options: Any) -> list[str]:
-        """Answer one prompt about each image.
+    async def answer(self, questions: list[tuple[Any, Any]], **options: Any) -> "list[Answer]":
+        """Answer questions, each an image and a prompt, as one batch; see `answering.answer_prompts`."""
+        from vlmflow.serving import answering
 
-        Args:
-            options: max_new_tokens, temperature, seed.
-
-        Raises:
-            ValueError: the model cannot chat, or a prompt contains one of its control tokens or is too long.
-        """
-        from vlmflow.inference import generation
-        from vlmflow.serving.v1_instances import require_ability
-
-        require_ability(self.loaded, "chat")
-        for prompt in prompts:
-            self._check_prompt(prompt, options["max_new_tokens"])
-        return await self._run(generation.chat, self.loaded, images, prompts, **options)
-
-    def _check_prompt(self, prompt: str, max_new_tokens: int) -> None:
-        from vlmflow.inference import generation
-
-        processor, config = self.loaded.processor, self.loaded.model.config.get_text_config()
-        if control_tokens := [token for token in processor.tokenizer.all_special_tokens if token in prompt]:
-            raise ValueError(f"prompt: {control_tokens[0]!r} is a control token of the model; leave it out")
-        image_tokens = getattr(processor, "image_tokens", None) or getattr(processor, "image_seq_len", 0)
-        length = len(processor.tokenizer(generation.chat_prompt(processor, prompt))["input_ids"]) + image_tokens
-        if length + max_new_tokens > (limit := config.max_position_embeddings):
-            raise ValueError(
-                f"prompt: too long: {length} tokens and {max_new_tokens} new ones exceed the model's limit of {limit}"
-            )
+        reader = answering.image_reader(self.loaded)
+        return await self._run(answering.answer_prompts, self.loaded, questions, reader, **options)
 
     async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
         """Answer a V1 request (a mapping) or a V2 request (an InferRequest)."""
@@ -89,63 +88,82 @@ class Predictor(Model):
             raise InvalidInput(str(error)) from None
 
     async def _predict_v1(self, payload: Any) -> list[Any]:
-        instances = payload.get("instances") if isinstance(payload, dict) else None
-        if not isinstance(instances, list) or not instances or not all(isinstance(i, dict) for i in instances):
-            raise ValueError('expected {"instances": [{"image": {"b64": …}, "prompt": …}, …]}')
-        if len(instances) > MAX_INSTANCES:
-            raise ValueError(f"{len(instances)} instances in one request; at most {MAX_INSTANCES} are allowed")
-        return await self._answer_instances(instances, _max_new_tokens(payload.get("parameters")))
-
-    async def _predict_v2(self, request: InferRequest) -> InferResponse:
-        columns = {tensor.name: _string_values(tensor) for tensor in request.inputs}
-        if "image" not in columns or len({len(values) for values in columns.values()}) != 1:
-            raise ValueError("expected the BYTES inputs `image` (base64) and `prompt`, of equal length")
-        images = [parse_image(value) for value in columns["image"]]
-        prompts = columns.get("prompt")
-        if prompts is None:
-            raise ValueError("expected the BYTES input `prompt`")
-        answers = await self.answer(images, prompts, max_new_tokens=_max_new_tokens(request.parameters))
-        output = InferOutput(name="answer", shape=[len(answers)], datatype="BYTES", data=answers)
-        return InferResponse(model_name=self.name, infer_outputs=[output], response_id=request.id or "")
-
-    async def _answer_instances(self, instances: list[dict[str, Any]], max_new_tokens: int) -> list[Any]:
-        """Answer all prompts as one batch and the other instances one by one; results keep the instances' order."""
         from vlmflow.serving import v1_instances
 
-        results: list[Any] = [None] * len(instances)
-        chats: list[tuple[int, Image.Image, str]] = []  # index, image, prompt
-        for index, instance in enumerate(instances):
-            if unknown := instance.keys() - set(v1_instances.KEYS):
-                allowed = ", ".join(v1_instances.KEYS)
-                raise ValueError(f"instance {index}: {sorted(unknown)[0]!r} is unknown; expected one of {allowed}")
-            if "prompt" in instance:
-                image = parse_image(instance.get("image"))
-                v1_instances.require_ability(self.loaded, "chat")
-                chats.append((index, image, v1_instances.require_text(instance["prompt"], "prompt")))
-            else:
-                results[index] = await self._run(v1_instances.answer, self.loaded, instance)
-        if chats:
-            images, prompts = [image for _, image, _ in chats], [prompt for _, _, prompt in chats]
-            answers = await self.answer(images, prompts, max_new_tokens=max_new_tokens)
-            for (index, _, _), answer in zip(chats, answers, strict=True):
-                results[index] = {"answer": answer}
-        return results
+        if not isinstance(payload, dict):
+            raise ValueError('expected {"instances": [{"image": {"b64": …}, "prompt": …}, …]}')
+        if unknown := sorted(payload.keys() - {"instances", "parameters"}):
+            raise ValueError(f"{unknown[0]!r:.80} is unknown; expected instances and parameters")
+        options = _options(payload.get("parameters"))
+        return await self._run(v1_instances.answer_instances, self.loaded, payload.get("instances"), **options)
 
-    async def _run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Run `function` in a thread, so that the event loop keeps answering health checks."""
-        async with self.lock:
-            return await asyncio.to_thread(function, *arguments, **options)
+    async def _predict_v2(self, request: InferRequest) -> InferResponse:
+        names = [tensor.name for tensor in request.inputs]
+        if sorted(names) != ["image", "prompt"]:
+            raise ValueError(
+                f"expected the BYTES inputs image (base64) and prompt, got {', '.join(names) or 'none':.80}"
+            )
+        columns = {tensor.name: _string_values(tensor) for tensor in request.inputs}
+        images, prompts = columns["image"], columns["prompt"]
+        if len(images) != len(prompts) or not 1 <= len(images) <= MAX_ROWS:
+            raise ValueError(
+                f"expected as many images as prompts, 1 to {MAX_ROWS}, got {len(images)} and {len(prompts)}"
+            )
+        for output in request.request_outputs or []:
+            if output.name != "answer":
+                raise ValueError(f"output {output.name!r:.80} is unknown; the model returns answer")
+        options = _options(to_http_parameters(request.parameters or {}), also=("binary_data_output",))
+        answers = await self.answer(list(zip(images, prompts, strict=True)), **options)
+        output = InferOutput("answer", [len(answers)], "BYTES", [answer.text for answer in answers])
+        return InferResponse(
+            model_name=self.name,
+            infer_outputs=[output],
+            response_id=request.id or "",
+            use_binary_outputs=request.use_binary_outputs,
+            requested_outputs=request.request_outputs,
+        )
+
+    async def _run(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Run `function` in the model's thread. A request that is cancelled while it waits is never run."""
+        call = partial(self._call, function, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        import torch
+
+        self._busy_since = time.monotonic()
+        try:
+            return function(*arguments, **options)
+        except torch.AcceleratorError:  # the device answers nothing any more until the process restarts
+            self.ready = False
+            raise
+        finally:
+            self._busy_since = None
 
 
-def _max_new_tokens(parameters: Any) -> int:
-    value = (parameters or {}).get("max_new_tokens", MAX_NEW_TOKENS)
+def _options(parameters: Any, also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the options in the `parameters` of a V1 or V2 request; KServe reads those in `also` itself."""
+    from vlmflow.serving.answering import MAX_NEW_TOKENS
+
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters: expected an object, got {parameters!r:.80}")
+    if unknown := sorted(parameters.keys() - {"max_new_tokens", *also}):
+        raise ValueError(f"parameters: {unknown[0]!r:.80} is unknown; expected max_new_tokens")
+    value = parameters.get("max_new_tokens", MAX_NEW_TOKENS)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1024:
-        raise ValueError(f"max_new_tokens: expected 1 to 1024, got {value!r}")
-    return value
+        raise ValueError(f"max_new_tokens: expected 1 to 1024, got {value!r:.80}")
+    return {"max_new_tokens": value}
 
 
 def _string_values(tensor: Any) -> list[str]:
     if tensor.datatype != "BYTES":
-        raise ValueError(f"input {tensor.name!r}: expected BYTES, got {tensor.datatype}")
-    values = tensor.as_numpy().reshape(-1).tolist()
-    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values]
+        raise ValueError(f"input {tensor.name!r}: expected BYTES, got {tensor.datatype:.80}")
+    try:
+        values = tensor.as_numpy().reshape(-1).tolist()
+        texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+    except (ValueError, TypeError, OverflowError, struct.error) as error:
+        raise ValueError(f"input {tensor.name!r}: {error}") from None
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"input {tensor.name!r}: expected texts")
+    return texts

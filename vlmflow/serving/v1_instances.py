@@ -1,4 +1,4 @@
-"""Answer V1 instances other than prompts: each kind needs an ability of the model.
+"""Answer the instances of a V1 request: each kind needs an ability of the model.
 
 | instance | ability | answer |
 |---|---|---|
@@ -19,21 +19,49 @@ from PIL import Image
 
 from vlmflow.inference import embedding, masked
 from vlmflow.inference.loading import LoadedModel
-from vlmflow.serving.request_images import parse_image
+from vlmflow.serving.answering import answer_prompts, image_reader, require_ability, require_text
+from vlmflow.serving.request_images import ImageReader
 
-KEYS = ("image", "prompt", "labels", "text", "reconstruct")
+MAX_INSTANCES = 64  # in one request
+MAX_LABELS = 1_000  # in all instances of a request
+MAX_LABEL_CHARACTERS = 200
+
+_QUESTIONS = ("prompt", "labels", "text", "reconstruct")
 
 
-def answer(loaded: LoadedModel, instance: dict[str, Any]) -> dict[str, Any]:
+def answer_instances(loaded: LoadedModel, instances: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    """Answer all prompts as one batch and the other instances one by one; results keep the instances' order.
+
+    Args:
+        options: max_new_tokens of the prompts.
+
+    Raises:
+        ValueError: the model lacks the ability, or an image, text, label or seed is invalid.
+    """
+    _check(instances)
+    reader, results = image_reader(loaded), [{} for _ in instances]
+    prompts = [index for index, instance in enumerate(instances) if "prompt" in instance]
+    for index, instance in enumerate(instances):
+        if "prompt" not in instance:
+            results[index] = answer(loaded, instance, reader)
+    if prompts:
+        questions = [(instances[index].get("image"), instances[index]["prompt"]) for index in prompts]
+        for index, found in zip(prompts, answer_prompts(loaded, questions, reader, **options), strict=True):
+            results[index] = {"answer": found.text}
+    return results
+
+
+def answer(loaded: LoadedModel, instance: dict[str, Any], reader: ImageReader) -> dict[str, Any]:
     """Answer an instance that has no prompt.
 
     Raises:
         ValueError: the model lacks the ability, or the image, text, labels or seed is invalid.
     """
-    image = parse_image(instance["image"]) if "image" in instance else None
+    image = reader.read(instance["image"]).pixels if "image" in instance else None
     if "text" in instance:
         return _answer_text(loaded, image, require_text(instance["text"], "text"))
-    image = image or parse_image(None)  # raises: the image is missing
+    if image is None:
+        raise ValueError("image: missing; send base64 or a data URI")
     if "labels" in instance:
         return _classify(loaded, image, instance["labels"])
     if "reconstruct" in instance:
@@ -41,6 +69,26 @@ def answer(loaded: LoadedModel, instance: dict[str, Any]) -> dict[str, Any]:
     require_ability(loaded, "embed", "features")
     embed = embedding.embed_images if "embed" in loaded.abilities else masked.image_features
     return {"embedding": embed(loaded, [image])[0].tolist()}
+
+
+def _check(instances: Any) -> None:
+    """Check the keys of all instances and the number of their labels, before any image is decoded."""
+    if not isinstance(instances, list) or not instances or not all(isinstance(each, dict) for each in instances):
+        raise ValueError('expected {"instances": [{"image": {"b64": …}, "prompt": …}, …]}')
+    if len(instances) > MAX_INSTANCES:
+        raise ValueError(f"{len(instances)} instances in one request; at most {MAX_INSTANCES} are allowed")
+    labels = 0
+    for index, instance in enumerate(instances):
+        if unknown := sorted(instance.keys() - {"image", *_QUESTIONS}):
+            allowed = ", ".join(("image", *_QUESTIONS))
+            raise ValueError(f"instance {index}: {unknown[0]!r:.80} is unknown; expected one of {allowed}")
+        if len(both := [key for key in _QUESTIONS if key in instance]) > 1:
+            raise ValueError(f"instance {index}: has {both[0]} and {both[1]}; send two instances")
+        if not isinstance(instance.get("labels", []), list):
+            raise ValueError("labels: expected a list of at least two different names")
+        labels += len(instance.get("labels", []))
+    if labels > MAX_LABELS:
+        raise ValueError(f"labels: {labels} in one request; at most {MAX_LABELS} are allowed")
 
 
 def _answer_text(loaded: LoadedModel, image: Image.Image | None, text: str) -> dict[str, Any]:
@@ -59,11 +107,11 @@ def _answer_text(loaded: LoadedModel, image: Image.Image | None, text: str) -> d
     return {"score": float(embedding.similarity(loaded, [image], [text])[0, 0])}
 
 
-def _classify(loaded: LoadedModel, image: Image.Image, labels: Any) -> dict[str, Any]:
+def _classify(loaded: LoadedModel, image: Image.Image, labels: list[Any]) -> dict[str, Any]:
     require_ability(loaded, "classify")
-    if not isinstance(labels, list) or len(labels) < 2:
-        raise ValueError("labels: expected a list of at least two names")
-    names = [require_text(label, "labels") for label in labels]
+    names = [require_text(label, "labels", MAX_LABEL_CHARACTERS) for label in labels]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError("labels: expected a list of at least two different names")
     (row,) = embedding.classify(loaded, [image], names)
     probabilities = [float(p) for p in row]
     best = max(range(len(names)), key=probabilities.__getitem__)
@@ -80,17 +128,3 @@ def _reconstruct(loaded: LoadedModel, image: Image.Image, seed: Any) -> dict[str
     masked.to_image(loaded, predicted[0]).save(buffer, "PNG")
     encoded = base64.b64encode(buffer.getvalue()).decode()
     return {"image": {"b64": encoded}, "hidden": hidden[0].nonzero()[:, 0].tolist()}
-
-
-def require_ability(loaded: LoadedModel, *abilities: str) -> None:
-    """Raises ValueError with the model's abilities if it has none of `abilities`."""
-    if not loaded.abilities & set(abilities):
-        supported = ", ".join(sorted(loaded.abilities))
-        raise ValueError(f"this model cannot {' or '.join(abilities)}; it can {supported}")
-
-
-def require_text(value: Any, name: str) -> str:
-    """Return `value`, the field `name` of a request. Raises ValueError if it is not text."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}: expected text, got {value!r:.80}")
-    return value

@@ -208,13 +208,13 @@ def build_or_load(section: PretrainConfig, texts: list[str]) -> tuple[Any, Any]:
     if section.init_from is None:
         return recipes.call(family.build, texts, values=section.model, where="pretrain.model")
     try:
-        model_type = AutoConfig.from_pretrained(section.init_from).model_type
+        model_type = AutoConfig.from_pretrained(section.init_from, trust_remote_code=False).model_type
         if model_type != (expected := family.model_class.config_class.model_type):
             raise ValueError(
                 f"its model_type is {model_type}, not {expected}"
             )  # transformers would initialise at random
         model = checkpoint.load_weights(family.model_class, section.init_from, partial(_own_weights, section.init_from))
-        return model, AutoProcessor.from_pretrained(section.init_from)
+        return model, AutoProcessor.from_pretrained(section.init_from, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ModelError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -227,7 +227,7 @@ def _own_weights(init_from: str, model: Any) -> set[str]:
 
     A family adds parts to a published model (Llip's mixture), or leaves some out (BERT's next-sentence head).
     """
-    config = AutoConfig.from_pretrained(init_from)
+    config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     published = getattr(transformers, (config.architectures or [""])[0], None)
     if published is None:
         return set()
