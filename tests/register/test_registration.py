@@ -3,18 +3,22 @@
 import io
 import json
 import shutil
+import sys
+import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from components.register.registration import register
+from components.register.registration import CODE, register
 from models.tiny.build import build_language_model
 from vlmflow.artifacts.checkpoint import Checkpoint, save
 from vlmflow.errors import ModelError, ServiceError
 from vlmflow.inference import generation, loading
+from vlmflow.serving.answering import MAX_NEW_TOKENS
 from vlmflow.serving.resolve import resolve
 from vlmflow.tracking import mlflow_run, mlflow_store
 from vlmflow.tracking.registry import RegistryConfig, format_versions, list_versions
@@ -69,7 +73,8 @@ def test_a_version_resolves_by_alias_and_answers_like_its_checkpoint(artifacts: 
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "blue").save(buffer, "PNG")
     frame = pd.DataFrame({"image": [buffer.getvalue()], "prompt": ["what is it"]})
-    direct = generation.chat(loading.load(artifacts / "model"), [Image.new("RGB", (64, 48), "blue")], ["what is it"])
+    loaded, image = loading.load(artifacts / "model"), Image.new("RGB", (64, 48), "blue")
+    direct = generation.chat(loaded, [image], ["what is it"], max_new_tokens=MAX_NEW_TOKENS)
     assert mlflow.pyfunc.load_model("models:/vlm@champion").predict(frame) == direct
 
 
@@ -152,3 +157,34 @@ def test_registration_does_not_change_the_steps_own_run(artifacts: Path, tmp_pat
 def test_invalid_names_are_errors(name: str) -> None:
     with pytest.raises(ValueError, match="must be a word without"):
         RegistryConfig(name=name)
+
+
+def test_a_version_contains_its_packages_apart_from_those_of_a_program(artifacts: Path, tmp_path: Path) -> None:
+    register_artifacts(artifacts, tmp_path, "apart")
+    code = resolve("models:/apart/1").parent.parent / "code"
+    assert [path.name for path in code.iterdir()] == [CODE]
+    assert sorted(path.name for path in (code / CODE).iterdir()) == ["models", "vlmflow"]
+    assert not list(code.rglob("__pycache__"))
+
+
+def test_a_program_keeps_its_own_models_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow warns about its own type hints
+        from vlmflow.serving.pyfunc import VersionPackages
+    for folder, content in (("version", "NAME = 'of the version'"), ("program", "NAME = 'of the program'")):
+        for package in ("models", "vlmflow"):
+            (tmp_path / folder / package).mkdir(parents=True)
+            (tmp_path / folder / package / "__init__.py").write_text(content)
+            (tmp_path / folder / package / "late.py").write_text(content)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("models", "vlmflow")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path / "program")
+    packages, path = VersionPackages(tmp_path / "version"), list(sys.path)
+    import models as theirs
+
+    for _ in range(2):
+        with packages.importable():
+            ours = import_module("models")
+            assert ours.NAME == import_module("vlmflow.late").NAME == "of the version"
+    assert sys.modules["models"] is theirs and sys.path == path and "vlmflow" not in sys.modules
+    assert packages.modules["models"] is ours and import_module("models.late").NAME == "of the program"

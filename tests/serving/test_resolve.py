@@ -33,5 +33,5 @@ def test_a_port_in_use_is_reported_before_the_model_is_loaded(tmp_path: Path) ->
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ServiceError, match=f"port {port}: .*in use.*--port"):
+        with pytest.raises(ServiceError, match=f"port {port} on .*in use.*--port"):
             serve(tmp_path / "no model here", port)
