@@ -11,8 +11,8 @@ from vlmflow.images.boxes import CODECS, Box, format_box, transcode
 @st.composite
 def boxes(draw: st.DrawFn) -> Box:
     width, height = draw(st.integers(8, 4000)), draw(st.integers(8, 4000))
-    xs = sorted(draw(st.tuples(st.floats(0, width), st.floats(0, width))))
-    ys = sorted(draw(st.tuples(st.floats(0, height), st.floats(0, height))))
+    xs = sorted(round(draw(st.floats(0, width)), 6) for _ in range(2))  # rounded: areas must not underflow
+    ys = sorted(round(draw(st.floats(0, height)), 6) for _ in range(2))
     return Box(xs[0], ys[0], xs[1], ys[1], width, height)
 
 

@@ -59,7 +59,7 @@ def test_the_server_prints_its_addresses_serves_both_protocols_and_ends_on_sigte
 def call_grpc(address: str, encoded: str) -> dict[str, Any]:
     def infer(**parameters: Any) -> Any:
         values = {"image": encoded.encode(), "prompt": b"what is it"}
-        inputs = [
+        inputs: Any = [
             {"name": name, "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [value]}}
             for name, value in values.items()
         ]

@@ -32,7 +32,7 @@ class VersionPackages:
 
     def __init__(self, folder: Path):
         self.folder, self.modules = str(folder), {}
-        self.needed = "models.zoo" not in sys.modules
+        self.needed = "vlmflow.inference.loading" not in sys.modules
 
     @contextmanager
     def importable(self) -> Iterator[None]:
