@@ -180,7 +180,8 @@ def _stop_with_parent() -> None:
     """Stop when stdin closes, which means that the parent process has ended."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock would break the exit of the interpreter
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
