@@ -11,7 +11,8 @@ from vlmflow.config.section import Section
 from vlmflow.errors import DataError, RecordError
 
 BoxFormat = Literal["xyxy", "xywh", "yolo"]
-DEFAULT_CAPTION = "caption"
+DEFAULT_CAPTION, DEFAULT_WIDTH, DEFAULT_HEIGHT = "caption", "width", "height"
+OPTIONAL = {"caption": DEFAULT_CAPTION, "width": DEFAULT_WIDTH, "height": DEFAULT_HEIGHT}
 
 
 class ColumnsConfig(Section):
@@ -31,6 +32,12 @@ class ColumnsConfig(Section):
         "`yolo` is centre and size, or the corners of a polygon, as fractions of width and height.",
     )
     lines: str = Field(default="", description="Column of the lines of text and their boxes; empty if there are none.")
+    width: str = Field(
+        default=DEFAULT_WIDTH,
+        description="Column of the width, in pixels, of the image on which the boxes and lines were drawn, if the "
+        "source states it. They are scaled if the image is a smaller or larger copy, and skipped if it is another.",
+    )
+    height: str = Field(default=DEFAULT_HEIGHT, description="Column of its height, in pixels.")
     label: str = Field(default="", description="Column of the image's label, or a list with a name for each box.")
     split: str = Field(default="", description="Column of the split; empty splits by `ingest.holdout`.")
     licence: str = Field(default="", description="Column of the licence; empty uses `ingest.licence`.")
@@ -43,14 +50,15 @@ class ColumnsConfig(Section):
 
     @property
     def mapped(self) -> dict[str, str]:
-        """The mapping without its empty entries."""
-        return {key: column for key, column in self.model_dump().items() if column and key != "box_format"}
+        """The mapping without its empty entries; width and height are used for boxes and lines only."""
+        unused = {"box_format"} if self.boxes or self.lines else {"box_format", "width", "height"}
+        return {key: column for key, column in self.model_dump().items() if column and key not in unused}
 
     def match_columns(self, available: list[str], path: str) -> "ColumnsConfig":
         """Return the mapping for a source with the columns `available`.
 
-        The default caption column may be missing if boxes or lines are mapped: datasets of boxes or receipts have no
-        captions.
+        The default columns of width and height may be missing, and that of the caption if boxes or lines are mapped:
+        datasets of boxes or receipts have no captions.
 
         Raises:
             DataError: a mapped column does not exist.
@@ -58,8 +66,8 @@ class ColumnsConfig(Section):
         for key, column in self.mapped.items():
             if column in available:
                 continue
-            if key == "caption" and column == DEFAULT_CAPTION and (self.boxes or self.lines):
-                return self.model_copy(update={"caption": ""}).match_columns(available, path)
+            if column == OPTIONAL.get(key) and (self.boxes or self.lines):
+                return self.model_copy(update={key: ""}).match_columns(available, path)
             raise DataError(
                 f"{path}: ingest.columns.{key}: no column {column!r}; {nearest(column, available)}, "
                 f"all: {', '.join(available) or 'none'}"

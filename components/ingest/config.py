@@ -66,6 +66,11 @@ class IngestConfig(Section):
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig, description="Columns of a source that has no format of its own."
     )
+    names: dict[str, str] = Field(
+        default_factory=dict,
+        description="Words for labels of the source: `{WBC: white blood cell}` renames the phrases, categories and "
+        "labels that are exactly `WBC`. A name that the source does not have is an error.",
+    )
     limit: int | None = Field(
         default=None, ge=1, description="Number of pairs to read, from the start; null reads all."
     )
@@ -121,4 +126,8 @@ class IngestConfig(Section):
     def _check_path(self) -> "IngestConfig":
         if self.source != "scenes" and not self.path:
             raise ValueError(f"source {self.source!r} needs a path; set ingest.path")
+        if self.names and self.source in ("scenes", "conversations", "preferences"):
+            raise ValueError(f"names: source {self.source!r} has no labels to rename; remove names")
+        if empty := next((name for name, words in self.names.items() if not words.strip()), None):
+            raise ValueError(f"names: {empty!r} has no words; give some, or remove it")
         return self

@@ -62,11 +62,13 @@ def relative_name(file: UPath, root: UPath) -> str:
 
 def split_from_folders(name: str) -> str:
     """Return the split that a folder in `name` gives (`images/val2017`, `testing_data`): train, test or ""."""
-    for part in reversed(PurePosixPath(name.lower()).parent.parts):
-        stem = re.sub(r"(_data|[\d_-])+$", "", part)
-        if stem in SPLITS:
-            return SPLITS[stem]
-    return ""
+    return next(filter(None, map(split_from_word, reversed(PurePosixPath(name).parent.parts))), "")
+
+
+def split_from_word(name: str) -> str:
+    """Return the split that the name of a folder or file gives (`instances_val2017`): train, test or ""."""
+    found = {SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else ""
 
 
 def resolve_path(path: str) -> UPath:

@@ -20,6 +20,7 @@ from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import image_files, open_path
 from components.ingest.json_files import parse_json
 from components.ingest.record import Record, malformed
+from vlmflow.artifacts.files import walk
 from vlmflow.artifacts.text_files import read_text
 from vlmflow.errors import DataError, RecordError
 
@@ -33,7 +34,7 @@ class FunsdReader:
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
-        self.forms = sorted(self.root.rglob("*.json"), key=str)
+        self.forms = [file for file in walk(self.root) if file.suffix.lower() == ".json"]
         if not self.forms:
             raise DataError(f"ingest.path: {path!r}: no *.json file found")
 
@@ -66,8 +67,10 @@ def _entity_lines(entity: Any, refused: SkippedItems) -> list[dict[str, Any]]:
     for word in words or ([entity] if isinstance(entity, dict) else []):
         text = boxes.text_field(word, boxes.TEXT_KEYS)
         try:
-            box = [float(number) for number in word["box"]]
-            words_with_boxes.append({"text": text, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))})
+            x0, y0, x1, y1 = (float(number) for number in word["box"])
+            if not (x0 < x1 and y0 < y1):  # joining it to a line would hide it
+                raise ValueError
+            words_with_boxes.append({"text": text, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
         except (KeyError, TypeError, ValueError):
             refused.append(("lines", RecordError("invalid box", f"{word!r:.80}")))
     rows = boxes.group_lines(words_with_boxes)

@@ -4,8 +4,13 @@ import itertools
 import logging
 import os
 from collections import Counter
+<<<<<<< HEAD
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+=======
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+>>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
 from typing import Any
 
 from components.ingest.columns import ColumnsConfig
@@ -24,6 +29,7 @@ from components.ingest.synthetic_scenes import generate
 from vlmflow.artifacts import dataset, exclusion_list
 from vlmflow.artifacts.addresses import is_remote
 from vlmflow.artifacts.dataset import Dataset
+from vlmflow.config.nearest import nearest
 from vlmflow.errors import DataError, RecordError
 
 logger = logging.getLogger(__name__)
@@ -67,8 +73,14 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
     columns = source.columns(section.columns)
     limits = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
     with Quarantine(out) as quarantine, DecoderPool(limits) as decoders:
+<<<<<<< HEAD
         access = _image_access(section)
         builder = _make_builder(section, columns, quarantine, access, notes)
+=======
+        builder = _make_builder(section, columns, quarantine, notes)
+        if declared := getattr(source, "class_names", None):  # a source that lists its classes
+            _check_names(section, set(section.names) - set(declared), declared)
+>>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
         decoded = decoders.map(source.records(), builder.read_images)
         excluded = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
@@ -83,6 +95,8 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
                 raise DataError(f"{section.path}: the source has no rows")
             raise DataError(f"{section.path}: none of its {builder.records} rows is usable: {quarantine.describe()}")
         yield from itertools.islice(itertools.chain([first], rows), section.limit)
+        if isinstance(builder, PairBuilder) and not declared and section.limit is None:
+            _check_names(section, builder.unmet_names, builder.met_names)
         notes["rows_read"] = builder.records
         notes["clipped_boxes"] = builder.clipped
         notes["quarantined"] = {what: dict(kinds) for what, kinds in quarantine.counts.items()}
@@ -120,6 +134,13 @@ def _check_lost(section: IngestConfig, quarantine: Quarantine, records: int) -> 
         )
 
 
+def _check_names(section: IngestConfig, unknown: Collection[str], known: Iterable[str]) -> None:
+    """Raise DataError if `ingest.names` renames a label that the source does not have."""
+    if unknown:
+        name = min(unknown)
+        raise DataError(f"ingest.names: {section.path} has no label {name!r}; {nearest(name, known)}")
+
+
 def _is_excluded(row: dict[str, Any], location: str, excluded: frozenset[str], quarantine: Quarantine) -> bool:
     """Whether the exclusion list has the row or one of its images; if so, add it to the quarantine."""
     images = row["images"] if "images" in row else [row["image"]]
@@ -142,7 +163,11 @@ def _make_builder(
         notes["captions"] = "made from " + " or ".join(key for key in ("boxes", "lines") if key in columns.mapped)
         if section.columns.caption:
             logger.warning("%s: no caption column; captions are %s", section.path, notes["captions"])
+<<<<<<< HEAD
     return PairBuilder(columns, quarantine, access, licence=section.licence, **split)
+=======
+    return PairBuilder(columns, quarantine, licence=section.licence, names=section.names, **split)
+>>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
 
 
 def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,8 @@ from components.ingest.split import resolve_split
 from vlmflow.artifacts import dataset
 from vlmflow.errors import RecordError
 
+SHOWN_NAMES = 1000  # labels that are kept for the message about an unknown one
+
 
 class PairBuilder:
     """Build rows of the schema `pairs`; unusable records, regions and lines go to the quarantine.
@@ -24,9 +26,11 @@ class PairBuilder:
         licence: licence of rows without their own.
         holdout: fraction of images hashed into the test split, if no column gives it.
         seed: seed of the hash.
+        names: other words for labels of the source.
     """
 
     def __init__(
+<<<<<<< HEAD
         self,
         columns: ColumnsConfig,
         quarantine: Quarantine,
@@ -37,6 +41,14 @@ class PairBuilder:
         seed: int,
     ):
         self.columns, self.quarantine, self.access = columns, quarantine, access
+=======
+        self, columns: ColumnsConfig, quarantine: Quarantine, *, licence: str, holdout: float, seed: int,
+        names: dict[str, str] | None = None,
+    ):  # fmt: skip
+        self.columns, self.quarantine, self.names = columns, quarantine, names or {}
+        self.unmet_names = set(self.names)
+        self.met_names: set[str] = set()  # some of the other labels, for messages
+>>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
         self.licence, self.holdout, self.seed = licence, holdout, seed
         self.records = 0
         self.clipped = 0  # number of clipped boxes
@@ -67,7 +79,9 @@ class PairBuilder:
                 "source": f"{record.source}/{name or record.location}",
                 "licence": text(self._value(record, "licence")) or self.licence,
                 "split": resolve_split(self._value(record, "split"), image.encoded, self.seed, self.holdout),
-                "label": "" if isinstance(self._value(record, "label"), list) else text(self._value(record, "label")),
+                "label": ""
+                if isinstance(self._value(record, "label"), list)
+                else self._renamed(text(self._value(record, "label"))),
             }
         except RecordError as reason:
             self.quarantine.add("rows", record.location, name, reason)
@@ -103,15 +117,18 @@ class PairBuilder:
         for i, item in enumerate(items):
             try:
                 phrase = boxes.text_field(item, boxes.PHRASE_KEYS)
-                if not phrase and isinstance(names, list) and len(names) == len(items):
+                if not phrase and isinstance(names, list):
+                    if len(names) != len(items):
+                        raise RecordError("no phrase", f"{len(items)} boxes, but {len(names)} labels")
                     phrase = text(names[i]).strip()
                 phrase = phrase or next((words.strip() for words in fallbacks if words.strip()), "")
                 if not phrase:
                     raise RecordError("no phrase", "box, label and caption have no text")
-                box = self._parse_box(item, image)
-                regions.append({"phrase": phrase, "category": boxes.text_field(item, boxes.CATEGORY_KEYS), **box})
+                category = boxes.text_field(item, boxes.CATEGORY_KEYS)
+                box = self._parse_box(item, image, record)
+                regions.append({"phrase": self._renamed(phrase), "category": self._renamed(category), **box})
             except RecordError as reason:
-                skipped.append(("regions", reason))
+                skipped.append(("regions", _located(item, reason)))
         return regions
 
     def _lines(
@@ -123,13 +140,20 @@ class PairBuilder:
                 words = boxes.text_field(item, boxes.TEXT_KEYS)
                 if not words:
                     raise RecordError("no text", "the line has a box but no text")
-                lines.append({"text": words, **self._parse_box(item, image)})
+                lines.append({"text": words, **self._parse_box(item, image, record)})
             except RecordError as reason:
-                skipped.append(("lines", reason))
+                skipped.append(("lines", _located(item, reason)))
         return lines
 
-    def _parse_box(self, item: Any, image: DecodedImage) -> dict[str, float]:
-        box, clipped = boxes.parse_box(item, *image.original_size, self.columns.box_format)
+    def _renamed(self, name: str) -> str:
+        self.unmet_names.discard(name)
+        if self.unmet_names and len(self.met_names) < SHOWN_NAMES:
+            self.met_names.add(name)
+        return self.names.get(name, name)
+
+    def _parse_box(self, item: Any, image: DecodedImage, record: Record) -> dict[str, float]:
+        stated = boxes.stated_size(self._value(record, "width"), self._value(record, "height"))
+        box, clipped = boxes.parse_box(item, *image.original_size, self.columns.box_format, stated)
         self.clipped += clipped
         x_scale, y_scale = (
             image.size[0] / image.original_size[0],
@@ -144,6 +168,13 @@ def _items(value: Any, what: str, skipped: list[tuple[str, RecordError]]) -> lis
     except RecordError as reason:
         skipped.append((what, reason))
         return []
+
+
+def _located(item: Any, reason: RecordError) -> RecordError:
+    """Return the error with the line of the annotation file, which readers give as `at`."""
+    if not isinstance(item, dict) or "at" not in item:
+        return reason
+    return RecordError(reason.kind, f"{item['at']}: {reason.detail}")
 
 
 def _name(image: Any) -> str:

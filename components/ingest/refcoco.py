@@ -14,16 +14,18 @@ Source: Yu et al. 2016; github.com/lichengunc/refer.
 
 import io
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from upath import UPath
 
-from components.ingest.coco import image_folders, stream_entries
+from components.ingest.coco import image_folders, read_categories, stream_entries
 from components.ingest.columns import ColumnsConfig
 from components.ingest.filesystem import open_path
 from components.ingest.json_files import parse_json
 from components.ingest.record import Record
+from vlmflow.artifacts.files import describe_missing, walk
 from vlmflow.artifacts.text_files import decode_text
 from vlmflow.errors import DataError, RecordError
 
@@ -41,13 +43,14 @@ class RefCocoReader:
 
     def __init__(self, path: str, index: str = ""):
         self.root = open_path(path)
-        found = [self.root / index] if index else sorted(self.root.glob("refs(*).*"), key=str)
-        if len(found) != 1 or not found[0].is_file():
+        found = [self.root / index] if index else [f for f in walk(self.root, depth=1) if f.name.startswith("refs(")]
+        if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
             raise DataError(f"ingest.path: {path!r}: expected one refs(…).p, found: {names}; set ingest.index")
         self.index, self.instances = found[0], self.root / "instances.json"
-        if not self.instances.is_file():
-            raise DataError(f"ingest.path: {path!r}: instances.json is missing beside {self.index.name}")
+        for file in (self.index, self.instances):
+            if not file.is_file():
+                raise DataError(f"ingest.path: no such file: {describe_missing(file.name, [self.root])}")
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
         """Return the fixed mapping of the format."""
@@ -60,48 +63,93 @@ class RefCocoReader:
             DataError: one of the files is damaged.
         """
         refs = _load_refs(self.index)
-        named = {ref["ann_id"] for ref in refs}
-        annotations = stream_entries(self.instances, "annotations", "id")
-        boxes = {entry["id"]: entry.get("bbox") for entry in annotations if entry["id"] in named}
-        categories = {
-            entry["id"]: entry["name"] for entry in stream_entries(self.instances, "categories", "id", "name")
-        }
-        images = {
-            entry["id"]: entry["file_name"] for entry in stream_entries(self.instances, "images", "id", "file_name")
-        }
+        instances = _Instances(self.instances, {ref["ann_id"] for ref in refs})
         by_image: dict[Any, list[dict[str, Any]]] = {}
         for ref in refs:
             by_image.setdefault(ref["image_id"], []).append(ref)
         folders, name = image_folders(self.root, self.index), self.root.absolute().name
         for image, group in by_image.items():
-            lost = [ref for ref in group if ref["ann_id"] not in boxes]
+            faults = [instances.fault_of(ref) for ref in group]
+            entry = instances.images.get(image, {})
             yield Record(
                 location=f"{self.index.name}:{image}",
                 source=name,
                 values={
-                    "image": images.get(image),
+                    "image": entry.get("file_name"),
+                    "width": entry.get("width"),
+                    "height": entry.get("height"),
                     "split": next((ref["split"] for ref in group if ref["split"] != "train"), "train"),
                     "boxes": [
-                        {"phrase": sentence["sent"], "category": categories.get(ref.get("category_id"), ""),
-                         "bbox": boxes[ref["ann_id"]]}
-                        for ref in group if ref["ann_id"] in boxes for sentence in ref["sentences"]
+                        {"phrase": sentence["sent"], "category": instances.categories.get(ref.get("category_id"), ""),
+                         "bbox": instances.annotations[ref["ann_id"]].get("bbox"), "at": f"annotation {ref['ann_id']}"}
+                        for ref, fault in zip(group, faults, strict=True) if not fault for sentence in ref["sentences"]
                     ],
                 },
                 folders=folders,
-                skipped=[("regions", RecordError("no box", f"no annotation {ref['ann_id']}")) for ref in lost],
+                error=instances.fault_of_image(image),
+                skipped=[("regions", fault) for fault in faults if fault],
             )  # fmt: skip
+
+
+class _Instances:
+    """The images, categories and annotations `named` by the refs, by id.
+
+    Raises:
+        DataError: the file is not a COCO document.
+    """
+
+    def __init__(self, file: UPath, named: set[Any]):
+        self.categories = read_categories(file)
+        self.images, self.annotations = dict[Any, dict[str, Any]](), dict[Any, dict[str, Any]]()
+        self._faults: dict[tuple[str, Any], RecordError] = {}
+        self._counts: Counter[tuple[str, Any]] = Counter()
+        for what, keys, entries in (("images", ("id", "file_name"), self.images),
+                                    ("annotations", ("id", "image_id"), self.annotations)):  # fmt: skip
+            for entry, fault in stream_entries(file, what, *keys):
+                number = entry["id"]
+                if what == "images" or number in named:
+                    kept = ("file_name", "width", "height", "image_id", "bbox")
+                    entries[number] = {key: entry[key] for key in kept if key in entry}
+                    self._counts[what, number] += 1
+                    if fault:
+                        self._faults[what, number] = fault
+
+    def fault_of_image(self, image: Any) -> RecordError | None:
+        """Return why the image of a record cannot be used, or None."""
+        if image not in self.images:
+            return RecordError("no image", f"image {image!r} is not in instances.json")
+        return self._fault("images", image)
+
+    def fault_of(self, ref: dict[str, Any]) -> RecordError | None:
+        """Return why the annotation of a ref cannot be used, or None."""
+        number = ref["ann_id"]
+        if number not in self.annotations:
+            return RecordError("no box", f"no annotation {number}")
+        if fault := self._fault("annotations", number):
+            return fault
+        if (other := self.annotations[number]["image_id"]) != ref["image_id"]:
+            return RecordError("no box", f"annotation {number} is on image {other}, not on {ref['image_id']}")
+        return None
+
+    def _fault(self, what: str, number: Any) -> RecordError | None:
+        if self._counts[what, number] > 1:
+            return RecordError("ambiguous id", f"several entries of `{what}` have the id {number}")
+        return self._faults.get((what, number))
 
 
 class _SafeUnpickler(pickle.Unpickler):
     """Unpickler for lists, dicts, strings and numbers; refuses everything else, because it could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}: only plain data is allowed")
+        hint = (
+            "; it holds NumPy numbers: convert them with int() and write it again" if module.startswith("numpy") else ""
+        )
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}: only plain data is allowed{hint}")
 
 
 def _load_refs(index: UPath) -> list[dict[str, Any]]:
-    content = index.read_bytes()
     try:
+        content = index.read_bytes()
         if index.suffix == ".json":
             refs = parse_json(decode_text(content))
         else:  # written by Python 2, whose strings are bytes

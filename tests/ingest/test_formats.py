@@ -212,7 +212,7 @@ def test_voc(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(r["phrase"], corners(r)) for r in rows[0]["regions"]] == [("dog", (0, 0, 40, 30))]
     assert sorted((entry["what"], entry["reason"].partition(":")[0]) for entry in entries) == [
-        ("region", "invalid box"), ("row", "malformed row"), ("row", "no annotation"), ("row", "no such file"),
+        ("region", "no box"), ("row", "malformed row"), ("row", "no annotation"), ("row", "no such file"),
     ]  # fmt: skip
 
 

@@ -318,10 +318,24 @@ def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     assert "byte 40 (0xe9) is not UTF-8" in refused(missing, tmp_path / "o")
 
 
+def test_names_rename_the_labels_of_the_source(tmp_path: Path) -> None:
+    row = {"image": "images/0.png", "kind": "WBC", "boxes": [{"label": "WBC", "box": [1, 2, 9, 8]}]}
+    root = folder(tmp_path / "set", [row])
+    columns = {"caption": "", "boxes": "boxes", "label": "kind"}
+    _, rows, _ = run(root, tmp_path / "out", columns=columns, names={"WBC": "white blood cell"})
+    assert [rows[0]["caption"], rows[0]["label"], rows[0]["regions"][0]["category"]] == ["white blood cell"] * 3
+    for section in ({"columns": columns}, {"source": "yolo"}):
+        (root / "data.yaml").write_text("names: [WBC]")
+        message = refused(root, tmp_path / "o", names={"WCB": "white blood cell"}, **section)
+        assert "no label 'WCB'; the nearest is 'WBC'" in message
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"source": "folder"}, "needs a path"),
+        ({"source": "folder", "path": "x", "names": {"a": " "}}, "'a' has no words"),
+        ({"names": {"a": "b"}}, "has no labels to rename"),
         ({"holdout": 1.0}, "holdout"),
         ({"limit": 0}, "limit"),
         ({"columns": {"caption": ""}}, "columns: caption is empty"),
