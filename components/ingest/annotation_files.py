@@ -75,6 +75,8 @@ def paired_records(
                 raise RecordError("no annotation", f"no annotation file for {name}")
         except RecordError as reason:
             fault = reason
+        except (OSError, DataError) as error:  # a broken link, no permission, UTF-16
+            fault = RecordError("unreadable file", str(error))
         yield Record(location=name, source=source, values=values, folders=[root], error=fault, skipped=refused)
     for annotation in index.annotations:
         if annotation not in index.matched:

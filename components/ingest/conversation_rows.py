@@ -15,6 +15,7 @@ from components.ingest.record import Record
 from components.ingest.sandboxed_decoder import DecodedImage
 from components.ingest.split import resolve_split
 from vlmflow.artifacts import dataset
+from vlmflow.artifacts.files import walk
 from vlmflow.errors import RecordError
 
 ParseRow = Callable[[dict[str, Any]], tuple[list[Any], dict[str, Any]]]
@@ -109,4 +110,4 @@ class ConversationBuilder:
 
 
 def _has_parquet(folder: UPath) -> bool:
-    return any(True for _ in folder.glob("**/*.parquet"))
+    return any(file.name.lower().endswith(".parquet") for file in walk(folder))

@@ -18,6 +18,7 @@ from components.ingest.csv_files import read_csv
 from components.ingest.filesystem import open_path
 from components.ingest.json_files import parse_json, stream_json
 from components.ingest.record import Record, malformed
+from vlmflow.artifacts.files import describe_missing, walk
 from vlmflow.artifacts.text_files import stream_lines
 from vlmflow.errors import DataError, RecordError
 
@@ -45,7 +46,8 @@ class FolderReader:
         self.index = root / (index or _find_index(root))
         if not self.index.is_file():
             raise DataError(
-                f"ingest.index: {index!r}: no such file in {path!r}; found: {_format_names(_index_files(root))}"
+                f"ingest.index: no such file: {describe_missing(index, [root])}; "
+                f"found: {_format_names(_index_files(root))}"
             )
         if self.index.suffix.lower() not in INDEX_SUFFIXES:
             raise DataError(f"ingest.index: {index!r}: unknown suffix, use one of {', '.join(INDEX_SUFFIXES)}")
@@ -103,7 +105,7 @@ def _read_jsonl(index: UPath) -> Iterator[tuple[int, dict[str, Any], RecordError
 
 
 def _index_files(root: UPath) -> list[UPath]:
-    return sorted((file for file in root.iterdir() if file.suffix.lower() in INDEX_SUFFIXES), key=str)
+    return [file for file in walk(root, depth=1) if file.suffix.lower() in INDEX_SUFFIXES]
 
 
 def _find_index(root: UPath) -> str:

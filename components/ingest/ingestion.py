@@ -4,13 +4,8 @@ import itertools
 import logging
 import os
 from collections import Counter
-<<<<<<< HEAD
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-=======
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
->>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from components.ingest.columns import ColumnsConfig
@@ -73,14 +68,10 @@ def _read_rows(section: IngestConfig, out: Path, notes: dict[str, Any]) -> Itera
     columns = source.columns(section.columns)
     limits = SizeLimits(max_side=section.max_side, max_bytes=section.max_bytes)
     with Quarantine(out) as quarantine, DecoderPool(limits) as decoders:
-<<<<<<< HEAD
         access = _image_access(section)
         builder = _make_builder(section, columns, quarantine, access, notes)
-=======
-        builder = _make_builder(section, columns, quarantine, notes)
         if declared := getattr(source, "class_names", None):  # a source that lists its classes
             _check_names(section, set(section.names) - set(declared), declared)
->>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
         decoded = decoders.map(source.records(), builder.read_images)
         excluded = exclusion_list.read(section.exclude) if section.exclude else frozenset[str]()
         rows = (
@@ -163,11 +154,7 @@ def _make_builder(
         notes["captions"] = "made from " + " or ".join(key for key in ("boxes", "lines") if key in columns.mapped)
         if section.columns.caption:
             logger.warning("%s: no caption column; captions are %s", section.path, notes["captions"])
-<<<<<<< HEAD
-    return PairBuilder(columns, quarantine, access, licence=section.licence, **split)
-=======
-    return PairBuilder(columns, quarantine, licence=section.licence, names=section.names, **split)
->>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
+    return PairBuilder(columns, quarantine, access, licence=section.licence, names=section.names, **split)
 
 
 def _count_splits(rows: Iterator[dict[str, Any]], notes: dict[str, Any]) -> Iterator[dict[str, Any]]:

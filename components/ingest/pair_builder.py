@@ -30,7 +30,6 @@ class PairBuilder:
     """
 
     def __init__(
-<<<<<<< HEAD
         self,
         columns: ColumnsConfig,
         quarantine: Quarantine,
@@ -39,16 +38,11 @@ class PairBuilder:
         licence: str,
         holdout: float,
         seed: int,
-    ):
-        self.columns, self.quarantine, self.access = columns, quarantine, access
-=======
-        self, columns: ColumnsConfig, quarantine: Quarantine, *, licence: str, holdout: float, seed: int,
         names: dict[str, str] | None = None,
-    ):  # fmt: skip
-        self.columns, self.quarantine, self.names = columns, quarantine, names or {}
+    ):
+        self.columns, self.quarantine, self.access, self.names = columns, quarantine, access, names or {}
         self.unmet_names = set(self.names)
         self.met_names: set[str] = set()  # some of the other labels, for messages
->>>>>>> 93279dc (Give each image its own boxes: labels by corresponding folders, no last-one-wins, stated sizes, renamed labels)
         self.licence, self.holdout, self.seed = licence, holdout, seed
         self.records = 0
         self.clipped = 0  # number of clipped boxes

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.artifacts import text_files
-from vlmflow.artifacts.text_files import read_lines, read_text, split_lines, stream_lines
+from vlmflow.artifacts.text_files import read_lines, read_text, stream_lines
 from vlmflow.errors import DataError, RecordError
 
 
@@ -40,9 +40,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 def test_only_line_ends_split_lines(tmp_path: Path) -> None:
     text = "a\u2028b\x0cc\x85d\x1ee\nf\r\ng"
-    assert split_lines(text) == ["a\u2028b\x0cc\x85d\x1ee", "f", "g"]
     (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
-    assert read_lines(tmp_path / "a.txt") == split_lines(text)
+    assert read_lines(tmp_path / "a.txt") == ["a\u2028b\x0cc\x85d\x1ee", "f", "g"]
 
 
 def test_a_bad_byte_is_named_at_its_line_and_byte(tmp_path: Path) -> None:

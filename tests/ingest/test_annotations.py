@@ -9,6 +9,7 @@ import pytest
 
 from components.ingest import boxes
 from components.ingest.columns import ColumnsConfig
+from components.ingest.image_access import ImageAccess
 from components.ingest.pair_builder import PairBuilder
 from components.ingest.quarantine import Quarantine
 from components.ingest.sandboxed_decoder import DecodedImage
@@ -37,7 +38,9 @@ def read(
     columns = reader.columns(ColumnsConfig(boxes="boxes"))
     decoded = [DecodedImage(encoded=b"", size=size, original_size=size)]
     with Quarantine(root) as quarantine:
-        builder = PairBuilder(columns, quarantine, licence="", holdout=0, seed=0, names=names)
+        builder = PairBuilder(
+            columns, quarantine, ImageAccess((), refuse_outside=True), licence="", holdout=0, seed=0, names=names
+        )
         rows = [row for record in reader.records() for row in builder.rows(record, record.error or decoded)]
     reasons = [json.loads(line)["reason"] for line in quarantine.path.read_text().splitlines()]
     found = {row["source"].partition("/")[2]: [one["phrase"] for one in row["regions"]] for row in rows}
@@ -238,6 +241,16 @@ def test_a_word_with_turned_corners_is_not_hidden_in_its_line(tmp_path: Path) ->
     assert found == {"images/1.png": ["A"]} and [reason[:11] for reason in reasons] == ["invalid box"] * 2
     twice = '{"form": [], "form": [{"text": "A", "box": [5, 5, 20, 20]}]}'
     assert "twice" in read("funsd", tmp_path / "b", {"images/1.png": "", "annotations/1.json": twice})[1][0]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("yolo", "a.txt"), ("voc", "a.xml"), ("sroie", "a.txt"), ("funsd", "a.json")]
+)
+def test_an_unreadable_annotation_file_loses_its_image(tmp_path: Path, source: str, name: str) -> None:
+    put(tmp_path, NAMES | {"a.jpg": ""})
+    (tmp_path / name).symlink_to("/nowhere/file")
+    found, reasons, _ = read(source, tmp_path, {})
+    assert found == {} and len(reasons) == 1 and reasons[0].startswith("unreadable file")
 
 
 # -------------------------------------------------------------------------------------------------- COCO and RefCOCO

@@ -315,7 +315,7 @@ def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
     assert "not valid JSON" in refused(missing, tmp_path / "o")
     (missing / "index.json").rename(missing / "index.jsonl")
     (missing / "index.jsonl").write_bytes('{"image": "images/0.png", "caption": "é"}'.encode("latin-1"))
-    assert "byte 40 (0xe9) is not UTF-8" in refused(missing, tmp_path / "o")
+    assert "byte 38 (0xe9) is not UTF-8" in refused(missing, tmp_path / "o")
 
 
 def test_names_rename_the_labels_of_the_source(tmp_path: Path) -> None:

@@ -48,11 +48,8 @@ def decode_text(content: bytes, offset: int = 0) -> str:
     return text.removeprefix("\ufeff") if offset == 0 else text
 
 
-def read_text(file: "Path | UPath", otherwise: str = "") -> str:
+def read_text(file: "Path | UPath") -> str:
     """Return the text of a small file.
-
-    Args:
-        otherwise: the encoding of a file that is not UTF-8; "" refuses it.
 
     Raises:
         RecordError: it cannot be read, has more than 16 MiB, or is not text.
@@ -67,14 +64,7 @@ def read_text(file: "Path | UPath", otherwise: str = "") -> str:
     try:
         return decode_text(content)
     except RecordError as reason:
-        if otherwise and "is not UTF-8" in reason.detail:
-            return content.decode(otherwise, "replace")
         raise RecordError(reason.kind, f"{file.name}: {reason.detail}") from None
-
-
-def split_lines(text: str) -> list[str]:
-    """Return the lines of `text`. `str.splitlines` would also split at a form feed or U+2028 inside a line."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
 
 
 def read_lines(file: "Path | UPath") -> list[str]:

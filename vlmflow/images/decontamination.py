@@ -106,7 +106,7 @@ def iter_evaluation_images(path: str) -> Iterator[tuple[str, str, bytes]]:
     elif folder.is_dir():
         for file in walk(folder):
             if file.suffix.lower() in IMAGE_SUFFIXES:
-                yield str(file.relative_to(folder)), "", file.read_bytes()
+                yield str(file.relative_to(str(folder))), "", file.read_bytes()
     else:
         raise DataError(f"decontaminate {path}: no such folder; give a dataset's folder or a folder of images")
 
