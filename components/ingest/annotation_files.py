@@ -26,8 +26,9 @@ Folders = tuple[str, ...]
 # Words in the names of folders that say what the files are.
 IMAGE_WORDS = frozenset(["images", "image", "imgs", "img", "jpegimages", "jpgs", "pngs", "photos", "pictures"])
 ANNOTATION_WORDS = frozenset(
-    ["labels", "label", "annotations", "annotation", "anns", "xml", "xmls", "json", "jsons", "txt", "txts", "box",
-     "boxes", "bbox", "bboxes", "gt", "gts", "localization", "transcription", "yolo", "voc"]
+    ["labels", "label", "annotations", "annotation", "anns", "xml", "xmls", "json", "jsons", "txt", "txts", "text",
+     "texts", "captions", "caption", "box", "boxes", "bbox", "bboxes", "gt", "gts", "localization", "transcription",
+     "yolo", "voc"]
 )  # fmt: skip
 
 
