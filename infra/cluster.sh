@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Create a cluster on this machine with everything that vlmflow needs: `make cluster`, `make cluster-down`.
 #
-#   infra/cluster.sh up      install kind, the components of versions.env and the overlay `local`; safe to run again
+#   infra/cluster.sh up      build the images, install the components of versions.env and the overlay `local`; safe to run again
 #   infra/cluster.sh down    delete the cluster and everything in it
 #
-# Build the images first: make images TARGETS="step serve". Set KSERVE_MODE=knative for endpoints that scale to zero.
+# Set KSERVE_MODE=knative for endpoints that scale to zero.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source infra/versions.env
@@ -12,10 +12,17 @@ source infra/versions.env
 CLUSTER=vlmflow # overlays/local/volumes.yaml contains the name of its node
 KSERVE_MODE=${KSERVE_MODE:-standard}
 WAIT=${WAIT:-15m}
+RETRY_SECONDS=${RETRY_SECONDS:-900}
+RETRY_PAUSE=${RETRY_PAUSE:-5}
 GITHUB=https://github.com
+CLONE=timeout=10m # kustomize's default for a git clone, 27 s, is too short for these repositories
+
+# The overlay `local` names the images localhost/vlmflow-…:REVISION.
+unset VLMFLOW_REGISTRY VLMFLOW_STEP_IMAGE VLMFLOW_TRAIN_IMAGE VLMFLOW_SERVE_IMAGE
 
 up() {
-  require_tools docker git kind kubectl openssl
+  require_tools docker git kind kubectl make openssl
+  make images TARGETS="step serve"
   kind_cluster
   load_images
   cert_manager
@@ -41,58 +48,90 @@ kind_cluster() {
   docker exec "$CLUSTER-control-plane" install -d -m 1777 /var/local/vlmflow
 }
 
+# The node has no GPU, so the image `step`, whose torch is for CPUs, also gets the name of the image `train`.
 load_images() {
-  for target in step serve; do
-    kind load docker-image "$(.venv/bin/python -m vlmflow.runtime.container_image image $target)" --name "$CLUSTER"
-  done
+  kind load docker-image "$(image step)" --name "$CLUSTER"
+  kind load docker-image "$(image serve)" --name "$CLUSTER"
+  docker exec "$CLUSTER-control-plane" ctr --namespace k8s.io images tag --force "$(image step)" "$(image train)"
 }
 
+image() {
+  .venv/bin/python -m vlmflow.runtime.container_image image "$1"
+}
+
+# cert-manager refuses certificates until the API server trusts its webhook, some time after its pods are ready.
 cert_manager() {
   apply -f "$GITHUB/cert-manager/cert-manager/releases/download/$CERT_MANAGER_VERSION/cert-manager.yaml"
+  wait_for_crds issuers.cert-manager.io
   wait_for_deployments cert-manager
+  retry create_test_issuer
+}
+
+create_test_issuer() {
+  kubectl create --dry-run=server -f - <<< '{apiVersion: cert-manager.io/v1, kind: Issuer, metadata: {name: test, namespace: default}, spec: {selfSigned: {}}}'
 }
 
 pipelines() {
-  apply -k "github.com/kubeflow/pipelines/manifests/kustomize/cluster-scoped-resources?ref=$KFP_VERSION"
+  apply -k "$GITHUB/kubeflow/pipelines.git/manifests/kustomize/cluster-scoped-resources?ref=$KFP_VERSION&$CLONE"
   wait_for_crds applications.app.k8s.io workflows.argoproj.io
-  apply -k "github.com/kubeflow/pipelines/manifests/kustomize/env/platform-agnostic?ref=$KFP_VERSION"
+  apply -k "$GITHUB/kubeflow/pipelines.git/manifests/kustomize/env/platform-agnostic?ref=$KFP_VERSION&$CLONE"
   wait_for_deployments kubeflow
 }
 
 knative() {
-  apply -f "$GITHUB/knative/serving/releases/download/$KNATIVE_VERSION/serving-crds.yaml"
-  apply -f "$GITHUB/knative/serving/releases/download/$KNATIVE_VERSION/serving-core.yaml"
+  local released="$GITHUB/knative/serving/releases/download/$KNATIVE_VERSION"
+  apply -f "$released/serving-crds.yaml"
+  wait_for_crds services.serving.knative.dev images.caching.internal.knative.dev certificates.networking.internal.knative.dev
+  apply -f "$released/serving-core.yaml"
   apply -f "$GITHUB/knative-extensions/net-kourier/releases/download/$KOURIER_VERSION/kourier.yaml"
   wait_for_deployments knative-serving
   wait_for_deployments kourier-system
 }
 
-# The file contains custom resource definitions and objects of these kinds, so the first apply on a new cluster fails.
+# kserve.yaml contains definitions and objects of these kinds, but not its namespace. The runtimes, such as that of
+# `deploy.runtime: huggingface`, are in a second file, which the webhooks of both controllers validate.
 kserve() {
-  local released="$GITHUB/kserve/kserve/releases/download/$KSERVE_VERSION/kserve.yaml"
-  apply -f "$released" || wait_for_crds clusterstoragecontainers.serving.kserve.io
-  apply -f "$released"
+  local released="$GITHUB/kserve/kserve/releases/download/$KSERVE_VERSION"
+  create_namespace kserve
+  retry apply -f "$released/kserve.yaml"
   wait_for_deployments kserve kserve-controller-manager
+  wait_for_deployments kserve llmisvc-controller-manager
+  retry apply -f "$released/kserve-cluster-resources.yaml"
 }
 
 trainer() {
-  apply -k "$GITHUB/kubeflow/trainer.git/manifests/overlays/manager?ref=$TRAINER_VERSION"
+  apply -k "$GITHUB/kubeflow/trainer.git/manifests/overlays/manager?ref=$TRAINER_VERSION&$CLONE"
   wait_for_crds trainjobs.trainer.kubeflow.org trainingruntimes.trainer.kubeflow.org
   wait_for_deployments kubeflow-system
 }
 
+# KubeRay's kustomization sets the namespace `default`; ours around it sets another one, also in its role bindings.
 ray() {
-  kubectl create namespace ray-system --dry-run=client -o yaml | apply -f -
-  apply -n ray-system -k "github.com/ray-project/kuberay/ray-operator/config/default?ref=$KUBERAY_VERSION"
+  local folder
+  folder=$(mktemp -d)
+  cat > "$folder/kustomization.yaml" << END
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources: ["$GITHUB/ray-project/kuberay.git/ray-operator/config/default?ref=$KUBERAY_VERSION&$CLONE"]
+transformers:
+  - |-
+    apiVersion: builtin
+    kind: NamespaceTransformer
+    metadata: {name: ray-system, namespace: ray-system}
+    setRoleBindingSubjects: allServiceAccounts
+END
+  create_namespace ray-system
+  apply -k "$folder"
+  rm -r "$folder"
   wait_for_crds rayclusters.ray.io rayjobs.ray.io
   wait_for_deployments ray-system
 }
 
 vlmflow() {
-  apply -f infra/namespace/namespace.yaml
+  apply_as vlmflow -f infra/namespace/namespace.yaml
   secrets
-  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$(.venv/bin/python -m vlmflow.runtime.container_image revision)/" | apply -f -
-  if [ "$KSERVE_MODE" = knative ]; then apply -k infra/kserve/knative; fi
+  retry overlay
+  if [ "$KSERVE_MODE" = knative ]; then retry apply_as vlmflow-knative -k infra/kserve/knative; fi
   kubectl rollout restart deployment/kserve-controller-manager -n kserve # it reads its settings only at startup
   kubectl rollout restart deployment/ml-pipeline -n kubeflow
   for workload in statefulset/postgres statefulset/s3 deployment/mlflow; do
@@ -100,6 +139,10 @@ vlmflow() {
   done
   wait_for_deployments kserve kserve-controller-manager
   wait_for_deployments kubeflow ml-pipeline
+}
+
+overlay() {
+  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$(.venv/bin/python -m vlmflow.runtime.container_image revision)/" | apply_as vlmflow -f -
 }
 
 # Create random secrets once. They exist only in the cluster.
@@ -115,14 +158,32 @@ secrets() {
   done
 }
 
-# Server-side, because KServe's definitions are too long for a client-side apply. With --force-conflicts, because our
-# settings are keys of ConfigMaps that KFP and KServe own.
+# Server-side, because KServe's definitions are too long for a client-side apply.
 apply() {
   kubectl apply --server-side --force-conflicts "$@"
 }
 
+# apply_as MANAGER ...: apply our manifests under a field manager of their own. An apply deletes every field that its
+# manager owned and no longer sends: with one manager, our three keys of a ConfigMap would delete KFP's own.
+apply_as() {
+  apply --field-manager "$@"
+}
+
+create_namespace() {
+  kubectl create namespace "$1" --dry-run=client -o yaml | apply -f -
+}
+
+# Repeat a command that fails until a webhook or a definition is ready.
+retry() {
+  local end=$((SECONDS + RETRY_SECONDS))
+  until "$@"; do
+    [ "$SECONDS" -lt "$end" ] || { echo "gave up after $RETRY_SECONDS s: $*" >&2; return 1; }
+    sleep "$RETRY_PAUSE"
+  done
+}
+
 wait_for_crds() {
-  kubectl wait --for=condition=established --timeout "$WAIT" "${@/#/crd/}"
+  retry kubectl wait --for=condition=established --timeout 60s "${@/#/crd/}"
 }
 
 # wait_for_deployments NAMESPACE [DEPLOYMENT]: wait for one deployment, or for all in the namespace.

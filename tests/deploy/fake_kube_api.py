@@ -1,18 +1,17 @@
 """A fake cluster in this process to deploy to: an API server, KServe's controller, a node and a network.
 
 - The API server answers the real clients over HTTP, through a kubeconfig. It stores objects with resourceVersion and
-  generation, implements server-side apply (with dry run and field conflicts), validates custom resources by their
-  schemas, and returns 401, 403, 404, 409 and 422 with the messages of a real server.
+  generation, implements server-side apply (tests/deploy/server_side_apply.py), validates custom resources by their
+  schemas, and returns 400, 401, 403, 404, 409 and 422 with the messages of a real server.
 - The controller creates pods, and each pod runs the real predictor: the command and arguments of the ServingRuntime,
   on a local folder in place of its storageUri. In Standard mode a Deployment is replaced and its Ready condition stays
   that of the old pods in the meantime, as in a real cluster. With Knative there are revisions with traffic shares.
 - The network is a forward proxy that resolves the cluster's host names, and an ingress that routes by the header Host.
 
-Not implemented: admission beyond the schemas and a few of KServe's rules, watches, managedFields in responses,
-strategic merge, node resources, autoscaling, storage, TLS. Pods with the same command share one process.
+Not implemented: admission beyond the schemas and a few of KServe's rules, watches, strategic merge, node resources,
+autoscaling, storage, TLS. Pods with the same command share one process.
 """
 
-import copy
 import hashlib
 import json
 import re
@@ -32,6 +31,7 @@ import httpx
 import yaml
 
 from tests.conftest import SHARED
+from tests.deploy import server_side_apply
 
 Object = dict[str, Any]
 TOKEN = "let-me-in"
@@ -144,7 +144,7 @@ class Kubernetes:
         self.forbidden: set[tuple[str, str]] = set()
         self.groups, self.faults = dict(GROUPS), {}
         self.objects: dict[tuple[str, str, str], Object] = {}
-        self.fields: dict[tuple[str, str, str], dict[str, Object]] = {}  # what each field manager applied
+        self.owners: dict[tuple[str, str, str], server_side_apply.Owners] = {}
         self.revisions: dict[str, list[Object]] = {}  # service → Knative revisions, oldest first
         self.version, self.requests, self.outage = 0, 0, 0
         self.lock = threading.RLock()
@@ -185,34 +185,34 @@ class Kubernetes:
         if key not in self.objects:
             raise ApiError(404, f'{whole} "{name}" not found', "NotFound", plural)
         if verb == "delete":
-            self.fields.pop(key, None)
+            self.owners.pop(key, None)
             self.revisions.pop(name, None)
             return self.objects.pop(key)
         return self.objects[key]
 
     def apply(self, key: tuple[str, str, str], body: Object, query: dict[str, str]) -> Object:
         """Server-side apply of `body` by a field manager."""
-        live, manager = self.objects.get(key, {}), query["fieldManager"]
+        live, manager = self.objects.get(key, {}), query.get("fieldManager", "")
+        if not manager:
+            text = 'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
+            raise ApiError(422, text, "Invalid")
+        if body["metadata"].get("managedFields"):
+            raise ApiError(400, "metadata.managedFields must be nil", "BadRequest")
         given = body["metadata"].get("resourceVersion")
         if given and given != live.get("metadata", {}).get("resourceVersion"):
             raise ApiError(
                 409, f"Operation cannot be fulfilled on {key[0]} {key[2]!r}: it has been modified", "Conflict"
             )
-        owned = self.fields.get(key, {})
-        others = {path for who, what in owned.items() if who != manager for path, _ in _leaves(what)}
-        clash = [path for path, value in _leaves(body) if path in others and _at(live, path) != value]
-        if clash and query.get("force") != "true":
-            raise ApiError(409, f"Apply failed with 1 conflict: conflict with another manager: {clash[0]}", "Conflict")
-        merged = copy.deepcopy(live)
-        kept = {path for path, _ in _leaves(body)}
-        for path, _ in _leaves(owned.get(manager, {})):
-            if path not in kept and path not in others:
-                _remove(merged, path)
-        _merge(merged, body)
+        force = query.get("force") == "true"
+        try:
+            merged, owners = server_side_apply.apply(live, body, self.owners.get(key, {}), manager, force)
+        except server_side_apply.Conflict as conflict:
+            raise ApiError(409, str(conflict), "Conflict") from None
         self._admit(merged)
         metadata, before = merged["metadata"], live.get("metadata", {})
         if merged.get("data") != live.get("data") and live:
             raise ApiError(422, f'{merged["kind"]} "{key[2]}" is invalid: data: field is immutable', "Invalid")
+        metadata["managedFields"] = server_side_apply.managed_fields(owners, merged["apiVersion"])
         changed = merged.get("spec") != live.get("spec")
         metadata["generation"] = before.get("generation", 0) + changed
         if query.get("dryRun") == "All":
@@ -220,7 +220,7 @@ class Kubernetes:
         if merged != live:
             self.version += 1
             metadata["resourceVersion"] = str(self.version)
-        self.objects[key], self.fields[key] = merged, {**owned, manager: copy.deepcopy(body)}
+        self.objects[key], self.owners[key] = merged, owners
         self.reconcile()
         return self.objects[key]
 
@@ -378,37 +378,6 @@ def _condition(kind: str, true: bool, message: str = "Deployment does not have m
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _leaves(value: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the paths and values that server-side apply owns; a list counts as one value."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield from _leaves(item, (*path, key))
-        else:
-            yield (*path, key), item
-
-
-def _at(value: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _remove(value: Object, path: tuple[str, ...]) -> None:
-    parent = _at(value, path[:-1])
-    if isinstance(parent, dict):
-        parent.pop(path[-1], None)
-        if not parent and len(path) > 1:
-            _remove(value, path[:-1])
-
-
-def _merge(value: Object, other: Object) -> None:
-    for key, item in other.items():
-        if isinstance(item, dict) and isinstance(value.get(key), dict):
-            _merge(value[key], item)
-        else:
-            value[key] = copy.deepcopy(item)
 
 
 class _Handler(BaseHTTPRequestHandler):

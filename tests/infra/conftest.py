@@ -3,17 +3,20 @@
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.deploy import server_side_apply
 from vlmflow.runtime.code_hash import ROOT
 
 INFRA = ROOT / "infra"
 OVERLAYS = ("local", "production")
 
 Manifest = dict[str, Any]
+RELEASED: dict[str, list[Manifest]] = yaml.safe_load((Path(__file__).parent / "released.yaml").read_text())
 
 
 @cache
@@ -36,3 +39,11 @@ def find(manifests: list[Manifest], kind: str, name: str) -> Manifest:
     """Return the only object with this kind and name."""
     (manifest,) = [m for m in manifests if m["kind"] == kind and m["metadata"]["name"] == name]
     return manifest
+
+
+def as_applied(manifest: Manifest) -> Manifest:
+    """Return the object in the cluster: for an object of a released component, ours sets only some of the fields."""
+    same = [m for manifests in RELEASED.values() for m in manifests
+            if all(m[key] == manifest[key] for key in ("apiVersion", "kind"))
+            and m["metadata"]["name"] == manifest["metadata"]["name"]]  # fmt: skip
+    return server_side_apply.apply(same[0], manifest, {}, "vlmflow", force=True)[0] if same else manifest

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.conftest import INFRA, build, find
+from tests.infra.conftest import INFRA, Manifest, build, find
 
 START_SECONDS = 300.0  # generous, because the machine may be busy
 
@@ -169,19 +169,26 @@ class S3Server(Service):
 
 
 class MlflowServer(Service):
-    """MLflow's server with the command line and environment of its Deployment, except for hosts and ports."""
+    """MLflow's pod with the commands and environment of its Deployment, except for hosts and ports.
 
-    def __init__(self, folder: Path, secrets: dict[str, dict[str, str]], endpoint: str):
+    Args:
+        secrets: Secret → its key → value.
+        manifests: of the Deployment and its ConfigMaps.
+    """
+
+    def __init__(self, folder: Path, secrets: dict[str, dict[str, str]], endpoint: str, manifests: list[Manifest]):
         super().__init__(folder)
-        manifests = build("overlays/local")
-        (container,) = find(manifests, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"]
+        pod = find(manifests, "Deployment", "mlflow")["spec"]["template"]["spec"]
+        (container,), (self.migration,) = pod["containers"], pod["initContainers"]
         self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
         for source in container["envFrom"]:
             self.environment |= find(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
-        for entry in container["env"]:
+        for entry in container["env"] + self.migration["env"]:
             key = entry.get("valueFrom", {}).get("secretKeyRef")
             self.environment[entry["name"]] = secrets[key["name"]][key["key"]] if key else entry["value"]
         self.environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
+        if "MLFLOW_AUTH_CONFIG_PATH" in self.environment:
+            self.environment["MLFLOW_AUTH_CONFIG_PATH"] = str(folder / "basic_auth.ini")
         replacements = {
             "python": sys.executable,
             "--host=0.0.0.0": "--host=127.0.0.1",
@@ -194,7 +201,16 @@ class MlflowServer(Service):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def migrate(self, replicas: int) -> None:
+        """Run the init container of several replicas at the same time."""
+        command = [sys.executable, str(INFRA / "mlflow" / Path(self.migration["command"][1]).name)]
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pods = [subprocess.Popen(command, env=self.environment, cwd=self.folder, **options) for _ in range(replicas)]
+        outputs = [pod.communicate()[0] for pod in pods]
+        assert [pod.returncode for pod in pods] == [0] * replicas, outputs
+
     def start(self, **environment: str) -> None:
+        """Start the server, without its init container."""
         import httpx
 
         merged = {**self.environment, **environment}

@@ -47,8 +47,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
                 "mlflow-database": {"uri": database_uri(postgres.password, postgres.port)},
                 "mlflow-s3": {"accesskey": store.accesskey, "secretkey": store.secretkey},
             }
-            server = MlflowServer(tmp_path_factory.mktemp("server"), secrets, store.url)
+            server = MlflowServer(tmp_path_factory.mktemp("server"), secrets, store.url, build("overlays/local"))
             started.append(server)
+            server.migrate(replicas=2)
             server.start()
             patch.setenv("MLFLOW_TRACKING_URI", server.url)
             patch.setenv("VLMFLOW_MLFLOW_WAIT", "1")

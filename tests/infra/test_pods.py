@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.conftest import OVERLAYS, Manifest, build, rayjob
+from tests.infra.conftest import OVERLAYS, Manifest, as_applied, build, rayjob
 
 Pod = dict[str, Any]
 
@@ -175,7 +175,8 @@ def test_our_namespace_admits_the_pods_of_the_step_deploy() -> None:
     """Also KServe's storage initializer, with its security context of infra/kserve/storage.yaml."""
     service, runtime = endpoint()
     predictor = {**service["spec"]["predictor"], "containers": runtime["spec"]["containers"]}
-    (initializer,) = [m["spec"] for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
+    (container,) = [m for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
+    initializer = as_applied(container)["spec"]
     for pod in (predictor, {**predictor, "containers": [initializer["container"]]}):
         assert (
             runs_as_non_root(pod)
@@ -184,8 +185,17 @@ def test_our_namespace_admits_the_pods_of_the_step_deploy() -> None:
             and has_a_seccomp_profile(pod)
         )
         assert does_not_use_the_host(pod)
-    uri = service["spec"]["predictor"]["model"]["storageUri"]
-    assert any(uri.startswith(f["prefix"]) for f in initializer["supportedUriFormats"] if "prefix" in f)
+
+
+def test_kserve_can_fetch_every_storage_that_a_recipe_may_name() -> None:
+    from components.deploy.storage import _FETCHABLE
+
+    (container,) = [m for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
+    formats = as_applied(container)["spec"]["supportedUriFormats"]
+    without_initializer = ("pvc://", "oci://")  # a volume and an image, which the kubelet mounts
+    for scheme in set(_FETCHABLE) - set(without_initializer):
+        uri = f"{scheme}host/model"
+        assert any(uri.startswith(f["prefix"]) if "prefix" in f else re.fullmatch(f["regex"], uri) for f in formats)
 
 
 def endpoint() -> tuple[Manifest, Manifest]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import re
 from typing import Any
 
@@ -48,9 +49,10 @@ def secrets(manifests: list[Manifest]) -> set[str]:
 def test_the_creation_of_each_secret_is_documented(overlay: str) -> None:
     script, readme = (INFRA / "cluster.sh").read_text(), (INFRA / "README.md").read_text()
     names = secrets(build(f"overlays/{overlay}"))
-    assert {"mlflow-database", "mlflow-s3", "serving-s3"} <= names
+    assert {"mlflow-database", "mlflow-s3", "serving-s3", "vlmflow-mlflow"} <= names
     for name in names:
-        assert re.search(rf"\b{name}\b", script) and re.search(rf"create secret generic {name}\b", readme), name
+        assert re.search(rf"create secret generic {name}\b", readme), name
+        assert re.search(rf"\b{name}\b", script) or name == "vlmflow-mlflow"  # optional: only with basic-auth
 
 
 # -- roles
@@ -120,7 +122,22 @@ def labels_by_owner(manifests: list[Manifest]) -> dict[str, dict[str, str]]:
     return {**by_owner, "predictor": {**predictor, "serving.kserve.io/inferenceservice": service["metadata"]["name"]}}
 
 
-Endpoint = tuple[str, dict[str, str]]  # a namespace and the labels of a pod there
+Endpoint = tuple[str, dict[str, str]]  # a namespace or IP address, and the labels of a pod there
+PROFILE = "alice"  # the namespace of a user of a Kubeflow with several users
+
+
+def namespace_labels(name: str) -> dict[str, str]:
+    profile = {"app.kubernetes.io/part-of": "kubeflow-profile"} if name == PROFILE else {}
+    return {"kubernetes.io/metadata.name": name, **profile}
+
+
+def includes(peer: dict[str, Any], namespace: str, labels: dict[str, str]) -> bool:
+    """Whether a peer of a policy in our namespace includes an endpoint."""
+    if "ipBlock" in peer:
+        return peer["ipBlock"]["cidr"] == f"{namespace}/32"
+    own = {"matchLabels": {"kubernetes.io/metadata.name": "vlmflow"}}
+    in_namespace = matches(peer.get("namespaceSelector", own), namespace_labels(namespace))
+    return in_namespace and matches(peer.get("podSelector"), labels)
 
 
 def allows(policy: Manifest, side: str, other: Endpoint, port: int) -> bool:
@@ -130,15 +147,7 @@ def allows(policy: Manifest, side: str, other: Endpoint, port: int) -> bool:
         peers, ports = rule.get("from" if side == "ingress" else "to"), rule.get("ports")
         if ports and port not in [entry["port"] for entry in ports]:
             continue
-        if peers is None or any(
-            (
-                matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace})
-                if "namespaceSelector" in peer
-                else namespace == "vlmflow"
-            )
-            and matches(peer.get("podSelector"), labels)
-            for peer in peers
-        ):
+        if peers is None or any(includes(peer, namespace, labels) for peer in peers):
             return True
     return False
 
@@ -163,6 +172,7 @@ MLFLOW, POSTGRES, S3, TRAINING, RAY = (
 )  # fmt: skip
 CONNECTIONS = {
     ("step", MLFLOW, 5000), ("step", S3, 8333), ("step", "predictor", 8080),
+    ("step of a profile", MLFLOW, 5000), ("step of a profile", S3, 8333), ("step of a profile", "predictor", 8080),
     (MLFLOW, POSTGRES, 5432), (MLFLOW, S3, 8333), ("predictor", S3, 8333),
     (TRAINING, MLFLOW, 5000), (TRAINING, S3, 8333), (RAY, MLFLOW, 5000), (RAY, S3, 8333),
     *((TRAINING, TRAINING, port) for port in (5000, 5432, 8080, 8333)),
@@ -173,7 +183,9 @@ CONNECTIONS = {
 def test_the_local_network_allows_only_the_connections_in_use() -> None:
     manifests = build("overlays/local")
     here = {name: ("vlmflow", labels) for name, labels in labels_by_owner(manifests).items()}
-    everyone = {**here, "step": ("kubeflow", STEP), "stranger": ("default", {}), "interface": ("kubeflow", {})}
+    steps = {"step": ("kubeflow", STEP), "step of a profile": (PROFILE, STEP), "notebook": (PROFILE, {})}
+    others = {"stranger": ("default", {}), "impostor": ("default", STEP), "interface": ("kubeflow", {})}
+    everyone = {**here, **steps, **others}
     allowed = {
         (source, target, port)
         for source, target, port in itertools.product(everyone, here, (5000, 5432, 8080, 8333))
@@ -205,8 +217,11 @@ def test_knative_can_reach_the_predictors() -> None:
 def test_every_pod_can_use_dns_and_nothing_else_by_default(overlay: str) -> None:
     manifests = build(f"overlays/{overlay}")
     dns = ("kube-system", {"k8s-app": "kube-dns"})
+    node_local_dns = ("169.254.20.10", {})
     for owner, labels in labels_by_owner(manifests).items():
-        assert passes(manifests, ("vlmflow", labels), dns, 53), owner
+        for server in (dns, node_local_dns):
+            assert passes(manifests, ("vlmflow", labels), server, 53), owner
+        assert not passes(manifests, ("vlmflow", labels), node_local_dns, 22), owner
         assert not passes(manifests, ("vlmflow", labels), ("default", {}), 22), owner
     without_default_deny = copy.deepcopy(manifests)
     without_default_deny.remove(find(without_default_deny, "NetworkPolicy", "default-deny"))
@@ -224,15 +239,51 @@ def test_every_selector_selects_a_pod(overlay: str) -> None:
         assert any(matches(selector, labels) for labels in all_labels), owner
         for rule in spec.get("ingress", []) + spec.get("egress", []):
             for peer in rule.get("from", []) + rule.get("to", []):
-                if "namespaceSelector" not in peer:
+                if not {"namespaceSelector", "ipBlock"} & set(peer):
                     assert any(matches(peer["podSelector"], labels) for labels in all_labels), owner
     for service in of_kind(manifests, "Service"):
         (pod,) = [
             p for _, labels, p in pods(manifests) if matches({"matchLabels": service["spec"]["selector"]}, labels)
         ]
-        ports = {port["name"] for container in containers(pod) for port in container["ports"]}
+        ports = {port["name"] for container in containers(pod) for port in container.get("ports", [])}
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    assert not any(matches({"matchLabels": {"app.kubernetes.io/name": "mlfow"}}, labels) for labels in all_labels)
+    assert not any(matches({"matchLabels": {"vlmflow.dev/role": "mlfow"}}, labels) for labels in all_labels)
+
+
+@pytest.mark.parametrize("name", ["mlflow", "postgres", "s3", "ray", "training"])
+def test_no_name_of_a_model_makes_its_pods_receive_the_traffic_of_a_server(name: str) -> None:
+    """KServe copies the labels of an InferenceService, which contain the model's name, to its pods."""
+    from components.deploy.config import DeployConfig
+    from components.deploy.manifest import inference_service
+
+    config = DeployConfig(namespace="vlmflow")
+    version = {"name": name, "version": "1", "uri": f"models:/{name}/1", "model_hash": "ab" * 32}
+    service = inference_service(version, "s3://vlmflow/model", "image:1", config)
+    labels = {**service["metadata"]["labels"], **service["spec"]["predictor"].get("labels", {})}
+    labels |= {"app": f"isvc.{name}-predictor", "serving.kserve.io/inferenceservice": name, "component": "predictor"}
+    manifests = build("overlays/local")
+    for owner in of_kind(manifests, "Service"):
+        assert not matches({"matchLabels": owner["spec"]["selector"]}, labels), owner["metadata"]["name"]
+    policies = of_kind(manifests, "NetworkPolicy")
+    selecting = {p["metadata"]["name"] for p in policies if matches(p["spec"]["podSelector"], labels)}
+    assert selecting == {"default-deny", "names", "predictors", "predictors-to-the-store"}
+
+
+def test_a_profile_has_what_its_steps_need() -> None:
+    """The same as in KFP's namespace: environment, permissions and files. Its name replaces PROFILE."""
+    text = json.dumps(build("overlays/production/profile")).replace("PROFILE", PROFILE)
+    profile, production = json.loads(text), build("overlays/production")
+    settings = find(profile, "ConfigMap", "vlmflow")
+    assert settings["metadata"]["namespace"] == PROFILE
+    assert settings["data"] == find(of_kind(production, "ConfigMap"), "ConfigMap", "vlmflow")["data"]
+    claim = find(profile, "PersistentVolumeClaim", "datasets")
+    volume = find(profile, "PersistentVolume", claim["spec"]["volumeName"])["spec"]
+    assert claim["metadata"]["namespace"] == PROFILE
+    assert volume["claimRef"] == {"namespace": PROFILE, "name": "datasets"}
+    assert volume["nfs"] == find(production, "PersistentVolume", "datasets-vlmflow")["spec"]["nfs"]
+    (binding,) = of_kind(profile, "RoleBinding")
+    assert binding["metadata"]["namespace"] == "vlmflow" and binding["roleRef"]["name"] == "pipeline"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "default-editor", "namespace": PROFILE}]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

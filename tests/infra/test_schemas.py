@@ -10,9 +10,9 @@ import kubernetes_validate
 import pytest
 
 from tests.conftest import SHARED
-from tests.infra.conftest import INFRA, OVERLAYS, Manifest, build, find, rayjob
+from tests.infra.conftest import INFRA, OVERLAYS, Manifest, as_applied, build, find, rayjob
 
-TREES = (*(f"overlays/{name}" for name in OVERLAYS), "kserve/knative")
+TREES = (*(f"overlays/{name}" for name in OVERLAYS), "overlays/production/profile", "kserve/knative")
 KUBERNETES = re.search(r"^KIND_NODE=kindest/node:v([\d.]+)@", (INFRA / "versions.env").read_text(), re.M)[1]  # type: ignore[index]
 
 
@@ -54,7 +54,7 @@ def test_built_in_kinds_match_their_schemas(tree: str) -> None:
 def test_custom_kinds_match_their_schemas(overlay: str) -> None:
     checked = [manifest for manifest in [*build(f"overlays/{overlay}"), rayjob()] if is_custom(manifest)]
     assert {m["kind"] for m in checked} == {"ClusterStorageContainer", "TrainingRuntime", "RayJob"}
-    for manifest in checked:
+    for manifest in map(as_applied, checked):
         assert schema_errors(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
 
 
