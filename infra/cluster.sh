@@ -9,6 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source infra/versions.env
 
+# The pods of this cluster request about 3 CPUs and 6 GiB, of which Kubernetes, KFP and the operators take the most; a
+# training step requests 2 CPUs and 8 GiB, an endpoint 1 CPU and 4 GiB.
+CPUS=8 MEMORY_GIB=15
 CLUSTER=vlmflow # overlays/local/volumes.yaml contains the name of its node
 KSERVE_MODE=${KSERVE_MODE:-standard}
 WAIT=${WAIT:-15m}
@@ -22,6 +25,7 @@ unset VLMFLOW_REGISTRY VLMFLOW_STEP_IMAGE VLMFLOW_TRAIN_IMAGE VLMFLOW_SERVE_IMAG
 
 up() {
   require_tools docker git kind kubectl make openssl
+  check_machine
   make images TARGETS="step serve"
   kind_cluster
   load_images
@@ -34,6 +38,14 @@ up() {
   vlmflow
   echo "ready: kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80    # http://localhost:8080"
   echo "       kubectl port-forward -n vlmflow svc/mlflow 5000:5000          # http://localhost:5000"
+}
+
+check_machine() {
+  local cpus memory
+  read -r cpus memory < <(docker info --format '{{.NCPU}} {{.MemTotal}}')
+  if [ "$cpus" -lt "$CPUS" ] || [ "$((memory >> 30))" -lt "$MEMORY_GIB" ]; then
+    echo "warning: docker has $cpus CPUs and $((memory >> 30)) GiB; with less than $CPUS CPUs and $MEMORY_GIB GiB some pods wait for ever" >&2
+  fi
 }
 
 down() {

@@ -6,6 +6,7 @@ also write MLflow's configuration of it, and create its tables and its administr
 
 import configparser
 import os
+from pathlib import Path
 
 import sqlalchemy
 from mlflow.db import commands
@@ -19,7 +20,7 @@ if path := os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
     config = configparser.RawConfigParser()
     # A user may read everything and change what they have created. configparser reads %% as %.
     config["mlflow"] = {"default_permission": "READ", "database_uri": uri.replace("%", "%%")}
-    with open(path, "w") as file:
+    with Path(path).open("w") as file:
         config.write(file)
     from mlflow.server.auth import bootstrap_admin_user  # it reads the file when it is imported
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,23 @@ RELEASED: dict[str, list[Manifest]] = yaml.safe_load((Path(__file__).parent / "r
 
 @cache
 def build(tree: str) -> list[Manifest]:
-    """Return the manifests that `kubectl kustomize infra/TREE` prints."""
+    """Return the manifests that `kubectl kustomize infra/TREE` prints; TREE may also be an absolute path."""
     if not shutil.which("kubectl"):
         pytest.skip("kubectl is not installed, so the overlays cannot be built")
     done = subprocess.run(["kubectl", "kustomize", INFRA / tree], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # a deprecated field is a warning
     return list(yaml.safe_load_all(done.stdout))
+
+
+@cache
+def build_production_with_components() -> list[Manifest]:
+    """Return the manifests of the overlay `production` with its optional components, as its comments say."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(INFRA, Path(folder) / "infra")
+        file = copy / "overlays/production/kustomization.yaml"
+        file.write_text(file.read_text().replace("\n# - ", "\n  - "))
+        return build(str(copy / "overlays/production"))
 
 
 def rayjob() -> Manifest:

@@ -63,7 +63,7 @@ class FakeCluster:
         self.images: set[str] = set()
         self.ready: set[str] = set()  # established definitions, and workloads whose rollout was waited for
         self.trusted: set[str] = set()  # webhooks whose certificate the API server trusts
-        self.clusters = ""
+        self.clusters, self.cpus, self.memory_gib = "", 8, 16
 
     def call(self, program: str, arguments: list[str], text: str) -> str:
         """Return the output of a program, or raise Refused."""
@@ -78,6 +78,8 @@ class FakeCluster:
                 self.objects = {("Namespace", "", name): {} for name in ("default", "kube-system")}
             case "kind", ["load", "docker-image", image, *_]:
                 self.images.add(image)
+            case "docker", ["info", *_]:
+                return f"{self.cpus} {self.memory_gib << 30}\n"
             case "docker", [*_, "tag", "--force", source, target]:
                 if source not in self.images:
                     raise Refused(f"ctr: image {source!r}: not found")

@@ -55,9 +55,11 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     done = run_script(cluster, tmp_path_factory.mktemp("programs"), environment)
     assert done.returncode == 0, done.stderr
     assert "port-forward" in done.stdout and "warning" not in done.stderr
+    cluster.memory_gib = 8
     first, calls = copy.deepcopy(cluster.objects), list(cluster.calls)
     done = run_script(cluster, tmp_path_factory.mktemp("programs"), environment)
     assert done.returncode == 0 and cluster.objects == first, done.stderr
+    assert "docker has 8 CPUs and 8 GiB" in done.stderr
     cluster.calls = calls
     return cluster
 
@@ -184,3 +186,29 @@ def test_the_tag_of_an_image_is_the_revision() -> None:
     from vlmflow.runtime.container_image import image_name
 
     assert image_name("step").rpartition(":")[2] == revision()
+
+
+def quantity(text: str) -> float:
+    """Return CPUs, or GiB of memory."""
+    units = {"m": 1e-3, "Mi": 2**-10, "Gi": 1.0, "": 1.0}
+    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * units[unit]
+
+
+@pytest.mark.parametrize(("resource", "machine", "others"), [("cpu", "CPUS", 2.8), ("memory", "MEMORY_GIB", 4.6)])
+def test_the_largest_step_and_an_endpoint_fit_the_machine(resource: str, machine: str, others: float) -> None:
+    """`others`: the sum of the requests in the released manifests of Kubernetes, KFP and the operators."""
+    from components.deploy.config import DeployConfig
+    from pipelines.placement import load
+
+    (size,) = re.findall(rf"\b{machine}=(\d+)", SCRIPT)
+    servers = [
+        pod for owner, _, pod in pods(build("overlays/local")) if owner.startswith(("Deployment", "StatefulSet"))
+    ]
+    ours = sum(quantity(c["resources"]["requests"][resource]) for pod in servers for c in pod["containers"])
+    step = max(quantity(str(getattr(resources, resource))) for resources in load().resources.values())
+    endpoint = quantity(getattr(DeployConfig(), resource))
+    deploy = quantity(str(getattr(load().resources["deploy"], resource)))
+    assert others + ours + max(step, deploy + endpoint) <= float(size)
+    quota = find(build("overlays/local"), "ResourceQuota", "vlmflow")["spec"]["hard"][f"requests.{resource}"]
+    assert ours + endpoint <= quantity(quota) <= float(size) - others

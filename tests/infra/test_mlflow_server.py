@@ -12,7 +12,7 @@ import pytest
 
 from components.deploy import storage
 from components.register.registration import register
-from tests.infra.conftest import build, find
+from tests.infra.conftest import build, build_production_with_components, find
 from tests.infra.fake_services import MlflowServer, Postgres, S3Server, database_uri
 from tests.register import test_registration
 from vlmflow.artifacts.checkpoint import Checkpoint
@@ -175,3 +175,32 @@ def test_a_late_server_is_waited_for_and_has_kept_its_data(
     folder = download("models:/vlm@champion")
     assert Checkpoint(folder / "model").hash == version.model_hash
     assert json.loads((folder / "scores/scores.json").read_text())["model"] == version.model_hash
+
+
+def test_the_login_of_the_component_basic_auth(tmp_path: Path) -> None:
+    """Also with `%` in the database's password, which the configuration file of the login escapes."""
+    pytest.importorskip("flask_wtf", reason="the lock does not contain Flask-WTF, which MLflow's login needs")
+    import httpx
+
+    postgres = Postgres(password="0123%abcd")
+    started: list[Any] = [postgres]
+    try:
+        postgres.start()
+        secrets = {
+            "mlflow-database": {"uri": database_uri("0123%25abcd", postgres.port)},
+            "mlflow-s3": {"accesskey": "key", "secretkey": "secret"},
+            "mlflow-auth": {"username": "root", "password": "correct horse", "secretkey": "random"},
+        }
+        server = MlflowServer(tmp_path, secrets, "http://127.0.0.1:9", build_production_with_components())
+        started.append(server)
+        server.migrate(replicas=2)
+        server.start()
+        url = f"{server.url}/api/2.0/mlflow/experiments/get?experiment_id=0"
+        answers = [
+            httpx.get(url, auth=login).status_code for login in (None, ("root", "wrong"), ("root", "correct horse"))
+        ]
+        assert answers == [401, 401, 200]
+    finally:
+        for service in reversed(started):
+            service.stop()
+        shutil.rmtree(postgres.folder)

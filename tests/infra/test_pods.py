@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.infra.conftest import OVERLAYS, Manifest, as_applied, build, rayjob
+from tests.infra.conftest import OVERLAYS, Manifest, as_applied, build, build_production_with_components, rayjob
 
 Pod = dict[str, Any]
 
@@ -144,7 +144,8 @@ RULES: dict[Callable[[Pod], bool], list[Break]] = {
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_pod_follows_the_rule(rule: Callable[[Pod], bool], overlay: str) -> None:
-    checked = list(pods([*build(f"overlays/{overlay}"), with_tags(rayjob())]))
+    components = build_production_with_components() if overlay == "production" else []
+    checked = list(pods([*build(f"overlays/{overlay}"), *components, with_tags(rayjob())]))
     assert len(checked) >= 5  # MLflow, the training node, Ray's head, workers and submitter
     assert [owner for owner, _, pod in checked if not rule(pod)] == []
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.infra.conftest import INFRA, OVERLAYS, Manifest, build, find, rayjob
+from tests.infra.conftest import INFRA, OVERLAYS, Manifest, build, build_production_with_components, find, rayjob
 from tests.infra.test_pods import containers, endpoint, pods
 from vlmflow.runtime.code_hash import ROOT
 
@@ -127,8 +127,11 @@ PROFILE = "alice"  # the namespace of a user of a Kubeflow with several users
 
 
 def namespace_labels(name: str) -> dict[str, str]:
-    profile = {"app.kubernetes.io/part-of": "kubeflow-profile"} if name == PROFILE else {}
-    return {"kubernetes.io/metadata.name": name, **profile}
+    roles = {
+        PROFILE: {"app.kubernetes.io/part-of": "kubeflow-profile"},
+        "ingress": {"vlmflow.dev/calls-mlflow": "true"},
+    }
+    return {"kubernetes.io/metadata.name": name, **roles.get(name, {})}
 
 
 def includes(peer: dict[str, Any], namespace: str, labels: dict[str, str]) -> bool:
@@ -267,6 +270,32 @@ def test_no_name_of_a_model_makes_its_pods_receive_the_traffic_of_a_server(name:
     policies = of_kind(manifests, "NetworkPolicy")
     selecting = {p["metadata"]["name"] for p in policies if matches(p["spec"]["podSelector"], labels)}
     assert selecting == {"default-deny", "names", "predictors", "predictors-to-the-store"}
+
+
+def test_mlflow_is_open_to_an_ingress_only_with_its_component() -> None:
+    manifests, controller = build_production_with_components(), ("ingress", {"app": "nginx"})
+    mlflow = ("vlmflow", labels_by_owner(manifests)[MLFLOW])
+    assert passes(manifests, controller, mlflow, 5000) and not passes(manifests, controller, mlflow, 22)
+    assert not passes(manifests, ("default", {}), mlflow, 5000)
+    assert not passes(build("overlays/production"), controller, mlflow, 5000)
+    (ingress,) = of_kind(manifests, "Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    service = find(manifests, "Service", backend["name"])
+    assert backend["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    (settings,) = [m["data"] for m in of_kind(manifests, "ConfigMap") if "AWS_DEFAULT_REGION" in m["data"]]
+    assert settings["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == f"https://{rule['host']}"
+    assert rule["host"] in settings["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_mlflow_accepts_every_name_of_its_service(overlay: str) -> None:
+    manifests = build(f"overlays/{overlay}")
+    (settings,) = [m["data"] for m in of_kind(manifests, "ConfigMap") if "AWS_DEFAULT_REGION" in m["data"]]
+    names = ("mlflow", "mlflow.vlmflow", "mlflow.vlmflow.svc", "mlflow.vlmflow.svc.cluster.local")
+    hosts = settings["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert {f"{name}:5000" for name in names} | {"localhost:*", "127.0.0.1:*"} <= set(hosts)
 
 
 def test_a_profile_has_what_its_steps_need() -> None:

@@ -10,7 +10,16 @@ import kubernetes_validate
 import pytest
 
 from tests.conftest import SHARED
-from tests.infra.conftest import INFRA, OVERLAYS, Manifest, as_applied, build, find, rayjob
+from tests.infra.conftest import (
+    INFRA,
+    OVERLAYS,
+    Manifest,
+    as_applied,
+    build,
+    build_production_with_components,
+    find,
+    rayjob,
+)
 
 TREES = (*(f"overlays/{name}" for name in OVERLAYS), "overlays/production/profile", "kserve/knative")
 KUBERNETES = re.search(r"^KIND_NODE=kindest/node:v([\d.]+)@", (INFRA / "versions.env").read_text(), re.M)[1]  # type: ignore[index]
@@ -48,6 +57,11 @@ def test_built_in_kinds_match_their_schemas(tree: str) -> None:
     assert checked
     for manifest in checked:
         assert schema_errors(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
+
+
+def test_the_optional_components_match_their_schemas() -> None:
+    for manifest in build_production_with_components():
+        assert is_custom(manifest) or schema_errors(manifest) == [], (manifest["kind"], manifest["metadata"]["name"])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
