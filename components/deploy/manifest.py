@@ -34,8 +34,7 @@ def inference_service(
     name = dns_name(version["name"])
     predictor = _predictor(storage, image, config)
     labels = {
-        # Not the model's name: KServe copies the labels to the pods, and Services of the namespace, such as MLflow's,
-        # select theirs by this label.
+        # Not the model's name: KServe copies the labels to the pods, and a Service may select its own by this label.
         "app.kubernetes.io/name": "vlmflow-endpoint",
         "app.kubernetes.io/instance": name,
         "app.kubernetes.io/managed-by": "vlmflow",

@@ -6,8 +6,8 @@ from typing import Any
 
 from vlmflow.errors import ServiceError
 
-# What the storage initializer of infra/kserve/storage.yaml fetches, and a volume, which KServe mounts.
-_FETCHABLE = re.compile(r"(s3|gs|hf|pvc)://.|https?://(.+)/(.+)")
+# What the storage initializer of KServe's release fetches, and a volume, which KServe mounts.
+_FETCHABLE = re.compile(r"(s3|gs|hf|hdfs|webhdfs|modelscope|pvc)://.|https?://(.+)/(.+)")
 _MLFLOW_PROXY = "mlflow-artifacts:/"
 DESTINATION = "MLFLOW_ARTIFACTS_DESTINATION"
 

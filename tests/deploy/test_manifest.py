@@ -12,6 +12,7 @@ from components.deploy import runtimes, storage
 from components.deploy.config import DeployConfig
 from components.deploy.manifest import DIGEST, check_name, dns_name, inference_service, write
 from tests.conftest import SHARED
+from tests.infra.conftest import as_applied
 from vlmflow.config.recipes import load
 from vlmflow.config.toleration import Toleration
 from vlmflow.errors import ModelError, RecipeError, ServiceError
@@ -282,12 +283,22 @@ def test_impossible_values_are_rejected(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["s3://b/m", "gs://b/m", "hf://org/m", "https://host/m.tar", "http://host/m", "https://host", "pvc://models/m"]
-    + ["hdfs://host/m", "webhdfs://host/m", "oci://host/m", "file:///m", "abfs://a/m", "ftp://host/m", "/m", "s3:/b/m"],
+    + [
+        "hdfs://host/m",
+        "webhdfs://host/m",
+        "modelscope://org/m",
+        "oci://host/m",
+        "file:///m",
+        "abfs://a/m",
+        "ftp://host/m",
+        "/m",
+        "s3:/b/m",
+    ],
 )
 def test_a_recipe_accepts_the_storage_that_our_storage_initializer_fetches(uri: str) -> None:
     """And volumes, which KServe mounts itself."""
-    manifest = yaml.safe_load((ROOT / "infra" / "kserve" / "storage.yaml").read_text())
-    formats = manifest["spec"]["supportedUriFormats"]
+    ours = yaml.safe_load((ROOT / "infra" / "kserve" / "storage.yaml").read_text())
+    formats = as_applied(ours)["spec"]["supportedUriFormats"]
     fetched = any(uri.startswith(one.get("prefix", "\0")) or re.match(one.get("regex", "$^"), uri) for one in formats)
     assert (storage.unreachable_reason(uri) == "") == (fetched or uri.startswith("pvc://"))
 

@@ -123,7 +123,7 @@ class FakeCluster:
             namespace = options[options.index("-n") + 1]
         source = options[-1]
         if source == "-":
-            manifests = list(yaml.safe_load_all(text))
+            manifests = list(yaml.load_all(text, yaml.CSafeLoader))
         elif source.startswith("https://"):
             manifests = self._released(source, "-k" in options)
         else:
@@ -259,7 +259,7 @@ def run_script(cluster: FakeCluster, folder: Path, environment: dict[str, str]) 
     """Run `infra/cluster.sh up` against the cluster."""
     with programs(cluster, folder) as variables:
         merged = {**environment, **variables, "PATH": f"{folder}:{environment['PATH']}"}
-        merged |= {"RETRY_PAUSE": "0", "RETRY_SECONDS": "3"}
+        merged |= {"RETRY_PAUSE": "0", "RETRY_SECONDS": "60"}
         return subprocess.run(
             [ROOT / "infra/cluster.sh", "up"], env=merged, capture_output=True, text=True, timeout=120
         )

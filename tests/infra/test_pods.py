@@ -188,17 +188,6 @@ def test_our_namespace_admits_the_pods_of_the_step_deploy() -> None:
         assert does_not_use_the_host(pod)
 
 
-def test_kserve_can_fetch_every_storage_that_a_recipe_may_name() -> None:
-    from components.deploy.storage import _FETCHABLE
-
-    (container,) = [m for m in build("overlays/local") if m["kind"] == "ClusterStorageContainer"]
-    formats = as_applied(container)["spec"]["supportedUriFormats"]
-    without_initializer = ("pvc://", "oci://")  # a volume and an image, which the kubelet mounts
-    for scheme in set(_FETCHABLE) - set(without_initializer):
-        uri = f"{scheme}host/model"
-        assert any(uri.startswith(f["prefix"]) if "prefix" in f else re.fullmatch(f["regex"], uri) for f in formats)
-
-
 def endpoint() -> tuple[Manifest, Manifest]:
     """Return the manifests that `deploy` writes, with an account and a namespace of ours."""
     from components.deploy.config import DeployConfig
