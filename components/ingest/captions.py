@@ -7,6 +7,7 @@ from typing import Any
 
 from components.ingest.columns import text
 from components.ingest.json_files import parse_literal
+from vlmflow.artifacts.dataset import IMAGE_MARKER
 from vlmflow.errors import RecordError
 
 _LIST = re.compile(r"""\s*\[\s*["'].*["']\s*,?\s*\]\s*""", re.DOTALL)
@@ -19,7 +20,8 @@ def parse_captions(value: Any) -> list[str]:
         value: a text, or a list of texts, which may be written as text (in CSV): JSON, or Python as pandas writes it.
 
     Raises:
-        RecordError: a caption is not text. Numbers are refused, since the text of a float is not in the source.
+        RecordError: a caption is not text, or contains the image marker. Numbers are refused, since the text of a
+            float is not in the source.
     """
     if isinstance(value, str) and _LIST.fullmatch(value):
         value = _parse_list(value)
@@ -30,7 +32,10 @@ def parse_captions(value: Any) -> list[str]:
         if not isinstance(caption, str | Decimal):
             number = f"caption {i} of {len(captions)} is " if isinstance(value, list) else ""
             raise RecordError("not text", f"{number}{caption!r:.80}")
-    return [text(caption) for caption in captions]
+    texts = [text(caption) for caption in captions]
+    if any(IMAGE_MARKER in caption for caption in texts):
+        raise RecordError("image markers", f"{IMAGE_MARKER} in a caption; a model would take it for an image")
+    return texts
 
 
 def _parse_list(value: str) -> Any:

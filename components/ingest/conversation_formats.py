@@ -17,9 +17,9 @@ from typing import Any
 from components.ingest.columns import text
 from components.ingest.json_files import parse_json
 from components.ingest.record import malformed
+from vlmflow.artifacts.dataset import IMAGE_MARKER
 from vlmflow.errors import RecordError
 
-IMAGE_MARKER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
          "system": "system"}  # fmt: skip
 _MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from|content|value|system|human)"\s*:')

@@ -17,6 +17,7 @@ from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|.*::")
+_REVISION = re.compile(r"^(hf://datasets/[^@]+?)@[^/]+")  # of a dataset of the hub
 _FILE = "file://"
 
 
@@ -67,7 +68,8 @@ class ImageAccess:
     def _check_address(self, name: str) -> None:
         if name.startswith(("http://", "https://")):
             return  # refused with a remedy of its own
-        allowed = name.startswith(self.addresses) and "::" not in name and ".." not in PurePosixPath(name).parts
+        address = _REVISION.sub(r"\1", name)
+        allowed = address.startswith(self.addresses) and "::" not in name and ".." not in PurePosixPath(name).parts
         if not allowed:
             beginning = name.rpartition("/")[0][:200] + "/"
             raise RecordError("address not allowed", f"{name[:200]!r}; add {beginning!r} to ingest.addresses")

@@ -10,7 +10,6 @@
 from typing import Any
 
 from components.ingest.conversation_formats import (
-    IMAGE_MARKER,
     image_values,
     message_text,
     only_value,
@@ -20,6 +19,7 @@ from components.ingest.conversation_formats import (
 )
 from components.ingest.json_files import parse_json
 from components.ingest.record import malformed
+from vlmflow.artifacts.dataset import IMAGE_MARKER
 from vlmflow.errors import RecordError
 
 PROMPT_COLUMNS = ("prompt", "question", "instruction")

@@ -276,9 +276,10 @@ class _ShardParquet:
     def unmatched(self) -> Iterator[tuple[str, dict[str, Any], RecordError]]:
         """Yield the rows without a sample, with their download status as the error."""
         for key, values in self.rows.items():
-            status = ": ".join(str(values[name]) for name in ("status", "error_message") if values.get(name))
-            failed = values.get("status") not in (None, "success")
-            fault = RecordError(NOT_DOWNLOADED if failed else "no image", status or "the key is not in the shard")
+            fault = RecordError("no image", f"{self.by} {key!r} of {self.path.name} is not in the shard")
+            if values.get("status") not in (None, "success"):
+                reasons = (str(values[name]) for name in ("status", "error_message") if values.get(name))
+                fault = RecordError(NOT_DOWNLOADED, ": ".join(reasons))
             yield key, values, self.faults.get(key, fault)
 
 

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.validate.image_checks import ImageChecker
-from vlmflow.artifacts.dataset import SCHEMAS, Dataset
+from vlmflow.artifacts.dataset import IMAGE_MARKER, SCHEMAS, Dataset
 from vlmflow.images.decontamination import find_leaks, load_evaluation_images
 
 BATCH_ROWS = 256  # images in memory at once
-IMAGE_MARKER = "<image>"
 EMPTY = "no caption, region, line or label"
 EDGE = 0.5  # pixels; tolerance for rounding of boxes at the edge
 

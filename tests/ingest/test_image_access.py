@@ -43,8 +43,9 @@ def test_addresses_below_the_source_and_those_of_the_recipe_are_allowed(monkeypa
     assert check("s3://b/set/a.png", "s3://b/set") and check("s3://b/set/x/a.png", "s3://b/set/index.csv")
     assert not check("s3://b/other/a.png", "s3://b/set") and not check("s3://b/set/a.png", "set")
     assert check("s3://b/x/a.png", "set", addresses=("s3://b/x/",))
-    assert check("hf://datasets/owner/name@1/a.png", "owner/name", "datasets") is False
-    assert check("hf://datasets/owner/name/a.png", "owner/name", "datasets")
+    for revision, owner in (("", "owner"), ("@1f2e", "owner"), ("@refs%2Fconvert%2Fparquet", "owner"), ("@1", "other")):
+        allowed = check(f"hf://datasets/{owner}/name{revision}/a.png", "owner/name", "datasets")
+        assert allowed == (owner == "owner")
 
 
 def test_local_files_outside_of_the_source_are_counted_or_refused(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_captions(value: Any, captions: list[str]) -> None:
     [
         (5, "not text: 5"), (1.5, "not text: 1.5"), (True, "not text: True"), ({"en": "a"}, "not text"),
         (["a", None], "caption 2 of 2 is None"), (["a", ["b"]], "caption 2 of 2"), (b"a", "not text"),
-        ("a\0b", "character 1 is NUL"), ("a\ud83d", "not valid Unicode"), ("x" * (2**24 + 1), "too many bytes"),
+        ("a\0b", "character 1 is NUL"), ("the <image> tag", "image markers"),
+        ("a\ud83d", "not valid Unicode"), ("x" * (2**24 + 1), "too many bytes"),
     ],
 )  # fmt: skip
 def test_what_is_no_caption_is_refused(value: Any, said: str) -> None:

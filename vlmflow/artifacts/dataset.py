@@ -22,6 +22,7 @@ from vlmflow.artifacts.producer import producer
 from vlmflow.errors import DataError
 
 VERSION = 1
+IMAGE_MARKER = "<image>"  # the position of an image in the text of a user; nothing else may contain it
 PARQUET_END = b"PAR1"  # the last bytes of a parquet file
 SHARD_ROWS = 8192
 SHARD_BYTES = 2**28  # of images; limits the memory while a shard is filled

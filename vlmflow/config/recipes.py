@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section, UnknownKeyError, bounds, from_yaml, is_section, type_name, union_members
+from vlmflow.config.strict_yaml import parse_yaml
 from vlmflow.errors import RecipeError
 
 S = TypeVar("S", bound=Section)
@@ -44,7 +45,7 @@ def parse(recipe: str | Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{name}: cannot be read: {error}") from None
     try:
-        sections = yaml.safe_load(text)
+        sections = parse_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{name}: not YAML: {_one_line(error)}") from None
     if not isinstance(sections, dict):
@@ -74,7 +75,7 @@ def override(sections: dict[str, Any], assignments: list[str]) -> dict[str, Any]
             if not isinstance(mapping, dict):
                 raise RecipeError(f"--set {assignment}: {parent!r} is a value, not a section")
         try:
-            mapping[key] = yaml.safe_load(value)
+            mapping[key] = parse_yaml(value)
         except yaml.YAMLError:
             raise RecipeError(f"--set {assignment}: {value!r} is not YAML") from None
     return sections
