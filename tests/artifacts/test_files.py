@@ -50,6 +50,7 @@ def test_the_walk_of_a_remote_folder() -> None:
         ("set [v2]/**/*.tar", ["set [v2]/0.tar", "set [v2]/x/1.tar"]),
         ("set */*/?.tar", ["set [v2]/x/1.tar"]),
         ("set [v2]/[0-9].tar", ["set [v2]/0.tar"]),
+        ("set [v2]/**.tar", ["set [v2]/0.tar"]),
         ("nowhere/*.tar", []),
     ],
 )
@@ -70,9 +71,10 @@ def test_a_pattern_may_begin_with_a_folder_with_brackets(tmp_path: Path, pattern
         ("images/c.png", "'images/c.jpg', which differs in suffix"),
         ("images/c", "'images/c.jpg', which differs in suffix"),
         ("images/Übung é.jpg", f"'images/{DECOMPOSED}', which differs in Unicode form (NFC or NFD)"),
-        ("..\\media\\upload\\top.JPG", "'top.jpg', which differs in folder and letter case"),
+        ("..\\media\\upload\\top.JPG", "'top.jpg', which differs in folder and backslashes and letter case"),
         ("/home/annotator/set/top.jpg", "'top.jpg', which differs in folder"),
         ("images", "it is a folder"),
+        ("Images", "'images', which differs in letter case"),
     ],
 )
 def test_the_near_miss_of_a_missing_file_is_named(tmp_path: Path, name: str, hint: str) -> None:

@@ -61,6 +61,19 @@ def test_a_content_hash_depends_on_names_and_bytes(tmp_path: Path) -> None:
     assert content_hash(tmp_path / "none") == "absent"
 
 
+def test_a_content_hash_covers_linked_folders(tmp_path: Path) -> None:
+    for folder in ("disk", "set [v2]"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "set [v2]" / "images").symlink_to(tmp_path / "disk")
+    (tmp_path / "set [v2]" / "self").symlink_to(tmp_path / "set [v2]")
+    (tmp_path / "disk" / "a.png").write_bytes(b"1")
+    section = {"path": str(tmp_path / "set [v2]"), "note": "**bold** or not? " + "x" * 300}
+    before = hash_named_files(section)
+    assert set(before) == {section["path"]}
+    (tmp_path / "disk" / "a.png").write_bytes(b"2")
+    assert hash_named_files(section) != before
+
+
 def test_the_content_of_files_that_a_section_names_is_hashed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"1")

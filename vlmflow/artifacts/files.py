@@ -29,11 +29,12 @@ DIFFERENCES: tuple[tuple[str, Callable[[str], str]], ...] = (
 SHOWN_FOLDERS = 3
 
 
-def walk(folder: UPath | Path, depth: int | None = None) -> list[UPath]:
+def walk(folder: UPath | Path, depth: int | None = None, *, hidden: bool = False) -> list[UPath]:
     """Return the files below `folder`, sorted; `depth` 1 is the folder alone, None is all levels.
 
     Links to folders are followed, except to a folder that contains the link. Hidden files and folders (`.DS_Store`,
-    `._a.jpg`, `.git`) and `__MACOSX` are not data and are left out. A broken link is returned: its target is missing.
+    `._a.jpg`, `.git`) and `__MACOSX` are not data and are left out, unless `hidden` is set. A broken link is returned:
+    its target is missing.
 
     Raises:
         DataError: a folder cannot be read.
@@ -41,13 +42,13 @@ def walk(folder: UPath | Path, depth: int | None = None) -> list[UPath]:
     root = UPath(folder)
     if isinstance(root, Path):
         try:
-            names = _walk_local(str(root), (), depth)
+            names = _walk_local(str(root), (), depth, hidden)
         except OSError as error:
             raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
     else:
         start = root.path.rstrip("/")
         found = (path[len(start) :].strip("/") for path in root.fs.find(root.path, maxdepth=depth))
-        names = (name for name in found if name and not any(map(_is_hidden, name.split("/"))))
+        names = (name for name in found if name and (hidden or not any(map(_is_hidden, name.split("/")))))
     return sorted((root / name for name in names), key=str)
 
 
@@ -62,11 +63,11 @@ def match(pattern: str) -> list[UPath]:
     while count < len(parts) - 1 and UPath("/".join(parts[: count + 1])).is_dir():
         count += 1
     root = UPath("/".join(parts[:count]) or ("/" if pattern.startswith("/") else "."))
-    rest = parts[count:]
+    rest = [part if part == "**" else re.sub(r"\*+", "*", part) for part in parts[count:]]
     if not root.is_dir():
         return []
     expression = re.compile(glob_translate("/".join(rest)))
-    files = walk(root, None if any("**" in part for part in rest) else len(rest))
+    files = walk(root, None if "**" in rest else len(rest))
     return [file for file in files if expression.match(str(file.relative_to(root)))]
 
 
@@ -120,7 +121,9 @@ def name_differences(name: str, other: str) -> list[str]:
     return needed
 
 
-def _walk_local(folder: str, above: tuple[tuple[int, int], ...], depth: int | None, prefix: str = "") -> list[str]:
+def _walk_local(
+    folder: str, above: tuple[tuple[int, int], ...], depth: int | None, hidden: bool, prefix: str = ""
+) -> list[str]:
     status = Path(folder).stat()
     place = status.st_dev, status.st_ino
     if place in above or depth == 0:
@@ -128,7 +131,7 @@ def _walk_local(folder: str, above: tuple[tuple[int, int], ...], depth: int | No
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if _is_hidden(entry.name):
+            if not hidden and _is_hidden(entry.name):
                 continue
             try:
                 is_folder = entry.is_dir()
@@ -136,7 +139,7 @@ def _walk_local(folder: str, above: tuple[tuple[int, int], ...], depth: int | No
                 is_folder = False
             if is_folder:
                 below = None if depth is None else depth - 1
-                names += _walk_local(entry.path, (*above, place), below, f"{prefix}{entry.name}/")
+                names += _walk_local(entry.path, (*above, place), below, hidden, f"{prefix}{entry.name}/")
             elif entry.is_symlink() or entry.is_file():  # not a pipe or a device
                 names.append(prefix + entry.name)
     return names
@@ -161,6 +164,7 @@ def _canonical(name: str, ignored: Sequence[str] | None = None) -> str:
 def _near_misses(name: str, folder: Path) -> list[tuple[list[str], str]]:
     """Return the files in the named folder, or in `folder` itself, with nearly the same name, and the differences."""
     *parents, last = unquote(name.strip()).replace("\\", "/").split("/")
+    written = [what for what, change in DIFFERENCES[:3] if change(name) != name]  # undone by the line above
     place, way = Path("/") if name.startswith("/") else folder, ""
     try:
         for parent in filter(None, parents):
@@ -170,13 +174,14 @@ def _near_misses(name: str, folder: Path) -> list[tuple[list[str], str]]:
                     break
             place, way = place / parent, f"{way}{parent}/"
         else:
-            files = [way + file for file in _listing(place).get(_canonical(last), []) if (place / file).is_file()]
-            if near := [(found, file) for file in files if (found := name_differences(name.lstrip("/"), file))]:
+            names = _listing(place).get(_canonical(last), [])
+            names = [one for one in names if (place / one).is_file()] or names
+            if near := [(found, way + n) for n in names if (found := name_differences(name.lstrip("/"), way + n))]:
                 return near
         files = [file for file in _listing(folder).get(_canonical(last), []) if (folder / file).is_file()]
     except OSError:  # a folder that cannot be listed has no hint
         return []
-    return [(["folder", *name_differences(last, file)], file) for file in files]
+    return [(["folder", *written, *name_differences(last, file)], file) for file in files]
 
 
 def _listing(folder: Path) -> dict[str, list[str]]:

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from vlmflow.artifacts.files import walk
+
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, as hex digits."""
@@ -23,10 +25,14 @@ def content_hash(path: Path, exclude: Collection[str] = ()) -> str:
     if not path.exists():
         return "absent"
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in exclude)
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        digest.update(bytes.fromhex(file_sha256(file)))
+    if path.is_file():
+        found = [path]
+    else:  # with linked folders, which readers follow too
+        found = sorted(Path(str(file)) for file in walk(path, hidden=True) if file.name not in exclude)
+    for file in found:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vlmflow.artifacts.files import match
 from vlmflow.artifacts.hashing import cache_key, content_hash
 from vlmflow.config import recipes
 from vlmflow.config.sections import part
@@ -71,9 +72,11 @@ def hash_named_files(section: Any) -> dict[str, str]:
     """Return the content hash of each local file or folder that a recipe section names, directly or by a pattern."""
     hashes = {}
     for text in filter(None, _strings(section)):
-        for path in glob.glob(text, recursive=True) if glob.has_magic(text) else [text]:
-            if Path(path).exists():
-                hashes[path] = content_hash(Path(path))
+        try:  # a folder may be named like a pattern
+            found = [text] if Path(text).exists() else map(str, match(text)) if glob.has_magic(text) else []
+        except OSError:  # a text that is too long for a path
+            continue
+        hashes |= {path: content_hash(Path(path)) for path in found}
     return hashes
 
 
