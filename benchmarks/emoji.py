@@ -36,7 +36,7 @@ def index(folder: Path, out: Path, hold_out: str) -> list[dict[str, Any]]:
     Args:
         hold_out: the first word of the held-out names, or "" to hold out one in twenty, chosen by the name's checksum.
     """
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").split("\n") if line]
     with (out / "index.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             name = row["caption"]

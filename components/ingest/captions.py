@@ -7,7 +7,6 @@ from typing import Any
 
 from components.ingest.columns import text
 from components.ingest.json_files import parse_literal
-from vlmflow.artifacts.dataset import IMAGE_MARKER
 from vlmflow.errors import RecordError
 
 _LIST = re.compile(r"""\s*\[\s*["'].*["']\s*,?\s*\]\s*""", re.DOTALL)
@@ -32,10 +31,7 @@ def parse_captions(value: Any) -> list[str]:
         if not isinstance(caption, str | Decimal):
             number = f"caption {i} of {len(captions)} is " if isinstance(value, list) else ""
             raise RecordError("not text", f"{number}{caption!r:.80}")
-    texts = [text(caption) for caption in captions]
-    if any(IMAGE_MARKER in caption for caption in texts):
-        raise RecordError("image markers", f"{IMAGE_MARKER} in a caption; a model would take it for an image")
-    return texts
+    return [text(caption) for caption in captions]
 
 
 def _parse_list(value: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from vlmflow.artifacts.dataset import IMAGE_MARKER
 from vlmflow.artifacts.text_files import MAX_TEXT_BYTES
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section
@@ -75,11 +76,15 @@ class ColumnsConfig(Section):
         return self
 
 
-def text(value: Any) -> str:
+def text(value: Any, *, markers: bool = False) -> str:
     """Return the value of a column as text; null and NaN become "".
 
+    Args:
+        markers: accept the image marker, which a model takes for an image.
+
     Raises:
-        RecordError: the value is a list, a dict or bytes, not valid Unicode, longer than 16 MiB, or contains NUL.
+        RecordError: the value is a list, a dict or bytes, not valid Unicode, longer than 16 MiB, or contains NUL or an
+            image marker.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -92,6 +97,8 @@ def text(value: Any) -> str:
         raise RecordError("not text", f"not valid Unicode: {error.reason}") from None
     if size > MAX_TEXT_BYTES:
         raise RecordError("too many bytes", f"a text of {size} bytes, the limit is {MAX_TEXT_BYTES}")
+    if not markers and IMAGE_MARKER in written:
+        raise RecordError("image markers", f"{IMAGE_MARKER} in {written!r:.80}; a model would take it for an image")
     if (at := written.find("\0")) >= 0:
         raise RecordError("not text", f"character {at} is NUL")
     return written

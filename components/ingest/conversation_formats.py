@@ -98,7 +98,7 @@ def message_text(value: Any) -> str:
     """
     if value is not None and not isinstance(value, str):
         raise RecordError("not text", f"{value!r:.80}")
-    return text(value)
+    return text(value, markers=True)
 
 
 def only_value(values: dict[str, Any], names: tuple[str, ...]) -> Any:

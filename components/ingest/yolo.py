@@ -24,6 +24,7 @@ from components.ingest.filesystem import image_files, open_path, relative_name
 from components.ingest.record import Record
 from vlmflow.artifacts.files import describe_missing, walk
 from vlmflow.artifacts.text_files import read_lines, stream_lines
+from vlmflow.config.strict_yaml import parse_yaml
 from vlmflow.errors import DataError, RecordError
 
 CLASS_LISTS = ("classes.txt", "obj.names")
@@ -115,19 +116,9 @@ def _read_classes(root: UPath, index: str) -> tuple[dict[str, str], int]:
     return first
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that occurs twice, of which YAML would use the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if repeated := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_table(file: UPath) -> dict[str, Any]:
     try:
-        table = yaml.load("\n".join(read_lines(file)), _UniqueKeyLoader)  # a safe loader
+        table = parse_yaml("\n".join(read_lines(file)))
     except yaml.YAMLError as error:
         raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     return table if isinstance(table, dict) else {}

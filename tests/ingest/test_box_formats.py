@@ -102,3 +102,9 @@ def test_reading_order_goes_by_rows() -> None:
         region("c", 60, 6, 80, 26),
     ]
     assert [one["phrase"] for one in boxes.reading_order(regions)] == ["a", "b", "c", "d"]
+
+
+def test_the_image_marker_in_a_phrase_or_a_line_is_refused() -> None:
+    for keys in (boxes.PHRASE_KEYS, boxes.TEXT_KEYS):
+        with pytest.raises(RecordError, match="image markers"):
+            boxes.text_field({"text": "the <image> tag", "box": [1, 2, 3, 4]}, keys)
