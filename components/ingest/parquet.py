@@ -50,7 +50,7 @@ class ParquetReader:
         """Stream the rows in order of the file names, in small batches.
 
         Raises:
-            DataError: a file is damaged, or has a wanted column twice.
+            DataError: a file cannot be opened, or has a wanted column twice.
         """
         for path in self.files:
             folder_columns = _folder_columns(path)
@@ -61,25 +61,27 @@ class ParquetReader:
 
 def read_rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:
     """Stream the rows of one file: the number from 1, the `wanted` columns (all if None), and the error if a value
-    cannot be read.
+    cannot be read. If a row group is damaged, the rest of its rows have an error.
 
     Raises:
-        DataError: the file is not parquet or damaged, or has a wanted column twice.
+        DataError: the file is not parquet, or has a wanted column twice.
     """
-    number = 0
+    number, end = 0, 0
     with open_parquet(path) as file:
         names = wanted_columns(path, file.schema_arrow.names, wanted)
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names)
-        while True:
+        for group in range(file.num_row_groups):
+            end += file.metadata.row_group(group).num_rows
+            fault = None
             try:
-                batch = next(batches, None)
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=names):
+                    for values, unreadable in _batch_rows(batch):
+                        number += 1
+                        yield number, values, unreadable
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{path}: damaged after row {number}: {error}; get the file again") from None
-            if batch is None:
-                return
-            for values, fault in _batch_rows(batch):
+                fault = RecordError("damaged file", f"row group {group + 1} of {path.name}: {error}")
+            while number < end:
                 number += 1
-                yield number, values, fault
+                yield number, {}, fault
 
 
 @contextmanager

@@ -118,7 +118,8 @@ def _read_samples(tar: tarfile.TarFile) -> Iterator[Sample]:
     group, finished = _Group(""), set[str]()
     for member in tar:
         name = member.name.rpartition("/")[2]
-        if not member.isfile() or name.startswith(".") or "__MACOSX/" in member.name:
+        is_link = member.issym() or member.islnk()
+        if not (member.isfile() or is_link) or name.startswith(".") or "__MACOSX/" in member.name:
             continue  # a Mac writes `._NAME` beside every file
         key = member.name[: len(member.name) - len(name)] + name.partition(".")[0]
         if key != group.key:
@@ -128,9 +129,11 @@ def _read_samples(tar: tarfile.TarFile) -> Iterator[Sample]:
             if key in finished:
                 group.fault = malformed("the members of its key are not together; write the tar with --sort=name")
         yield from group.finished_before(member.name)
-        opened = tar.extractfile(member)
-        assert opened is not None  # only None for members that are not files
-        group.add(member.name, opened, member.size)
+        opened = None if is_link else tar.extractfile(member)
+        group.add(member.name, opened or io.BytesIO(), member.size)
+        if is_link:
+            link = f"{member.name} is a link to {member.linkname}"
+            group.fault = malformed(f"{link}; write the tar with --dereference --hard-dereference")
     yield from group.samples()
 
 
@@ -250,11 +253,13 @@ class _ShardParquet:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         self.faults: dict[str, RecordError] = {}
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+        self.by = next((name for name in ("key", "uid") if name in names), "")
+        if not self.by:
+            raise DataError(f"{path}: no column `key` or `uid` to join the shard by; columns: {', '.join(names)}")
         for number, values, fault in read_rows(path):
-            self.by = next((name for name in ("key", "uid") if name in values), "")
-            if not self.by:
-                raise DataError(f"{path}: no column `key` or `uid` to join the shard by; columns: {', '.join(values)}")
-            key = str(values[self.by])
+            key = str(values[self.by]) if self.by in values else f"{path.name}:{number}"
             if key in self.rows and not fault:
                 fault = malformed(f"{path.name}: {self.by} {key!r} occurs twice")
             if fault:
@@ -298,7 +303,8 @@ class _MetadataTable:
                     raise DataError(f"{path}: no column 'uid' to join by; columns: {', '.join(self.names)}")
                 tables.append(file.read(columns=wanted_columns(path, self.names, {"uid", *wanted})))
         self.table = pa.concat_tables(tables, promote_options="default")
-        uids = pc.cast(self.table["uid"], pa.string()).to_numpy().astype(np.bytes_)
+        texts = pc.cast(self.table["uid"], pa.large_string(), safe=False)
+        uids = pc.cast(texts, pa.large_binary()).to_numpy().astype(np.bytes_)
         self.order = np.argsort(uids, kind="stable")
         self.uids = uids[self.order]
 
@@ -315,7 +321,10 @@ class _MetadataTable:
             if all(name in values for name in self.table.column_names if name != "uid"):
                 return {}
             raise RecordError("no metadata", f"no row for uid {uid!r:.80} in the metadata")
-        rows = self.table.take(self.order[first:end]).to_pylist()
+        try:
+            rows = self.table.take(self.order[first:end]).to_pylist()
+        except ValueError as error:
+            raise RecordError("no metadata", f"the row of uid {uid!r:.80} cannot be read: {error}") from None
         if any(row != rows[0] for row in rows):
             raise RecordError("no metadata", f"uid {uid!r:.80} occurs twice in the metadata, with other values")
         return {name: value for name, value in rows[0].items() if value is not None}

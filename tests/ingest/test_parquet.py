@@ -61,3 +61,16 @@ def test_a_folder_may_give_a_column(tmp_path: Path) -> None:
         write(tmp_path / f"split={split}" / "p.parquet", pa.table({"image": [image], "caption": ["a"]}))
     good, _ = records(tmp_path, ColumnsConfig(split="split"))
     assert [(values["image"], values["split"]) for values in good] == [("1", "test"), ("0", "train")]
+
+
+def test_a_damaged_row_group_loses_only_its_own_rows(tmp_path: Path) -> None:
+    table = pa.table({"image": [f"{i:04d}" * 50 for i in range(300)], "caption": ["a"] * 300})
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=100, compression="gzip", use_dictionary=False)
+    content = bytearray((tmp_path / "p.parquet").read_bytes())
+    start = pq.ParquetFile(tmp_path / "p.parquet").metadata.row_group(1).column(0).data_page_offset
+    content[start : start + 60] = b"\xff" * 60
+    (tmp_path / "p.parquet").write_bytes(content)
+    good, bad = records(tmp_path)
+    assert [values["image"][:4] for values in good] == [f"{i:04d}" for i in (*range(100), *range(200, 300))]
+    assert [place for place, _ in bad] == [f"p.parquet:{i}" for i in range(101, 201)]
+    assert all(said.startswith("damaged file: row group 2 of p.parquet: ") for _, said in bad)

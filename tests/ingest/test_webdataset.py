@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from components.ingest.columns import ColumnsConfig
 from components.ingest.webdataset import MAX_PARTS, WebDatasetReader
 from tests.ingest.test_formats import tar
 from vlmflow.errors import DataError
@@ -121,8 +123,6 @@ def test_metadata_without_one_row_for_a_uid_is_refused(tmp_path: Path) -> None:
     uids = ["u0", "u1", "u1", "u2", "u2"]
     table(tmp_path / "set" / "meta" / "a.parquet", uid=uids, text=["zero", "one", "other", "two", "two"])
     reader = WebDatasetReader(str(tmp_path / "set"), "meta/*.parquet")
-    from components.ingest.columns import ColumnsConfig
-
     reader.columns(ColumnsConfig(caption="text"))
     found = {r.location[-1]: str(r.error) if r.error else r.values["text"] for r in reader.records()}
     assert (found["0"], found["2"]) == ("zero", "two")
@@ -134,7 +134,38 @@ def test_two_columns_of_one_name_in_the_metadata_are_refused(tmp_path: Path) -> 
     (tmp_path / "set" / "meta").mkdir()
     doubled = pa.table([["u"], ["a"], ["b"]], names=["uid", "caption", "caption"])
     pq.write_table(doubled, tmp_path / "set" / "meta" / "a.parquet")
-    from components.ingest.columns import ColumnsConfig
-
     with pytest.raises(DataError, match="two columns are called 'caption'"):
         WebDatasetReader(str(tmp_path / "set"), "meta/*.parquet").columns(ColumnsConfig())
+
+
+def test_a_link_in_a_shard_is_refused(tmp_path: Path) -> None:
+    shard = tmp_path / "set" / "0.tar"
+    shard.parent.mkdir()
+    for name in ("0.jpg", "0.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "1.jpg").hardlink_to(tmp_path / "0.jpg")
+    (tmp_path / "1.txt").symlink_to("0.txt")
+    with tarfile.open(shard, "w") as file:
+        for name in ("0.jpg", "0.txt", "1.jpg", "1.txt"):
+            file.add(tmp_path / name, name)
+    good, bad = read(shard.parent)
+    assert [key for key, _, _ in good] == ["0"]
+    assert [key for key, _ in bad] == ["1"] and "is a link to 0" in bad[0][1]
+
+
+def test_tables_beside_a_shard_may_have_values_that_are_not_text(tmp_path: Path) -> None:
+    raw = pa.array([b"0", b"caf\xe9", b"2"], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    members = [m for i in (0, 2) for m in ((f"{i}.jpg", b"x"), (f"{i}.json", json.dumps({"uid": str(i)}).encode()))]
+    tar(tmp_path / "set" / "0.tar", members)
+    pq.write_table(pa.table({"key": broken, "caption": ["a", "b", "c"]}), tmp_path / "set" / "0.parquet")
+    good, bad = read(tmp_path / "set")
+    assert [(key, caption) for key, _, caption in good] == [("0", "a"), ("2", "c")]
+    assert [key for key, _ in bad] == ["0.parquet:2"] and "column 'key'" in bad[0][1]
+    (tmp_path / "set" / "0.parquet").unlink()
+    (tmp_path / "set" / "meta").mkdir()
+    columns = {"uid": broken, "caption": pa.Array.from_buffers(pa.string(), 3, raw.buffers())}
+    pq.write_table(pa.table(columns), tmp_path / "set" / "meta" / "a.parquet")
+    reader = WebDatasetReader(str(tmp_path / "set"), "meta/*.parquet")
+    reader.columns(ColumnsConfig())
+    assert [record.values.get("caption") for record in reader.records()] == ["0", "2"]
