@@ -85,8 +85,8 @@ create_test_issuer() {
 
 pipelines() {
   apply -k "$GITHUB/kubeflow/pipelines.git/manifests/kustomize/cluster-scoped-resources?ref=$KFP_VERSION&$CLONE"
-  wait_for_crds applications.app.k8s.io workflows.argoproj.io
-  apply -k "$GITHUB/kubeflow/pipelines.git/manifests/kustomize/env/platform-agnostic?ref=$KFP_VERSION&$CLONE"
+  wait_for_crds workflows.argoproj.io
+  retry apply -k "$GITHUB/kubeflow/pipelines.git/manifests/kustomize/env/platform-agnostic?ref=$KFP_VERSION&$CLONE"
   wait_for_deployments kubeflow
 }
 

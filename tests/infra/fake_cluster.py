@@ -124,7 +124,7 @@ class FakeCluster:
         source = options[-1]
         if source == "-":
             manifests = list(yaml.load_all(text, yaml.CSafeLoader))
-        elif source.startswith("https://"):
+        elif source.startswith(("https://", "github.com/")):
             manifests = self._released(source, "-k" in options)
         else:
             manifests = list(
