@@ -70,13 +70,18 @@ def parse_boxes(value: Any) -> list[Any]:
     return [value] if value and all(_is_number(entry) for entry in value) else [_from_label_studio(v) for v in value]
 
 
+def field(item: Any, keys: tuple[str, ...]) -> Any:
+    """Return the value of `item` under the first of `keys` that it has, or None."""
+    return _first_value(item, keys) if isinstance(item, dict) else None
+
+
 def text_field(item: Any, keys: tuple[str, ...]) -> str:
     """Return the text of `item` under the first of `keys` that it has, or "".
 
     Raises:
         RecordError: the value is not text.
     """
-    return text(_first_value(item, keys)).strip() if isinstance(item, dict) else ""
+    return text(field(item, keys)).strip()
 
 
 def parse_box(
@@ -98,8 +103,10 @@ def parse_box(
             image is not a larger or smaller copy of the stated one.
     """
     if isinstance(item, dict):
-        if turned := next((key for key in ROTATION_KEYS if item.get(key) not in (None, 0, "", "0")), None):
+        if turned := next((key for key in ROTATION_KEYS if _is_number(item.get(key)) and item[key]), None):
             raise RecordError("rotated box", f"{turned} is {item[turned]!r:.20}; only upright boxes can be used")
+        if (shape := item.get("shape_type", "polygon")) not in ("rectangle", "polygon"):  # of LabelMe
+            raise RecordError("invalid box", f"shape_type is {shape!r:.20}; only rectangle and polygon are read")
         stated = stated_size(item.get("original_width"), item.get("original_height")) or stated
     x_scale, y_scale = _scale(stated, (width, height))
     box, in_fractions = _to_xyxy(item, box_format)

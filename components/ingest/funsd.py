@@ -65,12 +65,14 @@ def _entity_lines(entity: Any, refused: SkippedItems) -> list[dict[str, Any]]:
     words = entity.get("words") if isinstance(entity, dict) else None
     words_with_boxes = []
     for word in words or ([entity] if isinstance(entity, dict) else []):
-        text = boxes.text_field(word, boxes.TEXT_KEYS)
         try:
+            text = boxes.text_field(word, boxes.TEXT_KEYS)
             x0, y0, x1, y1 = (float(number) for number in word["box"])
             if not (x0 < x1 and y0 < y1):  # joining it to a line would hide it
                 raise ValueError
             words_with_boxes.append({"text": text, "x0": x0, "y0": y0, "x1": x1, "y1": y1})
+        except RecordError as reason:
+            refused.append(("lines", reason))
         except (KeyError, TypeError, ValueError):
             refused.append(("lines", RecordError("invalid box", f"{word!r:.80}")))
     rows = boxes.group_lines(words_with_boxes)

@@ -110,17 +110,16 @@ class PairBuilder:
         regions = []
         for i, item in enumerate(items):
             try:
-                phrase = boxes.text_field(item, boxes.PHRASE_KEYS)
+                phrase = self._class_name(boxes.field(item, boxes.PHRASE_KEYS))
                 if not phrase and isinstance(names, list):
                     if len(names) != len(items):
                         raise RecordError("no phrase", f"{len(items)} boxes, but {len(names)} labels")
-                    phrase = text(names[i]).strip()
+                    phrase = self._class_name(names[i])
                 phrase = phrase or next((words.strip() for words in fallbacks if words.strip()), "")
                 if not phrase:
                     raise RecordError("no phrase", "box, label and caption have no text")
-                category = boxes.text_field(item, boxes.CATEGORY_KEYS)
-                box = self._parse_box(item, image, record)
-                regions.append({"phrase": self._renamed(phrase), "category": self._renamed(category), **box})
+                category = self._class_name(boxes.field(item, boxes.CATEGORY_KEYS))
+                regions.append({"phrase": phrase, "category": category, **self._parse_box(item, image, record)})
             except RecordError as reason:
                 skipped.append(("regions", _located(item, reason)))
         return regions
@@ -138,6 +137,15 @@ class PairBuilder:
             except RecordError as reason:
                 skipped.append(("lines", _located(item, reason)))
         return lines
+
+    def _class_name(self, value: Any) -> str:
+        """Return the name of a class; a number is a place in a list of names that the source does not have."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        name = text(value).strip()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name and name not in self.names:
+            raise RecordError("no phrase", f"class {name} has no name; set ingest.names: {{'{name}': …}}")
+        return self._renamed(name)
 
     def _renamed(self, name: str) -> str:
         self.unmet_names.discard(name)

@@ -411,6 +411,9 @@ STUDIO = {"x": 10, "y": 10, "width": 30, "height": 20, "rotation": 0, "original_
         ({"x": 10, "y": 10, "radiusX": 2, "radiusY": 2, "ellipselabels": ["kite"]}, "invalid box"),
         ({"label": "kite", "box": [10, 8, 40, 24], "angle": 0.3}, "rotated box"),
         ({"label": "kite", "points": [[10, 8, 2], [40, 24, 1]]}, "invalid box"),
+        ({"label": "kite", "points": [[10, 8], [40, 24]], "shape_type": "circle"}, "invalid box"),
+        ({"label": "kite", "points": [[10, 8], [40, 24]], "shape_type": "rectangle"}, [10, 8, 40, 24]),
+        ({"label": "kite", "box": [10, 8, 40, 24], "angle": "front"}, [10, 8, 40, 24]),
         ({"label": "kite", "bbox": [10, 8, 40, 24, 0.9, 0]}, "invalid box"),
         ({"label": "kite", "bbox": [0, 0, 1, 1]}, "empty box"),
         ({"label": "kite", "polygon": [0, 0, 1, 0, 1, 1, 0, 1]}, "empty box"),
@@ -438,3 +441,17 @@ def test_names_rename_labels(tmp_path: Path) -> None:
     assert read("coco", tmp_path / "set", coco([box(), box(2, category_id=90)]), names=names)[0]["1.jpg"] == [
         "red kite", "boat",
     ]  # fmt: skip
+
+
+def test_a_class_number_without_a_name_is_refused(tmp_path: Path) -> None:
+    rows = [{"image": "1.jpg", "caption": "x", "boxes": {"bbox": [BOX, BOX], "category": [7, 8.0]}}]
+    found, reasons, _ = read("folder", tmp_path, {"1.jpg": "", "i.jsonl": json.dumps(rows[0])}, names={"8": "kite"})
+    assert found == {"1.jpg": ["kite"]} and reasons == ["no phrase: class 7 has no name; set ingest.names: {'7': …}"]
+
+
+def test_the_size_in_an_index_is_compared(tmp_path: Path) -> None:
+    row = {"image": "1.jpg", "caption": "x", "width": 200, "height": 160, "boxes": [{"label": "kite", "box": BOX}]}
+    lines = [row | {"height": height} for height in (160, 200)]
+    _, reasons, rows = read("folder", tmp_path, {"1.jpg": "", "i.jsonl": "\n".join(map(json.dumps, lines))})
+    assert [corners(row) for row in rows] == [[[5, 5, 20, 15]], []]
+    assert [reason.partition(":")[0] for reason in reasons] == ["another image size"]

@@ -362,12 +362,12 @@ def test_parquet_images_may_be_bytes_structs_or_names(tmp_path: Path) -> None:
             {"image": images, "caption": ["x", "y"], "objects": [{"bbox": [[1, 2, 3, 4]], "category": [7]}] * 2}
         )
         pq.write_table(table, tmp_path / "set" / f"{name}.parquet")
-    section = {"source": "parquet", "columns": {"boxes": "objects", "box_format": "xywh"}}
+    section = {"source": "parquet", "columns": {"boxes": "objects", "box_format": "xywh"}, "names": {"7": "kite"}}
     for path in (tmp_path / "set", tmp_path / "set" / "*.parquet"):
         _, rows, entries = run(path, tmp_path / f"out-{path.name[0]}", **section)
         assert [row["image"]["bytes"] for row in rows] == [picture] * 4
         region = rows[0]["regions"][0]
-        assert [region[key] for key in ("phrase", "x0", "y0", "x1", "y1")] == ["7", 1, 2, 4, 6]
+        assert [region[key] for key in ("phrase", "x0", "y0", "x1", "y1")] == ["kite", 1, 2, 4, 6]
         assert [entry["place"] for entry in entries] == ["bytes.parquet:2", "names.parquet:2"]
 
 
