@@ -366,6 +366,20 @@ def test_the_config_map_of_the_steps_is_used_and_its_addresses_exist() -> None:
         assert int(address[1]) in [port["port"] for port in service["spec"]["ports"]]
 
 
+def test_jobs_log_in_to_mlflow_as_the_steps_do() -> None:
+    placement = yaml.safe_load((INFRA / "kubeflow" / "placement.yaml").read_text())["defaults"]
+    wanted = {variable: key for key, variable in placement["secrets"]["vlmflow-mlflow"].items()}
+    checked = [
+        pod for owner, _, pod in pods([*build("overlays/local"), rayjob()]) if owner.startswith(("Train", "Ray"))
+    ]
+    working = [c for pod in checked for c in containers(pod) if c["name"] != "ray-job-submitter"]
+    assert len(working) == 3  # a training node, Ray's head and its workers
+    for container in working:
+        references = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in container["env"] if "valueFrom" in e}
+        assert {name: reference["key"] for name, reference in references.items()} == wanted
+        assert all(r["name"] == "vlmflow-mlflow" and r["optional"] is True for r in references.values())
+
+
 def test_the_ray_version_matches_the_lock() -> None:
     (locked,) = re.findall(r"^ray==(.*)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == locked
