@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(optional_inputs="earlier")
 def evaluate(
     model: dsl.Input[dsl.Model],
     pairs: dsl.Input[dsl.Dataset],
@@ -15,6 +15,7 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
     page: dsl.Output[dsl.Markdown],
     section: str = "evaluate",
+    earlier: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]  # optional for `vlmflow step`
 ):
     """Measure each capability on held-out data, with intervals and with blank and shuffled images as controls."""
     from pathlib import Path
@@ -31,5 +32,6 @@ def evaluate(
         out=Path(scores.path),
         stage=stage,
         section=load(EvaluateConfig, recipe, section),
+        earlier=Path(earlier.path) if earlier else None,
     )
     log_metrics(found, metrics, confusion, Path(page.path))

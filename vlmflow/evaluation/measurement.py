@@ -42,7 +42,7 @@ def measure(
     """
     configure_logging()
     loaded = load(model)
-    suites, missing = build_suites(loaded, Dataset(pairs, "pairs"), Dataset(conversations, "conversations"), section)
+    suites, missing = build_suites(loaded, Dataset(pairs), Dataset(conversations, "conversations"), section)
     names = list(suites)[rank :: section.processes]
     results = {name: _measure_with_controls(loaded, suites[name], name, section) for name in names}
     if rank == 0:

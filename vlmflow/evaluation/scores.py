@@ -5,6 +5,7 @@ few answers with their images.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def write(folder: Path, scores: dict[str, Any], examples: list[dict[str, Any]], 
         examples: rows with `capability`, `example` (its uid) and `score`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / "scores.json", scores)
     (folder / "samples.json").write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(examples, schema=_SCHEMA), folder / "examples.parquet")
 
@@ -36,6 +37,19 @@ def describe_examples(value: Mapping[str, Any]) -> str:
     """Return the number of examples of a capability, and of how many they are a sample: `300 of 2,113`."""
     available = value.get("available", value["n"])
     return f"{value['n']:,}" if available <= value["n"] else f"{value['n']:,} of {available:,}"
+
+
+def copy_if_same(earlier: Path, out: Path, stage: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Copy the scores `earlier` to `out`, for another stage, if they have all values of `identity`; None if not."""
+    if not (earlier / "scores.json").is_file():
+        return None
+    found = read_scores(earlier)
+    if any(found.get(key) != value for key, value in identity.items()):
+        return None
+    scores = {**found, "stage": stage}
+    shutil.copytree(earlier, out, dirs_exist_ok=True)
+    _write_json(out / "scores.json", scores)
+    return scores
 
 
 def read_scores(folder: str | Path) -> dict[str, Any]:
@@ -69,3 +83,7 @@ def read_examples(folder: str | Path) -> dict[str, dict[str, float]]:
             raise DataError(f"{path}: {row['capability']} scores the example {row['example']} twice")
         scores[row["example"]] = float(row["score"])
     return examples
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

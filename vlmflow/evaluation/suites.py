@@ -110,6 +110,8 @@ def build_pair_suites(
 ) -> tuple[dict[str, Suite], dict[str, str]]:
     """Build the suites on captioned and on labelled images, and name the missing ones, as `build_suites` does."""
     abilities = loaded.abilities
+    if pairs.card.schema != "pairs":
+        return {}, {}
     if (
         not abilities & {"classify", "retrieval", "features", "image_text_matching", "fill_mask", "reconstruct"}
         and not section.held_out_loss
