@@ -13,6 +13,7 @@ from components.align.config import AlignConfig
 from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
+from vlmflow.runtime import left_out
 from vlmflow.runtime.process import configure_logging, start_method
 from vlmflow.training.launcher import run_distributed
 
@@ -27,7 +28,7 @@ def align(
     """
     start, preferences, model, control = (Path(path) for path in (start, preferences, model, control))
     config = recipes.load(AlignConfig, recipe, section)
-    if reason := _reason_to_skip(Dataset(preferences, "preferences"), config, recipe, section):
+    if reason := _reason_to_skip(preferences, config, recipe, section):
         for out in (model, control):
             checkpoint.copy_unchanged(start, out, reason)
         return
@@ -42,10 +43,13 @@ def align(
             job.result()
 
 
-def _reason_to_skip(data: Dataset, config: AlignConfig, recipe: str, section: str) -> str:
+def _reason_to_skip(preferences: Path, config: AlignConfig, recipe: str, section: str) -> str:
     """Why no alignment is possible; empty if it is."""
     if recipes.section(recipe, section) is None:
         return f"the recipe has no section {section!r}"
+    if reason := left_out.reason(preferences):
+        return reason
+    data = Dataset(preferences, "preferences")
     if len(data) >= config.min_pairs:
         return ""
     reason = f"{len(data)} preference pairs are fewer than min_pairs {config.min_pairs}"

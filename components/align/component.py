@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(passes_on=True, optional_inputs="preferences")
 def align(
     start: dsl.Input[dsl.Model],
     preferences: dsl.Input[dsl.Dataset],
