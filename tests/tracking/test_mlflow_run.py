@@ -1,6 +1,7 @@
 """MLflow runs of steps: nesting, statuses, the local store, and servers that do not answer."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import ServiceError, SpaceError
-from vlmflow.tracking import mlflow_run, mlflow_store
+from vlmflow.tracking import local_store, mlflow_run, mlflow_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -163,6 +164,61 @@ def test_a_store_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VLMFLOW_HOME", str(tmp_path / "file"))
     with pytest.raises(SpaceError, match="cannot write.*VLMFLOW_HOME"), mlflow_run.start_run("align"):
         pass
+
+
+@pytest.fixture
+def used(home: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of a folder of runs, at a place with special characters, and a run in it with an artifact."""
+    (tmp_path / "note.txt").write_text("hello")
+    with mlflow_run.start_run("align") as run:
+        run.log_artifact(tmp_path / "note.txt")
+    copy = tmp_path / "é %20 ?[v2] #x"
+    shutil.copytree(home, copy)
+    return copy, str(run.id)
+
+
+def test_a_moved_home_with_any_name_has_its_artifacts_and_takes_new_ones(used: tuple[Path, str]) -> None:
+    folder, old = used
+    client = mlflow_store.client(folder)
+    assert [file.path for file in client.list_artifacts(old)] == ["note.txt"]
+    (folder / "mlartifacts" / old / "artifacts" / "note.txt").unlink()
+    assert not client.list_artifacts(old)  # it was not the file in the other folder
+    with mlflow_run.start_run("align", root=folder) as run:
+        run.log_artifact(folder / "mlflow.db")
+    assert (folder / "mlartifacts" / str(run.id) / "artifacts" / "mlflow.db").exists()
+
+
+def test_a_home_that_cannot_be_written_is_read_from_a_copy(
+    used: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = used
+    monkeypatch.setattr(local_store, "is_writable", lambda file: not file.is_relative_to(folder))
+    monkeypatch.setattr(mlflow_store, "_reads_only", False)
+    (folder / ".mlflow.lock").unlink()
+    mlflow_store.read_only()
+    assert [file.path for file in mlflow_store.client(folder).list_artifacts(run)] == ["note.txt"]
+    assert not (folder / ".mlflow.lock").exists()
+
+
+def test_a_database_that_was_not_finished_is_created_again(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.partial").write_text("half")
+    with mlflow_run.start_run("align", root=tmp_path):
+        assert (tmp_path / "mlflow.db").exists() and not (tmp_path / "mlflow.db.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("localhost:5000", "has no protocol; write http://host:port"),
+        ("mlruns", "has no protocol"),
+        ("mssql+pymssql://host/db", "the Python package 'pymssql' is missing"),
+    ],
+)
+def test_an_unusable_address_is_one_line(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(ServiceError, match=reason) as error:
+        mlflow_store.client()
+    assert "\n" not in str(error.value)
 
 
 def test_two_processes_can_create_the_store_at_the_same_time(tmp_path: Path) -> None:

@@ -5,15 +5,16 @@ tracking. If a server does not answer, requests are repeated for VLMFLOW_MLFLOW_
 when a run or the registry is needed, because the import takes seconds.
 """
 
-import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmflow.errors import ServiceError, SpaceError
+from vlmflow.errors import ServiceError
+from vlmflow.tracking import local_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "vlmflow"
+_reads_only = False
 
 # Defaults, set before mlflow is imported: no telemetry, few messages, bounded waits.
 _ENVIRONMENT = {
@@ -45,7 +47,13 @@ def home() -> Path:
 
 def uri(root: str | Path | None = None) -> str:
     """Return the URI of the store: MLFLOW_TRACKING_URI, or the SQLite file in `root` (default `home()`)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root or home()).resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store.address(_database(root))
+
+
+def read_only() -> None:
+    """Let this process only read: a local store that cannot be written is then read from a copy."""
+    global _reads_only
+    _reads_only = True
 
 
 def enabled() -> bool:
@@ -60,7 +68,9 @@ def client(root: str | Path | None = None) -> "MlflowClient":
         ServiceError: the MLflow server does not answer, or refuses a request.
         SpaceError: the local store cannot be written.
     """
-    address, wait = uri(root), _wait_seconds()
+    wait = _wait_seconds()
+    address = uri(root)
+    _check_address(address)
     if address.startswith(("http://", "https://")):
         _wait_for_server(address, wait)
     # mlflow waits 1, 2, 4, … seconds between retries: as many retries as fit into `wait`
@@ -70,13 +80,11 @@ def client(root: str | Path | None = None) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    local = Path(address.removeprefix("sqlite:///")).parent if address.startswith("sqlite:///") else None
-    with _store_lock(local), service_errors(address):
+    with service_errors(address), _prepared(address, root):
         _set_fluent_store(mlflow, address)
         connection = mlflow.MlflowClient(tracking_uri=address)
         if connection.get_experiment_by_name(EXPERIMENT) is None:
-            location = (local / "mlartifacts").as_uri() if local else None
-            connection.create_experiment(EXPERIMENT, artifact_location=location)
+            connection.create_experiment(EXPERIMENT)
         mlflow.set_experiment(EXPERIMENT)
     return connection
 
@@ -91,6 +99,34 @@ def experiment_id(connection: "MlflowClient") -> str:
 def experiment_ids(connection: "MlflowClient") -> list[str]:
     """Return the IDs of all experiments: KFP's MLflow plugin creates the runs of its tasks in one of its own."""
     return [experiment.experiment_id for experiment in connection.search_experiments()]
+
+
+def _database(root: str | Path | None = None) -> Path:
+    """Return the SQLite file in `root` or `home()`; a copy if it cannot be written and this process only reads."""
+    file = Path(root or home()).resolve() / local_store.FILE
+    return local_store.copy_to_read(file, EXPERIMENT) if _reads_only and not local_store.is_writable(file) else file
+
+
+def _prepared(address: str, root: str | Path | None) -> AbstractContextManager[None]:
+    """Return the context in which a SQLite store is created; servers, and a copy of a store, need none."""
+    own = Path(root or home()).resolve() / local_store.FILE
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return local_store.prepared(own, EXPERIMENT) if _database(root) == own else nullcontext()
+    if address.startswith("sqlite:///") and "?" not in address:
+        return local_store.prepared(Path(address.removeprefix("sqlite:///")).absolute(), EXPERIMENT)
+    return nullcontext()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address that MLflow would take for a folder.
+
+    Raises:
+        ServiceError: it has no protocol.
+    """
+    if not re.match(r"[a-z][a-z0-9+.-]*:/", address) and address != "databricks":
+        raise ServiceError(
+            f"MLFLOW_TRACKING_URI={address!r}: has no protocol; write http://host:port or sqlite:////folder/mlflow.db"
+        )
 
 
 @contextmanager
@@ -108,6 +144,10 @@ def service_errors(address: str | None = None) -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:  # the driver of a database
+        raise ServiceError(
+            f"MLflow at {address or uri()}: the Python package {error.name!r} is missing; install it"
+        ) from error
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
             raise
@@ -160,22 +200,6 @@ def _wait_for_server(address: str, wait: float) -> None:
         retry(probe)()
     except RetryError as error:
         raise _service_error(address, error.cause) from error
-
-
-@contextmanager
-def _store_lock(folder: Path | None) -> Iterator[None]:
-    """Lock a local store: two processes that create the same SQLite store break each other's migrations."""
-    if folder is None:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".mlflow.lock").open("w")
-    except OSError as error:
-        raise SpaceError(f"{folder}: cannot write the MLflow store: {error.strerror}; set VLMFLOW_HOME") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _set_fluent_store(mlflow: Any, address: str) -> None:
