@@ -9,6 +9,7 @@ from vlmflow.errors import RecipeError
 PIPELINES = {
     "end-to-end": "pipelines.end_to_end:end_to_end",
     "train": "pipelines.end_to_end:train",
+    "finetuning": "pipelines.finetuning:finetuning",
     "pretraining": "pipelines.pretraining:pretraining",
     "zoo-check": "pipelines.pretraining:zoo_check",
     "sweep": "pipelines.sweep:sweep",

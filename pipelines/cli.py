@@ -1,7 +1,10 @@
 """The command line of vlmflow, a platform for training, aligning and serving vision-language models."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +68,7 @@ def run(
 ) -> None:
     """Run a recipe's pipeline on this machine (end-to-end unless the recipe sets `pipeline`)."""
     from pipelines.catalog import ON_REVISION, load_pipeline
+    from vlmflow.config.sections import check_left_out
 
     sections = _checked(recipe, assignments)
     name = sections.get("pipeline", "end-to-end")
@@ -72,12 +76,13 @@ def run(
         raise RecipeError(
             f"--data-rev {data_rev}: the pipeline {name!r} does not fetch versioned data; leave --data-rev out"
         )
+    from pipelines.flow import sections_read
     from pipelines.local_runner import run as start
 
-    if data_rev is None:
-        _show(start(load_pipeline(name), sections, console, containers))
-    else:
-        _show(start(load_pipeline(ON_REVISION[name]), sections, console, containers, data_rev=data_rev))
+    pipeline = load_pipeline(name if data_rev is None else ON_REVISION[name])
+    check_left_out(sections, sections_read(pipeline))
+    parameters = {} if data_rev is None else {"data_rev": data_rev}
+    _show(start(pipeline, sections, console, containers, **parameters))
 
 
 def _checked(recipe: str, assignments: list[str]) -> dict[str, Any]:
@@ -104,7 +109,8 @@ def _show(folder: Path) -> None:
         "capability", "examples", "value", "95% interval", "blank", "shuffled",
         title="After the last stage", title_justify="left",
     )  # fmt: skip
-    last = results["stages"].get("align") or next(reversed(results["stages"].values()), {})
+    measured = {stage: scores for stage, scores in results["stages"].items() if scores}
+    last = measured.get("align") or next(reversed(measured.values()), {})
     for name, score in last.items():
         arrow = "" if score["higher_is_better"] else " ↓"
         controls = [f"{score['controls'][kind]['value']:.2f}" for kind in ("blank", "shuffled")]
@@ -117,9 +123,11 @@ def _show(folder: Path) -> None:
         )
         for more, value in score.get("secondary", {}).items():
             table.add_row(f"  {more}", "", f"{value['value']:.3f}", f"{value['low']:.3f}–{value['high']:.3f}", "", "")
-    console.print(table)
-    for step, reason in results["skipped"].items():
-        console.print(f"[yellow]skipped[/] {step}: {reason}")
+    if last:
+        console.print(table)
+    for reason in dict.fromkeys(results["skipped"].values()):
+        steps = ", ".join(step for step, why in results["skipped"].items() if why == reason)
+        console.print(f"[yellow]skipped[/] {steps}: {reason}")
     gate, version = results["gate"], results["version"]
     if gate:
         console.print(
@@ -155,13 +163,17 @@ def step(
     outputs: Annotated[list[str], typer.Option("--out", help="An output artifact: name=path.")] = [],  # noqa: B006
     parameters: Annotated[list[str], typer.Option("--param", help="Another parameter: name=value.")] = [],  # noqa: B006
     assignments: Assignments = [],  # noqa: B006
+    sources: Annotated[
+        Path | None,
+        typer.Option(help="Folder for links to the files that the step reads, on which a stage of DVC can depend."),
+    ] = None,
 ) -> None:
     """Run one step on artifacts given by path; `dvc repro` calls this."""
     from pipelines.step_cli import run_step
     from vlmflow.config import recipes
 
     sections = _checked(recipe, assignments)
-    run_step(name, recipes.dump(sections), _pairs(inputs), _pairs(outputs), _pairs(parameters))
+    run_step(name, recipes.dump(sections), _pairs(inputs), _pairs(outputs), _pairs(parameters), sources)
 
 
 def _pairs(given: list[str]) -> dict[str, str]:
@@ -281,7 +293,9 @@ def serve(
 ) -> None:
     """Serve a model over KServe V1, KServe V2 and OpenAI chat."""
     from vlmflow.serving.server import serve as start
+    from vlmflow.tracking import mlflow_store
 
+    mlflow_store.read_only()
     raise typer.Exit(start(reference, port, name, host, grpc_port))
 
 
@@ -302,7 +316,9 @@ def lineage(
     """Trace an artifact to its sources, or a pair to the models trained on it."""
     from pipelines.lineage.render_graph import draw
     from pipelines.lineage.trace import lineage as trace
+    from vlmflow.tracking import mlflow_store
 
+    mlflow_store.read_only()
     found = trace(reference, up=up, down=down)
     if graph is not None:
         draw(found.graph, graph)
@@ -355,6 +371,7 @@ def ui(
     from vlmflow.tracking import mlflow_store
 
     check_port(port, host)
+    mlflow_store.read_only()
     mlflow_store.client()
     uri = mlflow_store.uri()
     if uri.startswith("http"):
@@ -369,9 +386,14 @@ def ui(
         "--artifacts-destination",
         str(mlflow_store.home() / "mlartifacts"),
     ]
-    raise typer.Exit(
-        subprocess.run(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}).returncode
-    )
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        raise typer.Exit(server.wait())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)  # mlflow does not end its workers
+        server.wait()
 
 
 app.add_typer(zoo)
@@ -380,11 +402,19 @@ app.add_typer(zoo)
 def main() -> None:
     """Entry point; a user's mistake is printed as one line, with exit code 2."""
     from vlmflow.runtime.process import configure_logging, limit_threads
+    from vlmflow.runtime.space import space_errors
 
     configure_logging()
     limit_threads()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)  # ends a command as Ctrl-C does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may be limited to ASCII
     try:
-        app()
+        with space_errors(Path.cwd()):
+            app()
     except VlmflowError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         sys.exit(EXIT_CODE)

@@ -35,6 +35,8 @@ def data_ablation(recipe: str = default_recipe("data-ablation")):
     for stage in STAGES:
         left = ablate(raw=raw, ledger=ledger, stage=stage).outputs["pairs"]
         model = pretrain(pairs=left, conversations=questions, recipe=recipe, stage=stage).outputs["model"]
-        measured = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe)
+        measured = evaluate(
+            model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe, earlier=questions
+        )
         scores[stage] = measured.set_display_name(f"evaluate {stage}").outputs["scores"]
     compare_stages(ledger=ledger, recipe=recipe, **scores)

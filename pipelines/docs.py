@@ -18,7 +18,7 @@ from vlmflow.runtime.code_hash import ROOT
 ORDER = [
     "ingest", "validate", "curate", "instructions", "fetch", "pretrain", "caption", "ground", "ocr", "preferences",
     "align", "evaluate", "gate", "register", "deploy", "report", "learning_check", "ablate", "data_ablation", "sweep",
-    "champion", "monitor", "plan", "finish",
+    "base_model", "champion", "monitor", "plan", "finish",
 ]
 # fmt: on
 RESULTS = ROOT / "benchmarks" / "results" / "zoo"

@@ -23,26 +23,26 @@ def train_and_release(raw, pairs, ledger, funnel, questions, recipe):
     """Training, evaluation, gate, registration, deployment and report; common to `end_to_end` and `train`."""
     validated = validate(data=questions, recipe=recipe, section="validate_instructions")
 
-    def measure(stage: str, model):
-        """Evaluate `model` after `stage`."""
-        task = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe)
+    def measure(stage: str, model, earlier):
+        """Evaluate `model` after `stage`, unless it is the model with the scores `earlier`."""
+        task = evaluate(model=model, pairs=pairs, conversations=questions, stage=stage, recipe=recipe, earlier=earlier)
         return task.set_display_name(f"evaluate {stage}").outputs["scores"]
 
     pretrained = pretrain(pairs=pairs, conversations=questions, recipe=recipe).after(validated)
     contrastive = pretrained.outputs["model"]
-    contrastive_scores = measure("contrastive", contrastive)
+    contrastive_scores = measure("contrastive", contrastive, questions)
     captioner = caption(start=contrastive, conversations=questions, recipe=recipe).outputs["model"]
-    caption_scores = measure("caption", captioner)
+    caption_scores = measure("caption", captioner, contrastive_scores)
     grounded = ground(start=captioner, conversations=questions, recipe=recipe).outputs["model"]
-    ground_scores = measure("ground", grounded)
+    ground_scores = measure("ground", grounded, caption_scores)
     reader = ocr(start=grounded, conversations=questions, recipe=recipe).outputs["model"]
-    ocr_scores = measure("ocr", reader)
+    ocr_scores = measure("ocr", reader, ground_scores)
 
     preference_pairs = preferences(model=reader, conversations=questions, recipe=recipe).outputs["preferences"]
     preferred = validate(data=preference_pairs, recipe=recipe, section="validate_preferences")
     aligned = align(start=reader, preferences=preference_pairs, recipe=recipe).after(preferred)
-    aligned_scores = measure("align", aligned.outputs["model"])
-    control_scores = measure("control", aligned.outputs["control"])
+    aligned_scores = measure("align", aligned.outputs["model"], ocr_scores)
+    control_scores = measure("control", aligned.outputs["control"], ocr_scores)
 
     decision = gate(
         candidate=aligned.outputs["model"],
@@ -101,8 +101,8 @@ def end_to_end(recipe: str = default_recipe("demo")):
     9. Write the report.
 
     Args:
-        recipe: the configuration of the run, as YAML: a section for each step. A step whose section is `null` or
-            missing is skipped. The default is recipes/demo.yaml.
+        recipe: the configuration of the run, as YAML: a section for each step. A step whose section is `null` is left
+            out, with every step that needs its result. The default is recipes/demo.yaml.
     """
     raw = ingest(recipe=recipe).set_display_name("ingest").outputs["raw"]
     checked = validate(data=raw, recipe=recipe, section="validate_raw")

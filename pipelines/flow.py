@@ -21,6 +21,7 @@ from kfp.dsl.pipeline_context import Pipeline
 
 from components.finish.component import finish
 from components.plan.component import plan
+from components.plan.sections import SECTIONS
 from pipelines.placement import Placement
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.traits import traits_from_arguments
@@ -85,3 +86,21 @@ def compile(pipeline: GraphComponent, placement: Placement) -> str:
     placed = on_cluster(pipeline, placement)
     documents = [MessageToDict(placed.pipeline_spec), MessageToDict(placed.platform_spec)]
     return yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True, allow_unicode=True, width=120)
+
+
+def sections_read(pipeline: GraphComponent) -> list[str]:
+    """Return the names of the recipe sections that the steps of a pipeline read, in the order of the table."""
+    spec: Any = pipeline.pipeline_spec
+    names, components = dict[str, None](), dict(spec.components)
+    waiting = [spec.root.dag]
+    while waiting:
+        for task in waiting.pop().tasks.values():
+            component = components[task.component_ref.name]
+            parameters = component.input_definitions.parameters
+            if "section" in parameters and "recipe" in parameters:
+                given = task.inputs.parameters.get("section")
+                value = given.runtime_value.constant if given else parameters["section"].default_value
+                names[value.string_value] = None
+            if component.WhichOneof("implementation") == "dag":
+                waiting.append(component.dag)
+    return [name for name in SECTIONS if name in names]

@@ -1,6 +1,8 @@
 """Run a pipeline on this machine with kfp.local, and report its progress on the terminal."""
 
 import contextlib
+import fcntl
+import functools
 import io
 import json
 import logging
@@ -9,10 +11,7 @@ import queue
 import re
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from kfp import local
+from kfp.dsl.graph_component import GraphComponent
+from kfp.local import subprocess_task_handler
+from kfp.local.status import Status
 from rich.console import Console
 
+from pipelines.flow import sections_read
 from pipelines.summary import summarise
 from vlmflow.config import recipes as recipes
+from vlmflow.config.sections import explain_absence
 from vlmflow.errors import SpaceError, VlmflowError
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.prefork_client import PREFORK_ADDRESS
+from vlmflow.runtime.local_step import LocalStep
+from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, PreforkedProcess
+from vlmflow.runtime.step_runner import parse_task
 from vlmflow.tracking import mlflow_run, mlflow_store, step_run
+
+RUN_TAG = "vlmflow.run"  # the tag of a pipeline's MLflow run with the name of its folder
 
 
 class StepFailed(VlmflowError):
@@ -36,7 +44,7 @@ class StepFailed(VlmflowError):
 
 
 def run(
-    pipeline: Callable[..., Any],
+    pipeline: GraphComponent,
     sections: dict[str, Any],
     console: Console,
     containers: bool = False,
@@ -50,21 +58,39 @@ def run(
     Raises:
         StepFailed: a step rejected its input. RuntimeError: a step crashed; the traceback is in the run's log.
     """
-    folder = _new_run_folder(mlflow_store.home())
+    with _locked(mlflow_store.home()) as home:
+        folder = _new_run_folder(home)
+        try:
+            return _run_in_folder(folder, pipeline, sections, console, containers, parameters)
+        except KeyboardInterrupt:
+            console.print(f"stopped; the same command continues. Log: {folder / 'run.log'}", markup=False)
+            raise
+
+
+def _run_in_folder(
+    folder: Path,
+    pipeline: GraphComponent,
+    sections: dict[str, Any],
+    console: Console,
+    containers: bool,
+    parameters: dict[str, str],
+) -> Path:
     recipe = recipes.dump(sections)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    tasks = pipeline.pipeline_spec.root.dag.tasks.values()  # type: ignore[attr-defined]
+    for line in explain_absence(sections, sections_read(pipeline)):
+        console.print(line, style="yellow", markup=False)
+    tasks = pipeline.pipeline_spec.root.dag.tasks.values()
     total = 0 if any(task.WhichOneof("iterator") for task in tasks) else len(tasks)
     started = time.monotonic()
-    given = os.environ.get(PREFORK_ADDRESS)
-    prefork = contextlib.nullcontext(given or "") if given or containers else preforked_process(folder)
-    with prefork as address, _environment(folder, address):
+    given = os.environ.get(PREFORK_ADDRESS, "")
+    with PreforkedProcess(folder / "prefork.log", given) as prefork, _environment(folder):
         if containers:
             from pipelines.containers import runner
 
             local.init(runner=runner(folder, sections), pipeline_root=str(folder))
         else:
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder))
+            subprocess_task_handler.SubprocessTaskHandler = functools.partial(StepTaskHandler, folder, prefork)
         _run_pipeline(pipeline, sections, folder, console, total, {"recipe": recipe, **parameters})
     summary = summarise(folder, seconds=time.monotonic() - started)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -76,6 +102,7 @@ def _run_pipeline(
 ) -> None:
     """Run the pipeline while reporting on the console and in MLflow."""
     with _tracking_run(folder, sections) as finished:
+        _point_latest_at(folder)  # not before: a run that cannot start leaves the link to the last one
         reporter = ConsoleReporter(folder, console, total, finished)
         log = (folder / "run.log").open("w", encoding="utf-8")
         with log as reporter.log, contextlib.redirect_stdout(reporter), contextlib.redirect_stderr(reporter):
@@ -89,23 +116,52 @@ def _run_pipeline(
                 raise _as_exception(record, folder, error) from error
 
 
-def _new_run_folder(home: Path) -> Path:
-    """Create the folder of a new run, point `latest` at it, and delete partial outputs of dead runs."""
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[Path]:
+    """Yield `home`, to which no other run has access in the body.
+
+    Raises:
+        SpaceError: another run uses it, or it cannot be written.
+    """
     try:
         home.mkdir(parents=True, exist_ok=True)
+        lock = (home / ".run.lock").open("a+")
+    except OSError as error:
+        raise _not_writable(home, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise SpaceError(
+                f"{home}: is in use by the run of process {lock.read().strip()}; wait for its end, or set VLMFLOW_HOME"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield home
+
+
+def _new_run_folder(home: Path) -> Path:
+    """Create the folder of a new run, and delete partial outputs of dead runs."""
+    try:
         for left in home.glob("*/*/*.partial"):
-            owner = left.parent.parent / "pid"
-            if not (owner.exists() and Path(f"/proc/{owner.read_text()}").exists()):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
         folder = home / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder.mkdir()
-        (folder / "pid").write_text(str(os.getpid()))
-        link = folder / "latest"
-        link.symlink_to(folder.name)
-        link.replace(home / "latest")  # atomic: another run may start at the same time
     except OSError as error:
-        raise SpaceError(f"{home}: cannot be written: {error.strerror}; make room, or set VLMFLOW_HOME") from None
+        raise _not_writable(home, error) from None
     return folder
+
+
+def _point_latest_at(folder: Path) -> None:
+    link = folder / "latest"
+    link.symlink_to(folder.name)
+    link.replace(folder.with_name("latest"))
+
+
+def _not_writable(home: Path, error: OSError) -> SpaceError:
+    return SpaceError(f"{home}: cannot be written: {error.strerror}; make room, or set VLMFLOW_HOME")
 
 
 def _failed_record(folder: Path) -> dict[str, Any]:
@@ -127,39 +183,9 @@ def _as_exception(record: dict[str, Any], folder: Path, error: RuntimeError) -> 
 
 
 @contextlib.contextmanager
-def preforked_process(folder: Path) -> Iterator[str]:
-    """Start a process with the large libraries imported, from which the steps are forked; yield its address.
-
-    folder: its output is written to prefork.log there.
-    """
-    with (
-        tempfile.TemporaryDirectory() as place,  # the path of a run's folder may be too long for a socket
-        socket.socket(socket.AF_UNIX) as listener,
-        (folder / "prefork.log").open("w") as log,
-    ):
-        address = f"{place}/socket"
-        listener.bind(address)
-        listener.listen()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vlmflow.runtime.prefork", str(listener.fileno())],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=[listener.fileno()],
-        )
-        listener.close()  # if the process dies, connections are refused and steps import the libraries themselves
-        try:
-            yield address
-        finally:
-            process.communicate()
-
-
-@contextlib.contextmanager
-def _environment(folder: Path, prefork: str) -> Iterator[None]:
+def _environment(folder: Path) -> Iterator[None]:
     """Set the environment of the steps: this interpreter, this repository and the run's folder."""
     given = {
-        PREFORK_ADDRESS: prefork,
         "VLMFLOW_RUN": str(folder),
         "VLMFLOW_HOME": str(folder.parent),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -178,6 +204,30 @@ def _environment(folder: Path, prefork: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+class StepTaskHandler:
+    """Takes a step from the step cache, in this process, or runs it in a fork of the preforked process.
+
+    kfp.local's own handler starts a process for every step, which takes seconds even if the step is unchanged.
+    """
+
+    def __init__(self, folder: Path, prefork: PreforkedProcess, full_command: list[str], **_: Any):
+        self.folder, self.prefork = folder, prefork
+        self.arguments = full_command[3:]  # after `python -m vlmflow.runtime.step_runner`
+
+    def run(self) -> Status:
+        """Run the step."""
+        task = parse_task(self.arguments)
+        step = LocalStep(task, self.folder)
+        try:
+            with step.failure_recorded():
+                if step.restore():
+                    return Status.SUCCESS
+        except VlmflowError as error:
+            print(f"error: {task.function}: {error}")  # noqa: T201  into the run's log
+            return Status.FAILURE
+        return Status.FAILURE if self.prefork.run(self.arguments) else Status.SUCCESS
 
 
 class ConsoleReporter(io.TextIOBase):
@@ -220,7 +270,8 @@ class ConsoleReporter(io.TextIOBase):
                 continue
             self.reported.add(record["label"])
             took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
-            self.console.print(f"      [green]✓[/] {record['label']} ({took})")
+            mark, took = ("-", "left out") if "left_out" in record else ("✓", took)
+            self.console.print(f"      [green]{mark}[/] {record['label']} ({took})")
             self.finished(record)
 
 
@@ -232,8 +283,8 @@ def _tracking_run(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[
         return
     work: queue.Queue[dict[str, Any] | None] = queue.Queue()
     problems: list[BaseException] = []
-    mlflow_store.client()  # fail before the first step if the server is unreachable
-    tags = {"vlmflow.run": folder.name, "vlmflow.recipe": sections.get("title", "")}
+    _close_dead_runs(folder.parent)  # fails before the first step if the server is unreachable
+    tags = {RUN_TAG: folder.name, "vlmflow.recipe": sections.get("title", "")}
     with mlflow_run.start_run(
         f"{sections.get('pipeline', 'end-to-end')} {folder.name}", params=sections, tags=tags
     ) as parent:
@@ -260,6 +311,17 @@ def _tracking_run(folder: Path, sections: dict[str, Any]) -> Iterator[Callable[[
         if report.exists():
             page = shutil.copy2(report, folder / "report.html")
             parent.log_artifact(page)
+
+
+def _close_dead_runs(home: Path) -> None:
+    """Set the MLflow runs of killed runs of `home`, which is locked, to KILLED."""
+    client = mlflow_store.client()
+    with mlflow_store.service_errors():
+        left = client.search_runs([mlflow_store.experiment_id(client)], "attributes.status = 'RUNNING'")
+        dead = {run.info.run_id for run in left if (name := run.data.tags.get(RUN_TAG)) and (home / name).is_dir()}
+        for run in left:
+            if run.info.run_id in dead or run.data.tags.get("mlflow.parentRunId") in dead:
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:

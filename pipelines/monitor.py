@@ -15,7 +15,12 @@ def evaluate_champion(pairs, questions, recipe):
     """Evaluate the champion and compare with its registered scores; common to both pipelines."""
     registered = champion(recipe=recipe)
     measured = evaluate(
-        model=registered.outputs["model"], pairs=pairs, conversations=questions, stage="champion", recipe=recipe
+        model=registered.outputs["model"],
+        pairs=pairs,
+        conversations=questions,
+        stage="champion",
+        recipe=recipe,
+        earlier=registered.outputs["scores"],
     )
     monitor(
         scores=measured.set_display_name("evaluate champion").outputs["scores"],

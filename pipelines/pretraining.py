@@ -36,7 +36,9 @@ def pretraining(recipe: str = default_recipe("zoo/clip")):
     kept = validate(data=pairs, recipe=recipe, section="validate_curated")
     questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
     model = pretrain(pairs=pairs, conversations=questions, recipe=recipe, stage="pretrain").outputs["model"]
-    measured = evaluate(model=model, pairs=pairs, conversations=questions, stage="pretrain", recipe=recipe)
+    measured = evaluate(
+        model=model, pairs=pairs, conversations=questions, stage="pretrain", recipe=recipe, earlier=questions
+    )
     scores = measured.set_display_name("evaluate pretrain").outputs["scores"]
     decision = gate(
         candidate=model,
@@ -93,6 +95,8 @@ def zoo_check(recipe: str = recipes.dump(control_variants(recipes.parse(default_
     for variant in VARIANTS:
         begun = pretrain(pairs=pairs, conversations=questions, recipe=recipe, section=variant, stage=variant)
         models[variant] = begun.outputs["model"]
-        measured = evaluate(model=models[variant], pairs=pairs, conversations=questions, stage=variant, recipe=recipe)
+        measured = evaluate(
+            model=models[variant], pairs=pairs, conversations=questions, stage=variant, recipe=recipe, earlier=questions
+        )
         scores[variant] = measured.set_display_name(f"evaluate {variant}").outputs["scores"]
     learning_check(model=models["trained"], pairs=pairs, recipe=recipe, **scores)

@@ -40,12 +40,13 @@ def _skipped(records: list[dict[str, Any]]) -> dict[str, str]:
     """Return the steps that were skipped and the reason, from their outputs' cards."""
     reasons = {}
     for record in records:
-        # The evaluation of a model that a skipped step passed through is not itself skipped.
-        for output in record["outputs"].values() if record["step"] not in ("evaluate", "gate") else ():
+        for output in record["outputs"].values():
             card = _read(Path(output["path"]) / "card.json")
             reason = card.get("skipped") or card.get("notes", {}).get("skipped")
-            if reason:
+            if reason and record["step"] != "gate":  # it passes on a model, which may come from a skipped step
                 reasons[record["label"]] = reason
+        if "left_out" in record:
+            reasons[record["label"]] = record["left_out"]
     return reasons
 
 

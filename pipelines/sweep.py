@@ -33,4 +33,11 @@ def sweep(recipe: str = default_recipe("sweep")):
     questions = instructions(pairs=pairs, recipe=recipe).after(kept).outputs["conversations"]
     with dsl.ParallelFor(settings, name="settings") as setting:
         model = pretrain(pairs=pairs, conversations=questions, recipe=recipe, stage=setting, change=setting)
-        evaluate(model=model.outputs["model"], pairs=pairs, conversations=questions, stage=setting, recipe=recipe)
+        evaluate(
+            model=model.outputs["model"],
+            pairs=pairs,
+            conversations=questions,
+            stage=setting,
+            recipe=recipe,
+            earlier=questions,
+        )

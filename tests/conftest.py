@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from vlmflow.runtime.code_hash import ROOT
 from vlmflow.runtime.prefork import PRELOADED
-from vlmflow.runtime.prefork_client import PREFORK_ADDRESS
+from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, PreforkedProcess
 from vlmflow.runtime.process import limit_threads
 
 limit_threads()  # as in every step: a process forked after torch has started threads can hang
@@ -65,12 +65,12 @@ def vlmflow(
 @cache
 def _prefork_address() -> str:
     """Start the process from which the steps of every run of this test session are forked."""
-    from pipelines.local_runner import preforked_process
-
     stack = ExitStack()
     atexit.register(stack.close)
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    return stack.enter_context(preforked_process(Path(folder)))
+    process = stack.enter_context(PreforkedProcess(Path(folder) / "prefork.log"))
+    process.start()
+    return process.address
 
 
 def _in_this_process(arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:

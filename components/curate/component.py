@@ -5,7 +5,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(passes_on=True)
 def curate(
     raw: dsl.Input[dsl.Dataset],
     recipe: str,
@@ -20,13 +20,11 @@ def curate(
 
     from components.curate.config import CurateConfig
     from components.curate.curation import curate as run
-    from vlmflow.config.recipes import load
+    from components.curate.pass_on import pass_on
+    from vlmflow.config import recipes
 
-    run(
-        Path(raw.path),
-        Path(curated.path),
-        Path(ledger.path),
-        Path(funnel.path),
-        Path(scorer.path),
-        load(CurateConfig, recipe, section),
-    )
+    paths = Path(raw.path), Path(curated.path), Path(ledger.path), Path(funnel.path), Path(scorer.path)
+    if recipes.is_null(recipe, section):
+        pass_on(*paths, reason=f"the section {section!r} of the recipe is null")
+    else:
+        run(*paths, recipes.load(CurateConfig, recipe, section))

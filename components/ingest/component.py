@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(reads_sources=True)
 def ingest(recipe: str, raw: dsl.Output[dsl.Dataset], section: str = "ingest"):
     """Read images and texts from any source into pairs; unusable rows go to the quarantine with a reason."""
     from pathlib import Path

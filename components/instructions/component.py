@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(passes_on=True)
 def instructions(
     pairs: dsl.Input[dsl.Dataset], recipe: str, conversations: dsl.Output[dsl.Dataset], section: str = "instructions"
 ):
@@ -11,7 +11,12 @@ def instructions(
     from pathlib import Path
 
     from components.instructions.config import InstructionConfig
-    from components.instructions.conversations import build_conversations
-    from vlmflow.config.recipes import load
+    from components.instructions.conversations import build_conversations, write_empty
+    from vlmflow.config import recipes
 
-    build_conversations(Path(pairs.path), Path(conversations.path), load(InstructionConfig, recipe, section))
+    if recipes.is_null(recipe, section):
+        reason = f"the section {section!r} of the recipe is null"
+        write_empty(Path(pairs.path), Path(conversations.path), reason)
+    else:
+        config = recipes.load(InstructionConfig, recipe, section)
+        build_conversations(Path(pairs.path), Path(conversations.path), config)

@@ -95,6 +95,14 @@ def build_conversations(pairs: Path, out: Path, config: InstructionConfig) -> Da
     return written
 
 
+def write_empty(pairs: Path, out: Path, reason: str) -> None:
+    """Write a dataset without conversations, with the reason on its card; later steps have nothing to ask."""
+    logger.warning("no conversations are built: %s", reason)
+    source = Dataset(pairs)
+    facts = {"parents": [source.hash], "revision": source.card.revision, "notes": {"skipped": reason}}
+    dataset.write(out, "conversations", [], step="instructions", **facts)
+
+
 def category_vocabulary(pairs: Dataset) -> list[str]:
     """Return the categories of all regions of `pairs`, the most frequent first."""
     counts = Counter(

@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(passes_on=True)
 def ocr(
     start: dsl.Input[dsl.Model],
     conversations: dsl.Input[dsl.Dataset],

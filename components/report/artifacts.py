@@ -13,6 +13,7 @@ from vlmflow.evaluation import controls
 from vlmflow.evaluation.comparison import Comparison, compare
 from vlmflow.evaluation.config import GateConfig
 from vlmflow.evaluation.scores import Examples, describe_examples, read_examples, read_samples, read_scores
+from vlmflow.runtime import left_out
 
 PREVIOUS = {  # training stage → the stage whose model it starts from
     "contrastive": None,
@@ -160,9 +161,9 @@ class RunArtifacts:
         self.conversations = Dataset(paths.conversations, "conversations")
         self.preferences = Dataset(paths.preferences, "preferences")
         self.ledger = read_json(paths.ledger, "summary.json")
-        self.verdict = read_json(paths.verdict, "verdict.json")
-        self.version = read_json(paths.version, "version.json")
-        self.transcript = read_json(paths.transcript, "transcript.json")
+        self.verdict = _read_optional(paths.verdict, "verdict.json")
+        self.version = _read_optional(paths.version, "version.json")
+        self.transcript = _read_optional(paths.transcript, "transcript.json")
         self.stages = {n: Stage(n, getattr(paths, n), getattr(paths, f"{n}_scores")) for n in PREVIOUS}
 
     @property
@@ -218,3 +219,8 @@ class RunArtifacts:
             seed=self.gate.seed,
         )
         return {comparison.capability: comparison for comparison in compared}
+
+
+def _read_optional(folder: Path, name: str) -> dict[str, Any]:
+    """Read an artifact of the release; empty if the step that writes it was left out."""
+    return {} if left_out.reason(folder) else read_json(folder, name)

@@ -4,7 +4,7 @@ from vlmflow.runtime.step import step
 
 
 # fmt: off
-@step(whole_recipe=True)
+@step(whole_recipe=True, optional_inputs="verdict,version,transcript")
 def report(
     raw: dsl.Input[dsl.Dataset], curated: dsl.Input[dsl.Dataset], conversations: dsl.Input[dsl.Dataset],
     preferences: dsl.Input[dsl.Dataset], ledger: dsl.Input[dsl.Artifact], funnel: dsl.Input[dsl.HTML],

@@ -3,7 +3,7 @@ from kfp import dsl
 from vlmflow.runtime.step import step
 
 
-@step
+@step(passes_on=True)
 def validate(
     data: dsl.Input[dsl.Dataset],
     recipe: str,

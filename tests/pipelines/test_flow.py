@@ -24,7 +24,7 @@ from vlmflow.runtime.container_image import image_name
 
 Documents = dict[str, tuple[dict[str, Any], dict[str, Any]]]
 IMAGES: Any = {"VLMFLOW_STEP_IMAGE": "registry/step@sha256:1", "VLMFLOW_TRAIN_IMAGE": "registry/train@sha256:2"}
-NEVER_CACHED = {"fetch", "champion", "gate", "register", "deploy", "report", "finish"}
+NEVER_CACHED = {"fetch", "champion", "base-model", "gate", "register", "deploy", "report", "finish"}
 
 
 @pytest.fixture(scope="module")

@@ -3,56 +3,33 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from vlmflow.runtime.code_hash import ROOT
-from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, run_in_prefork
 
-StartStep = Callable[..., subprocess.Popen[str]]
+Start = Callable[[str], subprocess.Popen[str]]
 
+_CALLER = """
+import json, sys
+from pathlib import Path
+from vlmflow.runtime.prefork_client import PreforkedProcess
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        path = tmp_path / "s"
-        listener.bind(str(path))
-        listener.listen()
-        command = [sys.executable, "-m", "vlmflow.runtime.prefork", str(listener.fileno())]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()]
-        )
-    yield str(path)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+with PreforkedProcess(Path("prefork.log")) as process:
+    codes = [process.run(["kfp.dsl.executor_main", *arguments]) for arguments in json.loads(sys.argv[1])]
+print(codes)
+"""
 
 
 @pytest.fixture
-def start(tmp_path: Path, address: str) -> StartStep:
-    """Start a step in its own process, as kfp.local does."""
-    run = {"VLMFLOW_RUN": str(tmp_path / "run")}
-
-    def start_step(function: str, module: str) -> subprocess.Popen[str]:
-        outputs = {"artifacts": {}, "outputFile": str(tmp_path / "task" / "executor_output.json")}
-        inputs = {"parameterValues": {}, "artifacts": {}}
-        return subprocess.Popen(
-            [sys.executable, "-m", "vlmflow.runtime.step_runner", "kfp.dsl.executor_main", "--module", module]
-            + ["--function", function, "--executor_input", json.dumps({"inputs": inputs, "outputs": outputs})],
-            cwd=tmp_path,
-            env={**os.environ, **run, PREFORK_ADDRESS: address, "PYTHONPATH": str(ROOT), "GREETING": "from the caller"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
+def start(tmp_path: Path) -> Start:
+    """Start steps of the module below in forks, one after the other; the argument names their functions."""
     (tmp_path / "steps_of_a_test.py").write_text(
         "import os, pathlib, time\n"
         "from vlmflow.errors import DataError\n"
@@ -61,43 +38,44 @@ def start(tmp_path: Path, address: str) -> StartStep:
         "def die():\n    os.kill(os.getpid(), 9)\n"
         "def sleep():\n    pathlib.Path('pid').write_text(str(os.getpid()))\n    time.sleep(600)\n"
     )
-    return start_step
+
+    def start_steps(functions: str) -> subprocess.Popen[str]:
+        outputs = {"artifacts": {}, "outputFile": str(tmp_path / "task" / "executor_output.json")}
+        given = json.dumps({"inputs": {"parameterValues": {}, "artifacts": {}}, "outputs": outputs})
+        steps = [
+            ["--module", "steps_of_a_test", "--function", function, "--executor_input", given]
+            for function in functions.split()
+        ]
+        run = {"VLMFLOW_RUN": str(tmp_path / "run"), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        return subprocess.Popen(
+            [sys.executable, "-c", _CALLER, json.dumps(steps)],
+            cwd=tmp_path,
+            env={**os.environ, **run, "GREETING": "from the caller"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return start_steps
 
 
-def test_a_step_has_its_callers_environment_folder_and_output(start: StartStep, tmp_path: Path) -> None:
-    step = start("greet", "steps_of_a_test")
-    out, err = step.communicate(timeout=120)
-    assert step.returncode == 0, err
-    assert out.strip() == f"from the caller {tmp_path}"
+def test_steps_have_their_callers_environment_and_its_output_and_exit_codes(start: Start, tmp_path: Path) -> None:
+    out, _ = start("greet refuse die greet").communicate(timeout=120)
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert lines[0] == lines[3] == f"from the caller {tmp_path}"
+    assert lines[1] == "error: refuse: no rows"
+    assert "ended by signal 9" in lines[2]
+    assert lines[4] == str([0, 2, 128 + signal.SIGKILL, 0])
 
 
-def test_a_user_error_is_one_line_and_exit_code_2(start: StartStep) -> None:
-    step = start("refuse", "steps_of_a_test")
-    _, err = step.communicate(timeout=120)
-    assert step.returncode == 2
-    assert err.strip() == "error: refuse: no rows"
-
-
-def test_a_killed_step_is_reported(start: StartStep) -> None:
-    step = start("die", "steps_of_a_test")
-    _, err = step.communicate(timeout=120)
-    assert step.returncode == 128 + signal.SIGKILL
-    assert "ended by signal 9" in err
-
-
-def test_a_step_ends_with_its_caller(start: StartStep, tmp_path: Path) -> None:
-    step = start("sleep", "steps_of_a_test")
+def test_a_step_ends_with_its_caller(start: Start, tmp_path: Path) -> None:
+    caller = start("sleep")
     deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        assert time.monotonic() < deadline and step.poll() is None
+        assert time.monotonic() < deadline and caller.poll() is None
         time.sleep(0.1)
-    step.kill()
-    step.communicate()
+    caller.kill()
+    caller.communicate()
     forked = int((tmp_path / "pid").read_text())
     while psutil.pid_exists(forked):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def test_without_a_preforked_process_there_is_no_exit_code(tmp_path: Path) -> None:
-    assert run_in_prefork(str(tmp_path / "missing"), []) is None

@@ -5,6 +5,7 @@ Paths are local or remote (`s3://…`), as `UPath`.
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -78,6 +79,9 @@ def find_file(name: str, folders: Sequence[UPath]) -> UPath:
         RecordError: there is no such file, several folders have one, or it cannot be accessed.
     """
     candidates = [UPath(name)] if is_remote(name) else list(dict.fromkeys(folder / name for folder in folders))
+    for file in candidates:
+        if isinstance(file, Path):
+            sys.audit("vlmflow.lookup", str(file))  # the step cache notices a file that is missing now
     try:
         found = [file for file in candidates if file.is_file()]  # false for pipes and devices
         others = [file for file in found[1:] if not _is_same(file, found[0])]

@@ -2,17 +2,29 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vlmflow.artifacts.files import walk
 
+_SETTLED = 2_000_000_000  # nanoseconds; a file may be changed again without a new time stamp before its clock ticks
+_known: dict[tuple[int, ...], str] = {}  # state of a file → its hash; a run compares the same files many times
+
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, as hex digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        found = os.fstat(file.fileno())
+        state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        if state in _known:
+            return _known[state]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - found.st_mtime_ns > _SETTLED:
+        _known[state] = digest
+    return digest
 
 
 def content_hash(path: Path, exclude: Collection[str] = ()) -> str:

@@ -56,7 +56,7 @@ def parse(recipe: str | Path) -> dict[str, Any]:
 def override(sections: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Apply `section.key=value` assignments to a copy of the recipe.
 
-    The value is YAML. `section=null` removes the section's values, so that its defaults apply.
+    The value is YAML. `section=null` leaves the section's step out.
 
     Raises:
         RecipeError: an assignment without `=`, or a path through something that is not a mapping.
@@ -108,6 +108,12 @@ def section(recipe: str | Path | dict[str, Any], name: str) -> dict[str, Any] | 
     """Return the raw values of section `name`, or None if the recipe has no such section."""
     sections = recipe if isinstance(recipe, dict) else parse(recipe)
     return sections.get(name)
+
+
+def is_null(recipe: str | Path | dict[str, Any], name: str) -> bool:
+    """Return whether section `name` is null, which leaves its step out; a missing section is not null."""
+    sections = recipe if isinstance(recipe, dict) else parse(recipe)
+    return name in sections and sections[name] is None
 
 
 def load(cls: type[S], recipe: str | Path | dict[str, Any], name: str) -> S:

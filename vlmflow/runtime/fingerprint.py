@@ -23,11 +23,12 @@ def fingerprint(task: StepTask) -> dict[str, Any]:
         if change := parameters.get("change"):
             sections = recipes.changed(sections, name, change)
         section = {"seed": 0} | (sections if task.traits.whole_recipe else part(sections, task.function, name))
-    reads_files = not (task.traits.whole_recipe or task.traits.always_run)
+    # With `reads_sources`, the step cache compares the files that the step opened.
+    names_files = not (task.traits.whole_recipe or task.traits.always_run or task.traits.reads_sources)
     return {
         "inputs": {name: content_hash(path) for name, path in task.inputs.items()},
         "section": section,
-        "files": hash_named_files(section) if reads_files else {},
+        "files": hash_named_files(section) if names_files else {},
         "code": code_hash(task.module),
         "parameters": parameters,
     }

@@ -1,17 +1,18 @@
 """Call a step's function through KFP's executor."""
 
-import errno
+import logging
 from importlib import import_module
 from typing import Any
 
-from vlmflow.errors import SpaceError
+from vlmflow.runtime import left_out
+from vlmflow.runtime.space import space_errors
 from vlmflow.runtime.step_task import StepTask
 
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+logger = logging.getLogger(__name__)
 
 
 def execute(task: StepTask, executor_input: dict[str, Any] | None = None) -> None:
-    """Call the task's function.
+    """Call the task's function, or write its outputs without it if the task is left out.
 
     Args:
         task: the task.
@@ -22,11 +23,10 @@ def execute(task: StepTask, executor_input: dict[str, Any] | None = None) -> Non
     """
     from kfp.dsl.executor import Executor
 
-    try:
+    if reason := left_out.reason_to_leave_out(task):
+        logger.warning("%s is left out: %s", task.label, reason)
+        left_out.write_outputs(task, reason)
+        return
+    with space_errors(task.folder):
         function = getattr(import_module(task.module), task.function)
         Executor(executor_input=executor_input or task.executor_input, function_to_execute=function).execute()
-    except OSError as error:
-        if error.errno in _NOT_WRITABLE:
-            path = error.filename or task.folder
-            raise SpaceError(f"{path}: cannot write: {error.strerror}; free space, or write elsewhere") from error
-        raise

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from vlmflow.errors import GateError
+from vlmflow.artifacts.file_reads import FileReads
+from vlmflow.errors import GateError, VlmflowError
+from vlmflow.runtime import left_out
+from vlmflow.runtime.code_hash import LAYERS, ROOT
 from vlmflow.runtime.fingerprint import fingerprint, is_cacheable, task_key
 from vlmflow.runtime.kfp_executor import execute
 from vlmflow.runtime.resource_meter import ResourceMeter
-from vlmflow.runtime.step_cache import FOLDER, StepCache
+from vlmflow.runtime.step_cache import FOLDER, StepCache, hash_outputs
 from vlmflow.runtime.step_record import StepRecord
 from vlmflow.runtime.step_task import StepTask
 
@@ -28,7 +33,16 @@ class LocalStep:
         self._cache = StepCache(run_folder.parent / FOLDER)
 
     def restore(self) -> bool:
-        """Link the outputs of an earlier execution from the step cache; return False if the task must be executed."""
+        """Link the outputs of an earlier execution from the step cache; return False if the task must be executed.
+
+        A task that is left out is not executed either: its outputs say why.
+        """
+        if reason := left_out.reason_to_leave_out(self.task):
+            self.record.values = fingerprint(self.task)
+            left_out.write_outputs(self.task, reason)
+            self.record.values["left_out"] = reason
+            self._write_done({"outputs": hash_outputs(self.task.outputs), "seconds": 0, "peak_mb": 0}, cached=False)
+            return True
         if self.task.traits.always_run:
             return False
         found = self.record.values = fingerprint(self.task)
@@ -51,8 +65,10 @@ class LocalStep:
         staging.mkdir(parents=True)
         meter = ResourceMeter()
         outputs = replace_in_strings(self.task.executor_input["outputs"], str(self.task.folder), str(staging))
+        reads = FileReads([self.task.folder, staging, *(ROOT / layer for layer in LAYERS)])
         try:
-            execute(self.task, {**self.task.executor_input, "outputs": outputs})
+            with reads.recording() if self.task.traits.reads_sources else nullcontext():
+                execute(self.task, {**self.task.executor_input, "outputs": outputs})
         except GateError:  # the outputs with its reasons are complete, and the user needs them
             self._publish(staging)
             self.record.values["outputs"] = {
@@ -65,18 +81,31 @@ class LocalStep:
         final_output = replace_in_strings(executor_output, "{folder}", str(self.task.folder))
         written.write_text(json.dumps(final_output), encoding="utf-8")
         self._publish(staging)
-        entry = self._cache.store(
-            task_key(self.task, found),
-            self.task.outputs,
-            executor_output=executor_output,
-            seconds=self.record.seconds(),
-            **meter.usage(),
-        )
+        entry = self._store(found, reads, executor_output, meter.usage())
         self._write_done(entry, cached=False)
 
-    def write_failure(self, **values: Any) -> None:
-        """Write the record of a failed task."""
-        self.record.write(self.run_folder, "failed", **values)
+    def _store(
+        self, found: dict[str, Any], reads: FileReads, executor_output: Any, usage: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Store the outputs in the step cache, unless the step read something that cannot be compared later."""
+        hashes = reads.hashes() if self.task.traits.reads_sources else None
+        usage = {"seconds": self.record.seconds(), **usage}
+        if self.task.traits.reads_sources and hashes is None:
+            return {"outputs": hash_outputs(self.task.outputs), **usage}
+        key = task_key(self.task, found)
+        return self._cache.store(key, self.task.outputs, hashes, executor_output=executor_output, **usage)
+
+    @contextmanager
+    def failure_recorded(self) -> Iterator[None]:
+        """Write the record of the task if the body raises."""
+        try:
+            yield
+        except VlmflowError as error:
+            self.record.write(self.run_folder, "failed", error=str(error), users=True)
+            raise
+        except BaseException as error:
+            self.record.write(self.run_folder, "failed", error=f"{type(error).__name__}: {error}")
+            raise
 
     def _write_done(self, entry: dict[str, Any], *, cached: bool) -> None:
         usage = {"peak_mb": entry["peak_mb"], "took": entry["seconds"], "core_seconds": entry.get("core_seconds")}

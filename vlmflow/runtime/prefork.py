@@ -1,8 +1,8 @@
 """A process with the large libraries imported; each step is a fork of it.
 
 A training step needs ten seconds to import torch, transformers and TRL, which would be minutes for a run of
-twenty-two steps. `vlmflow run` starts one such process for the duration of the run. A step's own process
-(`vlmflow.runtime.step_runner`) sends its arguments, its environment and its standard streams, and waits for the end.
+twenty-two steps. `vlmflow run` starts one such process for the duration of the run (`prefork_client`), sends it the
+arguments, the environment and the standard streams of each step that is not in the step cache, and waits for the end.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from importlib import import_module
 from multiprocessing.connection import wait
 from typing import Any
 
-from vlmflow.runtime.prefork_client import PREFORK_ADDRESS
 from vlmflow.runtime.process import limit_threads
 
 # Third-party code only: ours may change during a run, and the step cache depends on it.
@@ -39,6 +38,8 @@ def serve(listener: socket.socket) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends this process
     limit_threads()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # as the caller reads them
     modules = list(PRELOADED)
     while 0 not in (ready := wait([listener, 0], timeout=0 if modules else None)):
         if listener in ready:
@@ -76,11 +77,10 @@ def _become_step(request: dict[str, Any], files: list[int]) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request["environment"])
-    del os.environ[PREFORK_ADDRESS]
     os.chdir(request["folder"])
     from vlmflow.runtime.step_runner import main
 
-    sys.exit(main(request["arguments"]))
+    sys.exit(main(request["arguments"], use_cache=False))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ def step(
     always_run: bool = False,
     uses_registry: bool = False,
     tracking_optional: bool = False,
+    reads_sources: bool = False,
+    passes_on: bool = False,
+    optional_inputs: str = "",
 ) -> Callable[[Callable[..., Any]], PythonComponent]: ...
 
 
-def step(function: Callable[..., Any] | None = None, **traits: bool) -> Any:
+def step(function: Callable[..., Any] | None = None, **traits: Any) -> Any:
     """Make `function` a pipeline step; used as `@step`, or with traits as `@step(always_run=True)`.
 
     The container calls `vlmflow.runtime.step_runner`, which wraps KFP's executor: errors of one line, outputs that

@@ -17,21 +17,29 @@ from pathlib import Path
 
 from vlmflow.errors import EXIT_CODE, VlmflowError
 from vlmflow.runtime.local_step import LocalStep
-from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, run_in_prefork
 from vlmflow.runtime.process import configure_logging, limit_threads
+from vlmflow.runtime.space import space_errors
 from vlmflow.runtime.step_task import StepTask
 from vlmflow.runtime.traits import add_trait_arguments, traits_from_namespace
 
 
-def main(arguments: list[str]) -> int:
-    """Run the step of a command line; returns the exit code."""
-    task = _parse(arguments)
+def main(arguments: list[str], *, use_cache: bool = True) -> int:
+    """Run the step of a command line; returns the exit code.
+
+    Args:
+        use_cache: whether the step may be taken from the step cache; False if the caller has tried that.
+    """
+    task = parse_task(arguments)
     configure_logging()
     limit_threads()
     run_folder = os.environ.get("VLMFLOW_RUN")
     try:
         if run_folder:
-            return _run_locally(LocalStep(task, Path(run_folder)), arguments)
+            step = LocalStep(task, Path(run_folder))
+            with step.failure_recorded(), space_errors(task.folder):
+                if not (use_cache and step.restore()):
+                    step.run()
+            return 0
         from vlmflow.runtime.pod_step import run_in_pod
 
         run_in_pod(task)
@@ -41,7 +49,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> StepTask:
+def parse_task(arguments: list[str]) -> StepTask:
+    """Return the task of a command line."""
     parser = argparse.ArgumentParser(prog="python -m vlmflow.runtime.step_runner", allow_abbrev=False)
     parser.add_argument("executor", choices=["kfp.dsl.executor_main"])
     parser.add_argument("--module", required=True)
@@ -51,25 +60,6 @@ def _parse(arguments: list[str]) -> StepTask:
     parsed = parser.parse_args(arguments)
     executor_input = json.loads(parsed.executor_input)
     return StepTask(parsed.module, parsed.function, executor_input, traits_from_namespace(parsed))
-
-
-def _run_locally(step: LocalStep, arguments: list[str]) -> int:
-    """Restore the step from the cache, or run it in a fork of the preforked process, or run it here."""
-    address = os.environ.get(PREFORK_ADDRESS)
-    try:
-        # A query of the registry is left to the fork, which has mlflow imported already.
-        if not (address and step.task.traits.uses_registry) and step.restore():
-            return 0
-        if address and (code := run_in_prefork(address, arguments)) is not None:
-            return code
-        step.run()
-    except VlmflowError as error:
-        step.write_failure(error=str(error), users=True)
-        raise
-    except BaseException as error:
-        step.write_failure(error=f"{type(error).__name__}: {error}")
-        raise
-    return 0
 
 
 if __name__ == "__main__":
