@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "real_sets.json"
 RECIPES = {name: ROOT / "recipes" / "real" / f"{name}.yaml" for name in ("cards", "receipts", "nlvr", "textbooks")}
 RECIPES["emoji"] = ROOT / "recipes" / "emoji.yaml"
+UNTRAINED = ("retrieval", "zero-shot")  # of a recipe whose `pretrain` only sets the sizes
 STAGES = ("caption", "ground", "ocr")
 
 
@@ -112,9 +113,13 @@ def run(name: str, folder: Path, changes: list[str]) -> dict[str, Any]:
                 "n": value["n"],
                 **{key: round(value[key], 3) for key in ("value", "low", "high")},
                 **{control: round(found["value"], 3) for control, found in value["controls"].items()},
-                "extras": {key: round(number, 3) for key, number in value["extras"].items()},
+                "secondary": {
+                    key: {bound: round(number, 3) for bound, number in more.items()}
+                    for key, more in value["secondary"].items()
+                },
             }
             for capability, value in scores["capabilities"].items()
+            if section.training.max_steps or capability not in UNTRAINED
         },
     }
 
