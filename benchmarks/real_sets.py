@@ -102,6 +102,7 @@ def run(name: str, folder: Path, changes: list[str]) -> dict[str, Any]:
         )
     return {
         "recipe": str(RECIPES[name].relative_to(ROOT)),
+        "changes": changes,
         "training pairs": splits.count("train"),
         "test pairs": splits.count("test"),
         "wall minutes": round((time.monotonic() - wall) / 60, 1),
