@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Create a cluster on this machine with everything that vlmflow needs: `make cluster`, `make cluster-down`.
 #
-#   infra/cluster.sh up      build the images, install the components of versions.env and the overlay `local`; safe to run again
+#   infra/cluster.sh up      build the images; install the components of versions.env and the overlay `local`
 #   infra/cluster.sh down    delete the cluster and everything in it
 #
-# Set KSERVE_MODE=knative for endpoints that scale to zero.
+# `up` may be run again: it updates what differs. Set KSERVE_MODE=knative for endpoints that scale to zero.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source infra/versions.env
@@ -44,7 +44,8 @@ check_machine() {
   local cpus memory
   read -r cpus memory < <(docker info --format '{{.NCPU}} {{.MemTotal}}')
   if [ "$cpus" -lt "$CPUS" ] || [ "$((memory >> 30))" -lt "$MEMORY_GIB" ]; then
-    echo "warning: docker has $cpus CPUs and $((memory >> 30)) GiB; with less than $CPUS CPUs and $MEMORY_GIB GiB some pods wait for ever" >&2
+    echo "warning: docker has $cpus CPUs and $((memory >> 30)) GiB;" \
+      "with less than $CPUS CPUs and $MEMORY_GIB GiB some pods wait for ever" >&2
   fi
 }
 
@@ -80,7 +81,12 @@ cert_manager() {
 }
 
 create_test_issuer() {
-  kubectl create --dry-run=server -f - <<< '{apiVersion: cert-manager.io/v1, kind: Issuer, metadata: {name: test, namespace: default}, spec: {selfSigned: {}}}'
+  kubectl create --dry-run=server -f - << END
+apiVersion: cert-manager.io/v1
+kind: Issuer
+metadata: {name: test, namespace: default}
+spec: {selfSigned: {}}
+END
 }
 
 pipelines() {
@@ -154,7 +160,9 @@ vlmflow() {
 }
 
 overlay() {
-  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$(.venv/bin/python -m vlmflow.runtime.container_image revision)/" | apply_as vlmflow -f -
+  local revision
+  revision=$(.venv/bin/python -m vlmflow.runtime.container_image revision)
+  kubectl kustomize infra/overlays/local | sed "s/:REVISION$/:$revision/" | apply_as vlmflow -f -
 }
 
 # Create random secrets once. They exist only in the cluster.
