@@ -114,9 +114,10 @@ def _find_index(root: UPath) -> str:
         file for file in found if file.suffix.lower() != ".json"
     ] or found  # prefer other suffixes: a .json file may be something else
     if len(found) != 1:
-        raise DataError(
-            f"ingest.path: {str(root)!r}: expected one index, found: {_format_names(found)}; set ingest.index"
-        )
+        remedy = "set ingest.index"
+        if not found and any(file.suffix.lower() == ".txt" for file in walk(root)):
+            remedy = "write one, or set ingest.source: captions, which reads a .txt file for each image"
+        raise DataError(f"ingest.path: {str(root)!r}: expected one index, found: {_format_names(found)}; {remedy}")
     return found[0].name
 
 

@@ -141,10 +141,8 @@ class _SafeUnpickler(pickle.Unpickler):
     """Unpickler for lists, dicts, strings and numbers; refuses everything else, because it could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        hint = (
-            "; it holds NumPy numbers: convert them with int() and write it again" if module.startswith("numpy") else ""
-        )
-        raise pickle.UnpicklingError(f"refused to load {module}.{name}: only plain data is allowed{hint}")
+        remedy = "convert NumPy numbers with int()" if module.startswith("numpy") else "get the file from its source"
+        raise pickle.UnpicklingError(f"the file calls {module}.{name}, only plain data is allowed; {remedy}")
 
 
 def _load_refs(index: UPath) -> list[dict[str, Any]]:
@@ -157,6 +155,5 @@ def _load_refs(index: UPath) -> list[dict[str, Any]]:
         for ref in refs:
             _ = ref["ann_id"], ref["image_id"], ref["split"], [sentence["sent"] for sentence in ref["sentences"]]
     except Exception as error:  # a damaged pickle can raise almost any type
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{index}: cannot be read as refs: {reason}; get the file again") from None
+        raise DataError(f"{index}: cannot be read as refs: {type(error).__name__}: {error}") from None
     return refs

@@ -187,7 +187,7 @@ def test_refcoco(tmp_path: Path) -> None:
     assert corners(rows[0]["regions"][1]) == (1, 2, 11, 22) and rows[0]["regions"][1]["category"] == "dog"
     assert [entry["reason"] for entry in entries] == ["no box: no annotation 8"]
     (root / "refs(unc).p").write_bytes(pickle.dumps(Path("/")))
-    assert "refused to load pathlib" in refused(root, tmp_path / "o", source="refcoco")
+    assert "the file calls pathlib" in refused(root, tmp_path / "o", source="refcoco")
 
 
 def test_voc(tmp_path: Path) -> None:

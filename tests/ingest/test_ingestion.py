@@ -296,6 +296,8 @@ def test_errors_name_what_is_missing(tmp_path: Path) -> None:
     assert "index.jsonl, more.csv" in refused(root, tmp_path / "o")
     (tmp_path / "bare").mkdir()
     assert "none of *.jsonl" in refused(tmp_path / "bare", tmp_path / "o")
+    (tmp_path / "bare" / "0.txt").write_text("a kite")
+    assert "set ingest.source: captions" in refused(tmp_path / "bare", tmp_path / "o")
 
 
 def test_a_source_without_usable_rows_is_an_error(tmp_path: Path) -> None:
