@@ -171,6 +171,14 @@ class CurateConfig(Section):
         description="Near duplicates: largest difference of any cell of the thumbnail, in grey levels; null drops "
         "exact duplicates only. A training image with the same pixels as a test image is dropped in any case.",
     )
+    altered_copies: float | None = Field(
+        default=None,
+        ge=0.5,
+        le=1,
+        description="Leaks: smallest similarity of a training image and a mirrored, turned, cropped, framed, "
+        "brightened or grey view of a test image; 0.9 finds most, and also finds mirror images that mean something "
+        "else, as of arrows. Null is off.",
+    )
     dedup_images: bool = Field(
         default=True,
         description="Keep one pair of each image; false keeps all pairs of an image whose captions differ.",

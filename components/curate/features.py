@@ -17,7 +17,7 @@ from components.curate.engine import Engine, iter_parts
 from components.curate.phrases import normalize_caption
 from vlmflow.artifacts.dataset import Dataset, uid
 from vlmflow.artifacts.hashing import cache_key
-from vlmflow.images import image_statistics
+from vlmflow.images import altered_copies, image_statistics
 from vlmflow.images.near_duplicates import Cells, ImageSet
 from vlmflow.runtime.code_hash import code_hash
 
@@ -40,6 +40,7 @@ FEATURE_SCHEMA = pa.schema(
         "cells": pa.binary(3 * image_statistics.CELLS**2),
         "coarse": pa.binary(3 * image_statistics.COARSE**2),
         "look": pa.binary(16),
+        "small": pa.binary(),
         "finding": pa.struct(
             {"rule": pa.string(), "reason": pa.string(), "value": pa.float64(), "threshold": pa.float64()}
         ),
@@ -73,6 +74,7 @@ class PairFeatures:
     coarse: np.ndarray  # (N, 48) uint8
     looks: np.ndarray  # (N,) 16 bytes
     cells: Cells
+    small: list[np.ndarray]  # parts of (N, 32, 32, 3) uint8; empty if the recipe does not use them
     findings: list[caption_rules.CaptionFinding | None]  # of the first caption rule that fails
     pii: list[tuple[str, ...]]  # kinds of personal data in the caption
     undecided_languages: np.ndarray  # (N,) bool: the language of the caption was not recognized
@@ -130,6 +132,12 @@ class FeatureExtractor:
             columns[name] = getattr(statistics, name)
         columns["hash"] = statistics.hashes
         columns["look"] = [look.tobytes() for look in statistics.signatures]
+        if self.config.altered_copies is not None:
+            black = np.zeros((image_statistics.SIDE, image_statistics.SIDE, 3), np.uint8)
+            seen = np.array([black if image.thumbnail is None else image.thumbnail for image in images])
+            columns["small"] = [small.tobytes() for small in altered_copies.small_images(seen)]
+        else:
+            columns["small"] = [None] * len(rows)
         for name in ("cells", "coarse"):
             columns[name] = [values.tobytes() for values in getattr(statistics, name)]
         return pa.RecordBatch.from_pydict(columns, schema=FEATURE_SCHEMA)
@@ -171,8 +179,11 @@ def extract_features(raw: Dataset, config: CurateConfig, engine: Engine) -> Pair
 
 def _concat_features(shards: Iterable[pa.Table]) -> PairFeatures:
     lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in FEATURE_SCHEMA.names if name not in (*lists, "cells")}
+    arrays: dict[str, list[np.ndarray]] = {
+        name: [] for name in FEATURE_SCHEMA.names if name not in (*lists, "cells", "small")
+    }
     cells: list[np.ndarray] = []
+    small: list[np.ndarray] = []
     for shard in shards:
         for name, values in lists.items():
             values += shard[name].to_pylist()
@@ -180,6 +191,10 @@ def _concat_features(shards: Iterable[pa.Table]) -> PairFeatures:
             chunks.append(_array(shard[name].combine_chunks()))
         for chunk in shard["cells"].chunks:  # memory-mapped views: most cells are never read
             cells.append(_array(chunk).view(np.uint8).reshape(-1, 3 * image_statistics.CELLS**2))
+        for chunk in shard["small"].chunks:
+            if len(chunk) > chunk.null_count:
+                size = altered_copies.SIDE
+                small.append(np.frombuffer(chunk.buffers()[2], np.uint8).reshape(len(chunk), size, size, 3))
     merged = {name: np.concatenate(chunks) for name, chunks in arrays.items()}
     sides = np.stack([merged["width"], merged["height"]], axis=1).astype(np.int64)
     return PairFeatures(
@@ -197,6 +212,7 @@ def _concat_features(shards: Iterable[pa.Table]) -> PairFeatures:
         coarse=merged["coarse"].view(np.uint8).reshape(-1, 3 * image_statistics.COARSE**2),
         looks=merged["look"],
         cells=Cells(cells),
+        small=small,
         findings=[caption_rules.CaptionFinding(**finding) if finding else None for finding in lists["finding"]],
         pii=[tuple(kinds) for kinds in lists["pii"]],
         undecided_languages=merged["undecided_language"],

@@ -10,7 +10,7 @@ from components.curate.features import PairFeatures
 from vlmflow.artifacts import exclusion_list
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.artifacts.ledger import EVERY_SPLIT, TAKEDOWN, Ledger
-from vlmflow.images import decontamination, near_duplicates
+from vlmflow.images import altered_copies, decontamination, near_duplicates
 from vlmflow.images.decoding import pixel_digest
 
 CAPTION_RULES = ("junk_text", "caption_too_long", "language", "low_complexity", "blocklist", "pii")
@@ -119,6 +119,8 @@ def drop_duplicates(ledger: Ledger, pairs: Dataset, features: PairFeatures, conf
         config.phash_distance < near_duplicates.PHASH_DISTANCE
     ):
         _drop_exact_leaks(ledger, pairs, features)
+    if config.altered_copies is not None:
+        _drop_altered_copies(ledger, features, config.altered_copies)
     if config.max_cell_difference is not None:
         _drop_near_duplicates(ledger, features, config.phash_distance, config.max_cell_difference)
     if config.max_images_per_caption is not None:
@@ -145,6 +147,18 @@ def _drop_exact_leaks(ledger: Ledger, pairs: Dataset, features: PairFeatures) ->
     leaks = near_duplicates.find_exact_leaks(features.signatures(order), pixel_digests)
     partner = _scatter_partners(len(ledger), order, leaks)
     ledger.drop("in_test_set", partner >= 0, np.zeros(len(ledger)), 0.0, partner)
+
+
+def _drop_altered_copies(ledger: Ledger, features: PairFeatures, min_similarity: float) -> None:
+    """Drop training images that are altered copies of an image of the test split."""
+    images = np.concatenate(features.small)
+    order = features.uid_order[ledger.kept[features.uid_order]]
+    train, test = (order[features.is_test[order] == is_test] for is_test in (False, True))
+    found = altered_copies.find_altered_copies(images[train], images[test], min_similarity)
+    partner, similarity = np.full(len(ledger), -1), np.full(len(ledger), np.nan)
+    partner[train] = np.where(found.of >= 0, test[found.of], -1) if len(test) else -1
+    similarity[train] = found.similarity
+    ledger.drop("altered_copy", partner >= 0, similarity, min_similarity, partner)
 
 
 def _drop_near_duplicates(

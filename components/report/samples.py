@@ -18,7 +18,12 @@ from vlmflow.images.boxes import CODECS, Box
 from vlmflow.images.decoding import decode
 
 SIDE = 220  # px, the longer side of a thumbnail
-DUPLICATE_RULES = ("exact_duplicate", "near_duplicate", "in_test_set")  # their detail is the uid of the other pair
+DUPLICATE_RULES = (
+    "exact_duplicate",
+    "near_duplicate",
+    "in_test_set",
+    "altered_copy",
+)  # their detail is the uid of the other pair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,6 +259,19 @@ def test_a_training_image_with_the_pixels_of_a_test_image_is_always_dropped(tmp_
     assert [entry["detail"] for entry in ledger[2:5]] == [rows[0]["uid"], rows[0]["uid"], rows[1]["uid"]]
 
 
+def test_altered_copies_of_a_test_image_are_dropped_if_wanted(tmp_path: Path) -> None:
+    test = make_image(1)
+    rows = [
+        pair(encoded(test), "a test", split="test"),
+        pair(encoded(test.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), "mirrored"),
+        pair(encoded(make_image(2)), "unrelated"),
+    ]
+    assert [entry["rule"] for entry in run(tmp_path / "off", rows)[1]] == ["", "", ""]
+    ledger = run(tmp_path / "on", rows, altered_copies=0.9)[1]
+    assert [entry["rule"] for entry in ledger] == ["", "altered_copy", ""]
+    assert ledger[1]["detail"] == rows[0]["uid"] and ledger[1]["value"] > ledger[1]["threshold"] == 0.9
+
+
 def test_the_test_split_stays_as_it_is_and_its_faults_are_reported(tmp_path: Path) -> None:
     """Each kind of row that a default rule drops from training, held out; only what cannot be scored is dropped."""
     rows = [{**row, "split": "test"} for row in noisy() if row["source"] != "in_test_set"]

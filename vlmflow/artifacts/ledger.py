@@ -32,6 +32,7 @@ MEANING = {  # the rules, in the order in which they are applied; the first rule
     "in_evaluation_set": "training image or pair that is in an evaluation set",
     "exact_duplicate": "same image and same texts as another pair",
     "in_test_set": "training image that is in the test split",
+    "altered_copy": "similarity to a mirrored, turned, cropped, framed, brightened or grey test image",
     "near_duplicate": "same image in another size or encoding",
     "caption_duplicate": "rank among the images with this caption",
     "clip_score": "cosine of image and caption by the dual encoder",
