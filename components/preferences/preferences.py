@@ -55,6 +55,7 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
         [NAME_OBJECTS] * len(questions),
         batch_size=256,
         temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
         seed=config.seed,
     )
 

@@ -37,7 +37,7 @@ def tokenize_captions(tokenizer: Any, config: Any, texts: Sequence[str] | list[l
         texts,
         padding="max_length" if full_length else True,
         truncation=True,
-        max_length=min(MAX_CAPTION_TOKENS, config.get_text_config().max_position_embeddings),
+        max_length=max_caption_tokens(config),
         padding_side="right",
         is_split_into_words=bool(texts) and not isinstance(texts[0], str),
         return_token_type_ids=False,
@@ -46,6 +46,11 @@ def tokenize_captions(tokenizer: Any, config: Any, texts: Sequence[str] | list[l
     if full_length:
         batch.pop("attention_mask")
     return batch
+
+
+def max_caption_tokens(config: Any) -> int:
+    """The tokens to which captions are truncated: the length of the text tower, at most 64."""
+    return min(MAX_CAPTION_TOKENS, config.get_text_config().max_position_embeddings)
 
 
 def pads_to_full_length(config: Any) -> bool:

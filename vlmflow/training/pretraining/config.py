@@ -41,7 +41,11 @@ class ViewConfig(AugmentConfig):
 
 
 class PretrainConfig(Section):
-    """The family to pretrain, its sizes and its budget; everything after `shuffle_pairs` is off by default."""
+    """The family to pretrain, its sizes and its budget; everything after `shuffle_pairs` is off by default.
+
+    Captions are cut to the length of the text tower, at most 64 tokens; a warning counts those that are longer. The
+    vocabulary of a new model has the 4,000 most frequent words that occur three times; other words are spelled.
+    """
 
     family: str = Field(default="tiny-dual-encoder", description="Family of the zoo (docs/zoo.md).")
     init_from: str | None = Field(

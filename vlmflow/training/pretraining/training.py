@@ -1,6 +1,7 @@
 """Pretraining of any family of the zoo on the pairs of a dataset."""
 
 import inspect
+import logging
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
@@ -18,6 +19,7 @@ from vlmflow.artifacts import checkpoint
 from vlmflow.artifacts.dataset import Dataset
 from vlmflow.config import recipes
 from vlmflow.errors import DataError, ModelError, RecipeError
+from vlmflow.inference.inputs import max_caption_tokens
 from vlmflow.runtime.code_hash import code_hash
 from vlmflow.training.arguments import trainer_arguments
 from vlmflow.training.checkpointing import Checkpoints, open_checkpoints
@@ -31,6 +33,8 @@ from vlmflow.training.pretraining.hard_negative_sampler import HardNegativeSampl
 from vlmflow.training.pretraining.shuffled_control import shuffle_pairs
 from vlmflow.training.progress import Progress
 from vlmflow.training.time_budget import steps_for_seconds
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(*, pairs: Path, conversations: Path | None, out: Path, section: PretrainConfig) -> None:
@@ -77,6 +81,7 @@ def train(pairs: Path, texts: list[str], section: PretrainConfig, out: Path) -> 
     model, processor = build_or_load(section, texts)
     collator = PretrainCollator(model, processor, section)
     check_options(section, model, collator)
+    warn_of_long_captions(collator, captions)
     rows = collator.make_rows(images, captions)
     if section.shuffle_pairs:
         rows = shuffle_pairs(rows, collator.patch_size, training.seed)
@@ -118,6 +123,17 @@ def _captioned_pairs(data: Dataset, batch_size: int) -> tuple[list[bytes], list[
         )
     table = table.take(indices)
     return [image["bytes"] for image in table["image"].to_pylist()], table["caption"].to_pylist()
+
+
+def warn_of_long_captions(collator: PretrainCollator, captions: list[str]) -> None:
+    """Warn of captions that are longer than the text tower reads."""
+    if collator.tokenizer is None:
+        return
+    limit = max_caption_tokens(collator.config)
+    lengths = [len(ids) for ids in collator.tokenizer(captions, return_token_type_ids=False)["input_ids"]]
+    if count := sum(length > limit for length in lengths):
+        message = "%d of %d captions are longer than the %d tokens that the text tower reads, up to %d, and are cut"
+        logger.warning(message, count, len(captions), limit, max(lengths))
 
 
 def check_options(section: PretrainConfig, model: Any, collator: PretrainCollator) -> None:
