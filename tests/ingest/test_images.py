@@ -1,5 +1,6 @@
 """Pictures as they come: every mode as people see it, every damaged file by name and reason, and none too large."""
 
+import base64
 import gzip
 import io
 import json
@@ -20,9 +21,9 @@ from components.ingest.sandboxed_decoder import DecodedImage, DecoderPool, SizeL
 from tests.ingest.test_ingestion import encoded, folder, run
 from vlmflow.errors import RecordError
 from vlmflow.images.decoding import decode
-from vlmflow.images.image_bytes import read_size
+from vlmflow.images.image_bytes import read_size, resolve
 from vlmflow.images.image_statistics import read_thumbnail
-from vlmflow.serving.request_images import decode_image
+from vlmflow.serving.request_images import ImageReader
 
 HALVES = np.zeros((16, 32, 3), np.uint8)  # red on the left, blue on the right
 HALVES[:, :16], HALVES[:, 16:] = (255, 0, 0), (0, 0, 255)
@@ -185,9 +186,16 @@ def test_other_files_are_refused_everywhere_by_what_they_are(data: bytes, reason
         read_size(data)
     with pytest.raises(UnidentifiedImageError):
         decode(data)
-    with pytest.raises(ValueError, match="are not an image"):
-        decode_image(data)
+    with pytest.raises(ValueError, match=f"not an image: .*{reason}"):
+        ImageReader(at_least=1).read(data)
     assert "UnidentifiedImageError" in read_thumbnail(data).reason
+
+
+def test_an_image_may_be_bare_base64() -> None:
+    data = saved(Image.fromarray(HALVES), "JPEG")
+    assert resolve(base64.b64encode(data).decode()) == data
+    for name in (f"{'x' * 300}.jpg", "images/0001", f"{'x' * 300}_"):
+        assert resolve(name) == name
 
 
 def test_images_are_opened_in_one_place() -> None:

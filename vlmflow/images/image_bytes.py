@@ -20,7 +20,7 @@ OTHER_FILES = {
     b"ftypheic": "HEIC; convert it to JPEG",
 }  # by the first bytes, in lower case; for messages
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-LONGEST_PATH = 4096  # characters; PATH_MAX of Linux
+LONGEST_NAME = 200  # characters; a longer text may be an image in base64, whose alphabet has no dot
 NO_FILE = "no such file"  # kind of error
 MAX_FILE_BYTES = 2**28  # larger files are not read
 
@@ -90,8 +90,8 @@ def check_size(size: int) -> None:
 
 
 def _from_base64(value: str) -> bytes | None:
-    """Return the bytes of a bare base64 text, which is longer than a path can be; None if `value` is not one."""
-    if len(value) <= LONGEST_PATH:
+    """Return the bytes of a bare base64 text; None if `value` is a name: short, or with a suffix."""
+    if len(value) <= LONGEST_NAME or "." in value:
         return None
     try:
         return base64.b64decode(value, validate=True)
