@@ -154,6 +154,8 @@ def main() -> None:
     from benchmarks.pretrain import describe_hardware
 
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"sets": {}}
+    if args.table and not results["sets"]:
+        parser.error(f"{args.out}: no results yet; run the sets first")
     if not args.table:
         if args.folder is None:
             parser.error("name the folder of the sets, or print the last results with --table")

@@ -29,7 +29,9 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
     config = recipes.load(PreferenceConfig, recipe, section)
     categories: list[str] = data.card.notes.get("categories", [])
     questions = [
-        row for row in data.rows() if row["split"] == "train" and NAME_OBJECTS in dict(question_turns(row["messages"]))
+        row
+        for row in data.rows()
+        if row["split"] == "train" and len(row["images"]) == 1 and NAME_OBJECTS in dict(question_turns(row["messages"]))
     ]
     reason = ""
     if recipes.section(recipe, section) is None:

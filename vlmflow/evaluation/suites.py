@@ -96,13 +96,24 @@ def _warn_of_long_answers(loaded: LoadedModel, name: str, suite: Suite, limit: i
 
 
 def _test_turns(conversations: Dataset) -> dict[str, list[Turn]]:
-    """The test split's questions and answers by task."""
+    """The test split's questions and answers by task; a repeated conversation counts once.
+
+    A model is asked about one image, so conversations about several are left out, with a warning.
+    """
     turns: dict[str, list[Turn]] = {}
+    seen: set[str] = set()
+    several = 0
     for row in conversations.rows():
-        if row["split"] != "test":
+        if row["split"] != "test" or row["uid"] in seen:
+            continue
+        seen.add(row["uid"])
+        if len(row["images"]) != 1:
+            several += 1
             continue
         for number, (question, answer) in enumerate(question_turns(row["messages"])):
             turns.setdefault(row["task"], []).append((row, number, question, answer))
+    if several:
+        logger.warning("%d test conversations have several images and are not measured", several)
     return turns
 
 
