@@ -139,7 +139,8 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
         for package in (vlmflow, models):
             source, target = Path(package.__path__[0]), Path(folder) / CODE / package.__name__
             shutil.copytree(source, target, copy_function=_hardlink, ignore=shutil.ignore_patterns("__pycache__"))
-        with mlflow.start_run(run_name=f"register {name}", nested=True) as run, warnings.catch_warnings():
+        register_run = mlflow.start_run(run_name=f"register {name}", nested=True, log_system_metrics=False)
+        with register_run as run, warnings.catch_warnings():
             # MLflow warns about its own type hints and asks for an input example, which would run the model here.
             warnings.simplefilter("ignore", UserWarning)
             logged = mlflow.pyfunc.log_model(
@@ -150,17 +151,48 @@ def _create(model: Path, scores: Path, name: str, tags: dict[str, str]) -> Versi
                 pip_requirements=[f"{package}=={installed(package)}" for package in _REQUIREMENTS],
                 signature=_signature(),
             )
+            evaluation = read_scores(scores)
+            _log_scores(evaluation, logged.model_id)
     try:
         if not any(registered.name == name for registered in client.search_registered_models()):
-            client.create_registered_model(name)
+            client.create_registered_model(name, description="A vision-language model of vlmflow.")
         created = client.create_model_version(
-            name, source=logged.model_uri, run_id=run.info.run_id, tags=tags, model_id=logged.model_id
+            name,
+            source=logged.model_uri,
+            run_id=run.info.run_id,
+            tags=tags,
+            model_id=logged.model_id,
+            description=_describe(tags, evaluation),
         )
     except MlflowException:
         with suppress(MlflowException):  # the first error is the one to show
             client.delete_logged_model(logged.model_id)
         raise
     return next(version for version in list_versions(name) if version.version == str(created.version))
+
+
+def _log_scores(evaluation: dict[str, Any], model_id: str) -> None:
+    """Log the scores to the active run and the logged model, with the dataset that they were measured on."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    values = {name.replace(" ", "_"): score["value"] for name, score in evaluation["capabilities"].items()}
+    digest = hashlib.sha256(json.dumps(evaluation.get("data")).encode()).hexdigest()[:36]  # MLflow's limit
+    dataset = MetaDataset(CodeDatasetSource({"data": json.dumps(evaluation.get("data"))}), "evaluation", digest)
+    mlflow.log_input(dataset, context="evaluation")
+    if values:
+        mlflow.log_metrics(values, dataset=dataset, model_id=model_id)
+
+
+def _describe(tags: dict[str, str], evaluation: dict[str, Any]) -> str:
+    """The description of a version, for people."""
+    family, step, code = (tags.get(name, "unknown") for name in ("family", "step", "git_revision"))
+    lines = [f"Family {family} after the step {step}, code {code}.", ""]
+    for name, score in evaluation["capabilities"].items():
+        interval = f" [{score['low']:.3f}, {score['high']:.3f}]" if {"low", "high"} <= score.keys() else ""
+        lines.append(f"- {name}: {score['value']:.3f}{interval}")
+    return "\n".join(lines)
 
 
 def _rollback(created: Version, current: Version | None) -> None:

@@ -41,7 +41,11 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     checkpoint = save(folder / "model", model, processor, family="tiny-vlm", step="align", parent="p", datasets=["d"])
     contents: dict[str, Any] = {
-        "scores/scores.json": {"model": checkpoint.hash, "data": ["d"], "capabilities": {}},
+        "scores/scores.json": {
+            "model": checkpoint.hash,
+            "data": ["d"],
+            "capabilities": {"read lines": {"value": 0.5, "low": 0.25, "high": 0.75}},
+        },
         "verdict/verdict.json": {"promoted": True, "against": None, "reasons": ["the first"]},
     }
     for name, content in contents.items():
@@ -64,6 +68,14 @@ def test_a_version_resolves_by_alias_and_answers_like_its_checkpoint(artifacts: 
     assert json.loads((folder.parent / "scores/scores.json").read_text())["data"] == ["d"]
     tags = list_versions("vlm")[0].tags
     assert (tags["parent"], tags["datasets"], tags["git_revision"]) == ("p", "d", "abc")
+
+    client = mlflow_store.client()
+    version = client.get_model_version("vlm", "1")
+    assert "- read lines: 0.500 [0.250, 0.750]" in version.description
+    (metric,) = client.get_logged_model(version.source.rpartition("/")[2]).metrics
+    assert (metric.key, metric.value, metric.dataset_name) == ("read_lines", 0.5, "evaluation")
+    source = client.get_run(version.run_id)
+    assert source.data.metrics == {"read_lines": 0.5} and source.inputs.dataset_inputs[0].dataset.name == "evaluation"
 
     root = folder.parent.parent
     assert not [path for path in root.rglob("*") if path.suffix in (".pkl", ".pickle", ".bin", ".pt")]

@@ -1,5 +1,6 @@
 """MLflow runs of steps: nesting, statuses, the local store, and servers that do not answer."""
 
+import json
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import ServiceError, SpaceError
-from vlmflow.tracking import local_store, mlflow_run, mlflow_store
+from vlmflow.tracking import local_store, mlflow_run, mlflow_store, step_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,3 +229,49 @@ def test_two_processes_can_create_the_store_at_the_same_time(tmp_path: Path) -> 
     assert [process.wait(120) for process in both] == [0, 0]
     runs = mlflow_store.client(tmp_path).search_runs(["1"])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+
+
+def test_a_step_logs_its_curves_and_datasets_and_gives_the_pipeline_its_scores(tmp_path: Path) -> None:
+    contents: dict[str, dict[str, object]] = {
+        "pairs": {"schema": "pairs", "rows": 7, "step": "curate"},
+        "model": {"curve": [{"step": 5, "loss": 2.0, "rewards/margins": 0.5}]},
+        "control": {"curve": [{"step": 5, "loss": 3.0, "grad_norm": 1.5}]},
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "card.json").write_text(json.dumps(content))
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/scores.json").write_text(
+        json.dumps({"stage": "align", "capabilities": {"read lines": {"value": 0.5}}})
+    )
+    record = {
+        "label": "align",
+        "step": "align",
+        "status": "done",
+        "inputs": {"pairs": "c" * 64, "start": "s" * 64},
+        "input_paths": {"pairs": str(tmp_path / "pairs"), "start": str(tmp_path / "model")},
+        "outputs": {name: {"path": str(tmp_path / name)} for name in ("model", "control", "scores")},
+    }
+    with mlflow_run.start_run("end-to-end") as pipeline:
+        step = step_run.log_step(record, pipeline.id)
+        step_run.log_step({**record, "label": "gate", "step": "gate"}, pipeline.id)
+    client = mlflow_store.client()
+    run, parent = client.get_run(str(step)), client.get_run(str(pipeline.id))
+    assert run.data.metrics == {
+        "loss": 2.0, "rewards/margins": 0.5, "control/loss": 3.0, "control/grad_norm": 1.5, "read_lines": 0.5
+    }  # fmt: skip
+    assert parent.data.metrics == {"align/read_lines": 0.5, "read_lines": 0.5}
+    for logged in (run, parent):
+        assert [(each.dataset.name, each.dataset.digest) for each in logged.inputs.dataset_inputs] == [
+            ("curate pairs", "c" * 36)
+        ]
+        assert logged.data.tags["mlflow.source.git.commit"]
+
+
+def test_a_failed_step_has_a_run_with_its_error() -> None:
+    error = "worse than the champion"
+    record = {"label": "gate", "step": "gate", "status": "failed", "error": error, "input_paths": {}}
+    with mlflow_run.start_run("end-to-end") as pipeline:
+        step = step_run.log_step(record, pipeline.id)
+    run = mlflow_store.client().get_run(str(step))
+    assert run.info.status == "FAILED" and run.data.tags["mlflow.note.content"] == error

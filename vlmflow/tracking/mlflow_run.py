@@ -7,16 +7,18 @@ with mlflow_run.start_run("align", parent_id=pipeline_run, params={"align": sect
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import ServiceError
+from vlmflow.runtime.container_image import revision
 from vlmflow.tracking import mlflow_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ class NullRun:
         """Discard."""
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Discard."""
+
+    def log_datasets(self, datasets: Sequence["DatasetInput"]) -> None:
         """Discard."""
 
 
@@ -78,6 +83,11 @@ class Run:
         with mlflow_store.service_errors(self.uri):
             copy(self.id, str(path), artifact_path=folder)
 
+    def log_datasets(self, datasets: Sequence["DatasetInput"]) -> None:
+        """Log datasets as inputs of the run; one that it has already changes nothing."""
+        with mlflow_store.service_errors(self.uri):
+            self.client.log_inputs(self.id, datasets)
+
 
 _active: list[Run | NullRun] = [NullRun()]
 
@@ -114,7 +124,9 @@ def start_run(
     import mlflow
 
     parent = parent_id or current_run().id
-    own_tags = {"mlflow.runName": name, **({"mlflow.parentRunId": parent} if parent else {})}
+    own_tags = {"mlflow.runName": name, "mlflow.source.name": "vlmflow", "mlflow.source.git.commit": revision()}
+    if parent:
+        own_tags["mlflow.parentRunId"] = parent
     outer = os.environ.pop("MLFLOW_RUN_ID", None)  # otherwise a Trainer would try to start a second run
     with mlflow_store.service_errors(uri):
         if run_id:
@@ -122,7 +134,8 @@ def start_run(
             client.update_run(run_id, name=name)
         else:
             run_id = client.create_run(mlflow_store.experiment_id(client), run_name=name, tags=own_tags).info.run_id
-        mlflow.start_run(run_id=run_id, nested=True)
+        # Use of CPU, memory and GPU, for the pipeline's run: None is MLflow's own setting.
+        mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=False if parent else None)
     run = Run(client, uri, run_id)
     _active.append(run)
     status = "FAILED"

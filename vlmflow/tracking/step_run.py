@@ -37,8 +37,13 @@ def log_step(record: dict[str, Any], parent: str | None, own_run: str = "") -> s
         record["label"], run_id=own_run, parent_id=parent, params=section, tags=_tags(record)
     ) as run:
         run.log_metrics({name: record[name] for name in STEP_METRICS if record.get(name) is not None})
+        run.log_datasets(datasets := _datasets(record))
         for name, output in record.get("outputs", {}).items():
             _log_output(run, name, Path(output["path"]), cached=record.get("cached", False))
+    if run.id and parent:
+        pipeline = mlflow_run.Run(mlflow_store.client(), mlflow_store.uri(), parent)
+        pipeline.log_datasets(datasets)
+        pipeline.log_metrics(_pipeline_scores(record))
     if run.id and record["status"] == "failed":
         with mlflow_store.service_errors():
             mlflow_store.client().set_terminated(run.id, "FAILED")
@@ -58,13 +63,18 @@ def _tags(record: dict[str, Any]) -> dict[str, Any]:
         "git_revision": revision(),
         **provenance.origin_tags({name: Path(output["path"]) for name, output in outputs.items()}),
         "error": record.get("error"),
+        "mlflow.note.content": record.get("error"),
         "image": record.get("image"),
         KFP_RUN: record.get("kfp_run"),
     }
 
 
 def _log_output(run: mlflow_run.Run | mlflow_run.NullRun, name: str, path: Path, *, cached: bool) -> None:
-    """Log an HTML page as a file, scores as metrics, and a card as a file and, if the step ran, as a loss curve."""
+    """Log an HTML page as a file, scores as metrics, and a card as a file and, if the step ran, its training curve.
+
+    The metrics of a curve (loss, learning rate, gradient norm, margins of DPO, …) have the output's name in front,
+    unless it is `model`: DPO and its control are outputs of one step.
+    """
     if is_html_page(path):
         with tempfile.TemporaryDirectory() as folder:
             run.log_artifact(shutil.copy2(path, Path(folder) / f"{name}.html"))
@@ -73,9 +83,41 @@ def _log_output(run: mlflow_run.Run | mlflow_run.NullRun, name: str, path: Path,
         run.log_metrics({name.replace(" ", "_"): score["value"] for name, score in scores.items()})
     if (path / "card.json").exists():
         card = json.loads((path / "card.json").read_text(encoding="utf-8"))
+        prefix = "" if name == "model" else f"{name}/"
         for point in card.get("curve", []) if not cached else []:
-            run.log_metrics({"loss": point["loss"]}, step=int(point["step"]))
+            values = {f"{prefix}{key}": value for key, value in point.items() if key != "step"}
+            run.log_metrics(values, step=int(point["step"]))
         run.log_artifact(path / "card.json", path.name)
+
+
+def _pipeline_scores(record: dict[str, Any]) -> dict[str, float]:
+    """The metrics of the pipeline's run: scores of each stage (`align/vqa`), and of the gate's chosen model (`vqa`)."""
+    found = {}
+    for output in record.get("outputs", {}).values():
+        file = Path(output["path"]) / "scores.json"
+        if file.exists():
+            scores = json.loads(file.read_text(encoding="utf-8"))
+            prefix = "" if record["step"] == "gate" else f"{scores.get('stage') or record['label']}/"
+            for name, score in scores["capabilities"].items():
+                found[f"{prefix}{name.replace(' ', '_')}"] = score["value"]
+    return found
+
+
+def _datasets(record: dict[str, Any]) -> list[Any]:
+    """The datasets among the step's inputs, as MLflow's own entities, named after the step that wrote them."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = []
+    for name, path in record["input_paths"].items():
+        card = Path(path) / "card.json"
+        content = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        if "schema" in content:  # a checkpoint has a card too
+            title = f"{content.get('step') or name} {content['schema']}"
+            profile = json.dumps({"rows": content["rows"], "revision": content.get("revision", "")})
+            digest = str(record.get("inputs", {}).get(name, "unknown"))[:36]  # MLflow's limit
+            dataset = Dataset(title, digest, "local", json.dumps({"uri": str(path)}), profile=profile)
+            found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", record["step"])]))
+    return found
 
 
 def find_or_create_pipeline_run(kfp_run: str) -> str:
