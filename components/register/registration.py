@@ -177,7 +177,7 @@ def _log_scores(evaluation: dict[str, Any], model_id: str) -> None:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    values = {name.replace(" ", "_"): score["value"] for name, score in evaluation["capabilities"].items()}
+    values = {name.replace(" ", "_"): score["value"] for name, score in evaluation.get("capabilities", {}).items()}
     digest = hashlib.sha256(json.dumps(evaluation.get("data")).encode()).hexdigest()[:36]  # MLflow's limit
     dataset = MetaDataset(CodeDatasetSource({"data": json.dumps(evaluation.get("data"))}), "evaluation", digest)
     mlflow.log_input(dataset, context="evaluation")
@@ -189,7 +189,7 @@ def _describe(tags: dict[str, str], evaluation: dict[str, Any]) -> str:
     """The description of a version, for people."""
     family, step, code = (tags.get(name, "unknown") for name in ("family", "step", "git_revision"))
     lines = [f"Family {family} after the step {step}, code {code}.", ""]
-    for name, score in evaluation["capabilities"].items():
+    for name, score in evaluation.get("capabilities", {}).items():
         interval = f" [{score['low']:.3f}, {score['high']:.3f}]" if {"low", "high"} <= score.keys() else ""
         lines.append(f"- {name}: {score['value']:.3f}{interval}")
     return "\n".join(lines)
