@@ -111,9 +111,7 @@ def _run_pipeline(
                 reporter.report_finished()
             except RuntimeError as error:
                 reporter.report_finished()
-                if "outputs" in (record := _failed_record(folder)):
-                    finished(record)  # a failed step is logged with its outputs, like any other
-                raise _as_exception(record, folder, error) from error
+                raise _as_exception(_failed_record(folder), folder, error) from error
 
 
 @contextlib.contextmanager
@@ -263,16 +261,18 @@ class ConsoleReporter(io.TextIOBase):
             self.console.print(f"      [dim]{match[1]}[/]", highlight=False, markup=True)
 
     def report_finished(self) -> None:
-        """Report each finished step once; of two parallel steps kfp.local may announce only one."""
+        """Report each finished step once, also a failed one; of two parallel steps kfp.local may announce only one."""
         for file in sorted((self.folder / "steps").glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
             record = json.loads(file.read_text(encoding="utf-8"))
-            if record["status"] != "done" or record["label"] in self.reported:
+            if record["status"] not in ("done", "failed") or record["label"] in self.reported:
                 continue
             self.reported.add(record["label"])
+            self.finished(record)
+            if record["status"] == "failed":
+                continue  # its error ends the run, and is printed there
             took = "unchanged" if record["cached"] else f"{record['seconds']:.0f} s, {record['peak_mb']} MB"
             mark, took = ("-", "left out") if "left_out" in record else ("✓", took)
             self.console.print(f"      [green]{mark}[/] {record['label']} ({took})")
-            self.finished(record)
 
 
 @contextlib.contextmanager
@@ -327,9 +327,9 @@ def _close_dead_runs(home: Path) -> None:
 def _log_step(folder: Path, record: dict[str, Any], parent: str | None) -> None:
     """Log the step's record to MLflow and add the run's id to it."""
     here = step_run.log_step(record, parent)
-    (folder / "steps" / f"{record['label']}.json").write_text(
-        json.dumps({**record, "mlflow_run_id": here}, indent=1), encoding="utf-8"
-    )
+    partial = folder / "steps" / f".{record['label']}.partial"
+    partial.write_text(json.dumps({**record, "mlflow_run_id": here}, indent=1), encoding="utf-8")
+    partial.replace(folder / "steps" / f"{record['label']}.json")  # atomic: the main thread may be reading it
 
 
 logging.getLogger("kfp").setLevel(logging.WARNING)

@@ -1,5 +1,7 @@
 """The life of a run on this machine: one at a time in a folder of runs, and the end of a killed one."""
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipelines import local_runner
 from vlmflow.errors import SpaceError
@@ -27,6 +30,22 @@ def test_a_second_run_in_the_same_home_is_refused_and_leaves_the_link(tmp_path: 
     assert (tmp_path / "latest").resolve() == first
     with local_runner._locked(tmp_path):
         pass
+
+
+def test_a_failed_step_is_logged_like_any_other_and_once(tmp_path: Path) -> None:
+    (tmp_path / "steps").mkdir()
+    logged: list[str] = []
+    reporter = local_runner.ConsoleReporter(
+        tmp_path, Console(file=io.StringIO()), 2, lambda record: logged.append(record["label"])
+    )
+    for label, values in (
+        ("ingest", {"status": "done", "cached": True}),
+        ("gate", {"status": "failed", "error": "no"}),
+    ):
+        (tmp_path / "steps" / f"{label}.json").write_text(json.dumps({"label": label, **values}))
+        reporter.report_finished()
+    reporter.report_finished()
+    assert logged == ["ingest", "gate"]
 
 
 def test_the_mlflow_runs_of_a_killed_run_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
