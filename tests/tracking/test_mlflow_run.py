@@ -262,9 +262,9 @@ def test_a_step_logs_its_curves_and_datasets_and_gives_the_pipeline_its_scores(t
     }  # fmt: skip
     assert parent.data.metrics == {"align/read_lines": 0.5, "read_lines": 0.5}
     for logged in (run, parent):
-        assert [(each.dataset.name, each.dataset.digest) for each in logged.inputs.dataset_inputs] == [
-            ("curate pairs", "c" * 36)
-        ]
+        assert logged.inputs is not None
+        (given,) = logged.inputs.dataset_inputs
+        assert (given.dataset.name, given.dataset.digest) == ("curate pairs", "c" * 36)
         assert logged.data.tags["mlflow.source.git.commit"]
 
 
