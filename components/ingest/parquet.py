@@ -1,6 +1,6 @@
 """The `parquet` source: tables with a column of images.
 
-An image is bytes, a struct `{"bytes", "path"}` (Hugging Face), or a file name relative to the table's folder:
+An image is bytes, a struct `{"bytes", "path"}` (Hugging Face), or a file name relative to the table's folder or `path`:
 
     image (binary)    caption (string)    objects (struct)
     b"\\x89PNG…"      "a cat"             {"bbox": [[1, 2, 3, 4]], "category": ["cat"]}
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from components.ingest.columns import ColumnsConfig
-from components.ingest.filesystem import matching_files
+from components.ingest.filesystem import matching_files, resolve_path
 from components.ingest.record import Record
 from vlmflow.errors import DataError, RecordError
 
@@ -34,6 +34,7 @@ class ParquetReader:
     def __init__(self, path: str, index: str = ""):
         self.path = path
         self.files = matching_files(path, (".parquet",))
+        self.roots = [root] if (root := resolve_path(path)).is_dir() else []
         self.wanted: set[str] | None = None
 
     def columns(self, wanted: ColumnsConfig) -> ColumnsConfig:
@@ -56,7 +57,8 @@ class ParquetReader:
             folder_columns = _folder_columns(path)
             for number, values, fault in read_rows(path, self.wanted):
                 place, values = f"{path.name}:{number}", {**folder_columns, **values}
-                yield Record(location=place, source=path.stem, values=values, folders=[path.parent], error=fault)
+                folders = list(dict.fromkeys([path.parent, *self.roots]))
+                yield Record(location=place, source=path.stem, values=values, folders=folders, error=fault)
 
 
 def read_rows(path: UPath, wanted: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any], RecordError | None]]:

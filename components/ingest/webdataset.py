@@ -141,7 +141,7 @@ class _Group:
     """The members whose names are equal up to the first dot: usually one sample.
 
     If names have more dots, those that are equal up to the last dot are a sample of their own if they have an image and
-    a caption (`shot2.0.jpg`, `shot2.0.txt`, `shot2.5.jpg`, `shot2.5.txt`). Other images with more dots are further
+    a text or JSON (`shot2.0.jpg`, `shot2.0.txt`, `shot2.5.jpg`, `shot2.5.txt`). Other images with more dots are further
     modalities of the sample (`12.depth.png` beside `12.jpg`), which is refused if none of its images is the plain one.
     """
 
@@ -208,8 +208,8 @@ class _Part:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there are an image and a caption, or an error."""
-        return "image" in self.members and bool("caption" in self.values or self.fault)
+        """Whether there are an image and a text of its own, or an error."""
+        return "image" in self.members and (len(self.members) > 1 or self.fault is not None)
 
     def add(self, suffix: str, name: str, file: IO[bytes], size: int) -> None:
         """Read a member; other suffixes than those of the format are left out.

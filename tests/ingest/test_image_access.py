@@ -1,5 +1,6 @@
 """What the rows of a source may make this machine read."""
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from upath import UPath
 from components.ingest.config import IngestConfig
 from components.ingest.image_access import ImageAccess
 from components.ingest.ingestion import _image_access
+from tests.ingest.test_ingestion import encoded
 from vlmflow.errors import RecordError
 from vlmflow.images import image_bytes
 
@@ -81,3 +83,10 @@ def test_a_pod_refuses_files_outside_of_the_source_by_default(monkeypatch: pytes
     assert [refuses(value) for value in (None, "read", "refuse")] == [False, False, True]
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert [refuses(value) for value in (None, "read", "refuse")] == [True, False, True]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_bare_base64_of_a_small_picture_is_not_a_path(form: str) -> None:
+    content = encoded(form, size=(8, 8))
+    access = ImageAccess((), refuse_outside=True)
+    assert access.read(base64.b64encode(content).decode(), []) == content

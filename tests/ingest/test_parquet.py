@@ -74,3 +74,9 @@ def test_a_damaged_row_group_loses_only_its_own_rows(tmp_path: Path) -> None:
     assert [values["image"][:4] for values in good] == [f"{i:04d}" for i in (*range(100), *range(200, 300))]
     assert [place for place, _ in bad] == [f"p.parquet:{i}" for i in range(101, 201)]
     assert all(said.startswith("damaged file: row group 2 of p.parquet: ") for _, said in bad)
+
+
+def test_names_are_relative_to_the_folder_of_the_table_or_of_the_source(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "data" / "p.parquet", pa.table({"image": ["../a.png"], "caption": ["a"]}))
+    (record,) = ParquetReader(str(tmp_path / "set")).records()
+    assert [str(folder) for folder in record.folders] == [str(tmp_path / "set" / "data"), str(tmp_path / "set")]

@@ -118,7 +118,11 @@ def test_a_key_with_two_rows_in_the_parquet_beside_its_shard_is_refused(tmp_path
 
 
 def test_metadata_without_one_row_for_a_uid_is_refused(tmp_path: Path) -> None:
-    members = [m for i in range(4) for m in ((f"{i}.jpg", b"x"), (f"{i}.json", json.dumps({"uid": f"u{i}"}).encode()))]
+    members = [
+        m
+        for i in range(4)
+        for m in ((f"{i // 2}.{i}.jpg", b"x"), (f"{i // 2}.{i}.json", json.dumps({"uid": f"u{i}"}).encode()))
+    ]
     tar(tmp_path / "set" / "0.tar", members)
     uids = ["u0", "u1", "u1", "u2", "u2"]
     table(tmp_path / "set" / "meta" / "a.parquet", uid=uids, text=["zero", "one", "other", "two", "two"])
