@@ -87,6 +87,6 @@ def test_a_pod_refuses_files_outside_of_the_source_by_default(monkeypatch: pytes
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
 def test_bare_base64_of_a_small_picture_is_not_a_path(form: str) -> None:
-    content = encoded(form, size=(8, 8))
+    content = encoded(form, size=(40, 30))
     access = ImageAccess((), refuse_outside=True)
     assert access.read(base64.b64encode(content).decode(), []) == content
