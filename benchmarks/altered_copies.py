@@ -41,7 +41,7 @@ def parts(generator: np.random.Generator) -> tuple[list[Image.Image], list[Image
         while len(found) < count:
             photo = photos[len(found) % len(photos)]
             x, y = generator.integers(0, photo.width - WIDTH), generator.integers(top, bottom - HEIGHT)
-            part = photo.crop((x, y, x + WIDTH, y + HEIGHT))
+            part = photo.crop((int(x), int(y), int(x) + WIDTH, int(y) + HEIGHT))
             if np.asarray(part.convert("L")).std() >= MIN_CONTRAST:  # not of the empty sky
                 found.append(part)
         return found

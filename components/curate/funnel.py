@@ -1,18 +1,14 @@
 """The funnel: an HTML page with the number of pairs that each rule dropped, and examples of them."""
 
-import base64
-import io
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlmflow.artifacts.ledger import MEANING, RULES, TAKEDOWN, Ledger
-from vlmflow.images import image_statistics
-from vlmflow.images.decoding import decode
+from vlmflow.images.thumbnails import thumbnail_uri
 
 EXAMPLES = 6  # of each rule
 THUMBNAIL = 112  # px
@@ -50,7 +46,7 @@ class Gallery:
         """Collect row `number`, of schema `pairs`, if the page shows it."""
         if number not in self.rows and number not in self.partners:
             return
-        thumbnail = _thumbnail((row["image"] or {}).get("bytes"))
+        thumbnail = thumbnail_uri((row["image"] or {}).get("bytes"), THUMBNAIL)
         if number in self.rows:
             self.rows[number].caption, self.rows[number].image = row["caption"] or "", thumbnail
         for example in self.partners.get(number, []):
@@ -97,18 +93,6 @@ def _note(ledger: Ledger, row: int) -> str:
     )
     detail = "" if ledger.partner[row] >= 0 else str(ledger.detail[row])
     return " · ".join(filter(None, [measured, detail]))
-
-
-def _thumbnail(data: bytes | None) -> str:
-    """Return a data URI, or "" if the image cannot be decoded."""
-    with image_statistics.ignore_pillow_warnings():
-        if image_statistics.read_thumbnail(data).reason:
-            return ""
-        image = decode(data, at_least=2 * THUMBNAIL)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _bars(summary: dict[str, Any]) -> str:

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from components.ingest.scene_renderer import SceneObject
-
-NUMBERS = ("zero", "one", "two", "three", "four")
+from vlmflow.evaluation.objects import NUMBERS, article, join, plural
 
 
 def describe_scene(objects: list[SceneObject], rng: np.random.Generator) -> str:
@@ -22,7 +21,7 @@ def describe_scene(objects: list[SceneObject], rng: np.random.Generator) -> str:
             for c, n in counted.items()
         ]
         rng.shuffle(parts)
-        text = _join(parts)
+        text = join(parts)
     lead = ("", "a photo with ", "there is ", "we see ")[int(rng.integers(4))]
     return lead + text
 
@@ -35,16 +34,12 @@ def _relation(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> str
 
 
 def _one(name: str) -> str:
-    return f"{'an' if name.startswith('orange') else 'a'} {name}"
+    return f"{article(name)} {name}"
 
 
 def _plural(name: str) -> str:
     colour, noun, *rest = name.split()
-    return " ".join([colour, noun + ("es" if noun == "cross" else "s"), *rest])
-
-
-def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return " ".join([colour, plural(noun), *rest])
 
 
 def referring_expressions(objects: list[SceneObject]) -> list[dict[str, Any]]:

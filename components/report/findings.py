@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.report.artifacts import Capability, RunArtifacts, Stage
-from components.report.formatting import label, listing, percent, points
+from components.report.formatting import label, percent, points
+from vlmflow.evaluation.objects import join
 
 FEW = 50  # with fewer examples, intervals are too wide to distinguish models
 YES_RATIO = 0.1  # accepted distance from 0.5, the share of questions whose answer is yes
@@ -36,7 +37,7 @@ def _skipped(run: RunArtifacts) -> Iterator[str]:
 def _refused(run: RunArtifacts) -> Iterator[str]:
     for name, kinds in (run.verdict.get("unproven") or {}).items():
         what = f"{label(name)} is" if name else "No accuracy was measured on enough examples to be"
-        yield f"The gate refused: {what}{' not' if name else ''} better than with {listing(kinds)} images."
+        yield f"The gate refused: {what}{' not' if name else ''} better than with {join(kinds)} images."
     champion = f"the champion, version {run.verdict.get('against')}"
     for rival, key in (("the model before alignment", "alignment"), (champion, "capabilities")):
         for one in run.verdict.get(key) or []:
@@ -67,7 +68,7 @@ def _blind(run: RunArtifacts) -> Iterator[str]:
     for name, capability in run.final.capabilities.items():
         if capability.tied_controls:
             controls = capability.controls
-            values = listing([f"{percent(controls[k]['value'])} with {k} images" for k in capability.tied_controls])
+            values = join([f"{percent(controls[k]['value'])} with {k} images" for k in capability.tied_controls])
             yield (
                 f"{label(name)} is not significantly better than its control: {percent(capability.value)} "
                 f"[{percent(capability.low)}, {percent(capability.high)}] against {values}."
@@ -89,7 +90,7 @@ def _answers(run: RunArtifacts) -> Iterator[str]:
 def _few(run: RunArtifacts) -> Iterator[str]:
     few = {name: c.n for name, c in run.final.capabilities.items() if c.n < FEW}
     for count in sorted(set(few.values())):
-        names = listing([label(name) for name, n in few.items() if n == count])
+        names = join([label(name) for name, n in few.items() if n == count])
         yield f"Measured on only {count} examples: {names}. Judge by the interval rather than the value."
 
 
@@ -104,17 +105,17 @@ def _training(run: RunArtifacts) -> Iterator[str]:
 
 def _data(run: RunArtifacts) -> Iterator[str]:
     for what, kinds in (run.raw.card.notes.get("quarantined") or {}).items():
-        reasons = listing([f"{count} {reason}" for reason, count in kinds.items()])
+        reasons = join([f"{count} {reason}" for reason, count in kinds.items()])
         yield f"Rejected by ingest, {what}: {reasons}."
     if faults := run.ledger.get("held_out_faults"):
-        counts = listing([f"{count} by {rule.replace('_', ' ')}" for rule, count in faults.items()])
+        counts = join([f"{count} by {rule.replace('_', ' ')}" for rule, count in faults.items()])
         yield f"The test split stays as it is; curation would have dropped from training {counts}."
 
 
 def _sampled(run: RunArtifacts) -> Iterator[str]:
     sampled = [f"{label(name)} {c.examples}" for name, c in run.final.capabilities.items() if c.available > c.n]
     if sampled:
-        yield f"Scored on a sample of the test examples, chosen with seed {run.final.seed}: {listing(sampled)}."
+        yield f"Scored on a sample of the test examples, chosen with seed {run.final.seed}: {join(sampled)}."
     for name, reason in run.final.not_measured.items():
         yield f"{label(name)} was not measured: {reason}."
 
@@ -144,10 +145,10 @@ def alignment(run: RunArtifacts) -> list[str]:
             sentences.append(_hallucination(name, capability, before, control, rivals[name].verdict))
     better, worse = ([label(n) for n, c in rivals.items() if c.verdict == v] for v in ("better", "worse"))
     rest = len(rivals) - len(better) - len(worse)
-    parts = [f"better on {listing(better)}" if better else "", f"worse on {listing(worse)}" if worse else ""]
+    parts = [f"better on {join(better)}" if better else "", f"worse on {join(worse)}" if worse else ""]
     if any(parts):
         sentences.append(
-            f"Compared with its SFT control, DPO is {listing([p for p in parts if p])}; "
+            f"Compared with its SFT control, DPO is {join([p for p in parts if p])}; "
             f"on the other {rest} capabilities the interval of the difference contains zero."
         )
     else:

@@ -41,8 +41,3 @@ def quantity(value: float) -> str:
     if float(value).is_integer() and abs(value) > 1:
         return f"{value:,.0f}"
     return f"{value:.3f}".replace("-", MINUS)
-
-
-def listing(names: list[str]) -> str:
-    """`a, b and c`."""
-    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)

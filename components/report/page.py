@@ -75,7 +75,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for format in (formatting.label, formatting.percent, formatting.points, formatting.quantity, formatting.listing):
+    for format in (formatting.label, formatting.percent, formatting.points, formatting.quantity):
         environment.filters[format.__name__] = format
     return environment
 

@@ -1,7 +1,5 @@
 """Examples for the page: thumbnails of pairs, answers with the true answer, and boxes to draw over an image."""
 
-import base64
-import io
 import itertools
 import random
 from dataclasses import dataclass
@@ -9,13 +7,11 @@ from math import isnan
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image
 
 from components.report.artifacts import RunArtifacts, Stage
 from vlmflow.artifacts.ledger import RULES, TAKEDOWN
-from vlmflow.images import image_statistics
 from vlmflow.images.boxes import CODECS, Box
-from vlmflow.images.decoding import decode
+from vlmflow.images.thumbnails import thumbnail_uri
 
 SIDE = 220  # px, the longer side of a thumbnail
 DUPLICATE_RULES = (
@@ -91,7 +87,7 @@ def _pair(row: dict[str, Any], verdict: dict[str, Any]) -> Pair:
         "" if verdict["rule"] in ("", *DUPLICATE_RULES) else verdict["detail"]
     )  # the duplicate rules and kept rows show none
     return Pair(
-        image=thumbnail((row["image"] or {}).get("bytes")),
+        image=thumbnail_uri((row["image"] or {}).get("bytes"), SIDE),
         caption=row["caption"] or "",
         annotations=", ".join(label + [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]),
         rule=verdict["rule"],
@@ -105,7 +101,7 @@ def image_of(run: RunArtifacts, uid: str) -> str:
     if uid not in uids:
         return ""
     row = uids.index(uid)
-    return next(thumbnail(found["image"]["bytes"]) for _, found in run.curated.rows_at([row], ["image"]))
+    return next(thumbnail_uri(found["image"]["bytes"], SIDE) for _, found in run.curated.rows_at([row], ["image"]))
 
 
 def preferences(run: RunArtifacts, count: int, seed: int) -> list[PreferencePair]:
@@ -114,7 +110,7 @@ def preferences(run: RunArtifacts, count: int, seed: int) -> list[PreferencePair
     numbers = sorted(random.Random(seed).sample(range(len(data)), min(count, len(data))))
     return [
         PreferencePair(
-            image=thumbnail(row["images"][0]["bytes"]) if row["images"] else "",
+            image=thumbnail_uri(row["images"][0]["bytes"], SIDE) if row["images"] else "",
             **{key: row[key] for key in ("prompt", "chosen", "rejected", "source")},
         )
         for _, row in data.rows_at(numbers)
@@ -141,15 +137,3 @@ def _answer(sample: dict[str, Any], convention: str) -> Answer:
         answered_box=CODECS[convention].decode(sample["answer"], width, height) if truth else None,
         **{key: sample[key] for key in ("capability", "prompt", "answer", "truth", "score")},
     )
-
-
-def thumbnail(data: bytes | None) -> str:
-    """A WebP thumbnail as a data URI, or "" if the image cannot be decoded."""
-    with image_statistics.ignore_pillow_warnings():
-        if image_statistics.read_thumbnail(data).reason:
-            return ""
-        image = decode(data, at_least=2 * SIDE)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -10,10 +10,12 @@ _VALUES = {word: value for value, word in enumerate(NUMBERS)} | {"a": 1, "an": 1
 
 def list_objects(categories: Iterable[str]) -> str:
     """Write a list of objects in alphabetical order: `a circle, a star and two squares`."""
-    parts = [_counted(category, count) for category, count in sorted(Counter(categories).items())]
-    if len(parts) < 2:
-        return "".join(parts)
-    return ", ".join(parts[:-1]) + " and " + parts[-1]
+    return join([_counted(category, count) for category, count in sorted(Counter(categories).items())])
+
+
+def join(names: list[str]) -> str:
+    """Write a list: `a, b and c`."""
+    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
 
 
 def parse(text: str, vocabulary: Iterable[str]) -> Counter[str]:

@@ -76,10 +76,10 @@ def pixel_digest(data: bytes | None) -> bytes | None:
     return hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(image.size).encode()).digest()
 
 
-def decode_or_none(data: bytes | None) -> Image.Image | None:
+def decode_or_none(data: bytes | None, at_least: int | None = None) -> Image.Image | None:
     """Return the decoded image as `decode` does, or None if it cannot be decoded in full."""
     try:
-        return decode(data)
+        return decode(data, at_least)
     except MemoryError:
         raise
     except Exception:  # Pillow raises many types on a damaged file
