@@ -19,6 +19,7 @@ from vlmflow.images.boxes import CANONICAL, CODECS, Box, box_from_match
 from vlmflow.inference.embedding import classify, similarity
 from vlmflow.inference.generation import chat, score
 from vlmflow.inference.loading import LoadedModel
+from vlmflow.inference.prompts import CLASS_TEMPLATES
 
 Images = Sequence[Image.Image]
 
@@ -121,10 +122,12 @@ def _ranks(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     return ((similarity >= best - 1e-7) & ~right).sum(1)
 
 
-def zero_shot(loaded: LoadedModel, images: Images, labels: Sequence[str]) -> Result:
+def zero_shot(
+    loaded: LoadedModel, images: Images, labels: Sequence[str], templates: Sequence[str] = CLASS_TEMPLATES
+) -> Result:
     """Top-1 accuracy of zero-shot classification among the labels of the set; the mean over classes is secondary."""
     classes = sorted(set(labels))
-    predictions = classify(loaded, images, classes).argmax(1)
+    predictions = classify(loaded, images, classes, templates).argmax(1)
     hits = [classes[p] == label for p, label in zip(predictions, labels, strict=True)]
     secondary = {"macro accuracy": macro_accuracy(hits, labels)}
     confusion = _confusion(classes, labels, predictions)

@@ -1,8 +1,9 @@
 """The sections `evaluate`, and `gate` and `monitor`, of a recipe."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlmflow.config.section import Section
+from vlmflow.inference.prompts import CLASS_TEMPLATES
 
 CONTROLS = ("blank", "shuffled")
 
@@ -24,6 +25,11 @@ class EvaluateConfig(Section):
     max_new_tokens: int = Field(
         default=40, ge=1, description="Tokens of an answer, at most; longer true answers are counted in a warning."
     )
+    class_templates: tuple[str, ...] = Field(
+        default=CLASS_TEMPLATES,
+        min_length=1,
+        description="Texts with `{}` for the name of a class in zero-shot classification; their mean is the class.",
+    )
     control_questions: int = Field(
         default=100,
         ge=2,
@@ -42,6 +48,14 @@ class EvaluateConfig(Section):
     seed: int = Field(
         default=0, description="Seed of the choice of examples and bootstrap; the recipe's seed by default."
     )
+
+    @field_validator("class_templates")
+    @classmethod
+    def _check_templates(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if template.replace("{}", "", 1) == template or set(template.replace("{}", "", 1)) & set("{}"):
+                raise ValueError(f"a template must contain {{}} once, for the name of the class, got {template!r}")
+        return templates
 
 
 class GateConfig(Section):

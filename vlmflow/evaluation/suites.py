@@ -142,7 +142,8 @@ def build_pair_suites(
     if len(classes := {row["label"] for row in labelled}) > 1:
         labels = [row["label"] for row in labelled]
         if "classify" in abilities:
-            suites["zero-shot"] = _pair_suite(labelled, capabilities.zero_shot, labels, joint=True)
+            zero_shot = partial(capabilities.zero_shot, templates=section.class_templates)
+            suites["zero-shot"] = _pair_suite(labelled, zero_shot, labels, joint=True)
         train = [row for row in rows if row["split"] == "train" and row["label"] in classes]
         if "features" in abilities and len({row["label"] for row in train}) > 1:
             probe = masked.Probe(loaded, _images(train), [row["label"] for row in train])

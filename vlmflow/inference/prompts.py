@@ -4,6 +4,7 @@ from typing import Any
 
 DESCRIBE_IMAGE = "Describe the picture."
 NAME_OBJECTS = "Name the objects."
+CLASS_TEMPLATES = ("a {}", "there is a {}", "a photo with a {}")  # of the name of a zero-shot class
 
 
 def question_turns(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
