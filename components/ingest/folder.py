@@ -115,7 +115,10 @@ def _find_index(root: UPath) -> str:
     ] or found  # prefer other suffixes: a .json file may be something else
     if len(found) != 1:
         remedy = "set ingest.index"
-        if not found and any(file.suffix.lower() == ".txt" for file in walk(root)):
+        below = [] if found else walk(root)
+        if any(file.stem.lower() == "metadata" for file in below):
+            remedy = "set ingest.source: datasets, which reads a folder with metadata for each split"
+        elif any(file.suffix.lower() == ".txt" for file in below):
             remedy = "write one, or set ingest.source: captions, which reads a .txt file for each image"
         raise DataError(f"ingest.path: {str(root)!r}: expected one index, found: {_format_names(found)}; {remedy}")
     return found[0].name
