@@ -216,7 +216,8 @@ def _find_corners(mapping: dict[str, Any]) -> tuple[list[Any], BoxFormat]:
     for keys, box_format in CORNERS:
         if all(key in mapping for key in keys):
             return [mapping[key] for key in keys], box_format
-    raise RecordError("invalid box", f"no known corner names among {', '.join(map(str, mapping)) or 'no keys'}")
+    names = ", ".join(str(key) for key, value in mapping.items() if value is not None and key != "at")
+    raise RecordError("invalid box", f"no known corner names among {names or 'no keys'}")
 
 
 def _first_value(mapping: dict[str, Any], keys: tuple[str, ...]) -> Any:
