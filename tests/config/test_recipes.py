@@ -238,7 +238,7 @@ def test_an_unknown_section_is_named() -> None:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_defaults_of_a_section_are_valid(name: str) -> None:
-    if name in ("caption", "ground", "ocr", "sweep"):  # these have required values
+    if name in ("caption", "finetune", "ground", "ocr", "sweep"):  # these have required values
         with pytest.raises(RecipeError):
             recipes.load(config_class(name), {}, name)
     else:
