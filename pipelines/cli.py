@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -103,7 +104,8 @@ def _show(folder: Path) -> None:
     results = summary["results"]
     if "sweep" in summary["steps"]:
         _compare(results["stages"])
-        console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Run: {folder}    MLflow: vlmflow ui")
+        ended = f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. Run: {folder}    MLflow: vlmflow ui"
+        console.print(ended, markup=False)
         return
     table = Table(
         "capability", "examples", "value", "95% interval", "blank", "shuffled",
@@ -127,19 +129,20 @@ def _show(folder: Path) -> None:
         console.print(table)
     for reason in dict.fromkeys(results["skipped"].values()):
         steps = ", ".join(step for step, why in results["skipped"].items() if why == reason)
-        console.print(f"[yellow]skipped[/] {steps}: {reason}")
+        console.print(f"[yellow]skipped[/] {steps}: {escape(reason)}")
     gate, version = results["gate"], results["version"]
     if gate:
         console.print(
             f"gate: kept the {gate.get('chosen')} model"
-            + "".join(f"\n  {reason}" for reason in gate.get("reasons", []))
+            + "".join(f"\n  {reason}" for reason in gate.get("reasons", [])),
+            markup=False,
         )
     if version:
         console.print(f"registered: {version.get('uri')} ({version.get('alias')})")
         console.print(f"Serve it: vlmflow serve {version.get('uri')}    MLflow: vlmflow ui")
     report = folder / "report.html"
     place = f"Report: {report}" if report.exists() else f"Run: {folder}"
-    console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. {place}")
+    console.print(f"{summary['seconds']:.0f} s, peak {summary['peak_mb']} MB. {place}", markup=False)
 
 
 def _compare(settings: dict[str, dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from kfp.dsl.graph_component import GraphComponent
 from kfp.local import subprocess_task_handler
 from kfp.local.status import Status
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines.flow import sections_read
 from pipelines.summary import summarise
@@ -258,7 +259,7 @@ class ConsoleReporter(io.TextIOBase):
         elif re.search(r"Task '([\w-]+)' finished with status SUCCESS", line):
             self.report_finished()
         elif match := re.match(r"\d\d:\d\d:\d\d (.*)", line):
-            self.console.print(f"      [dim]{match[1]}[/]", highlight=False, markup=True)
+            self.console.print(f"      [dim]{escape(match[1])}[/]", highlight=False, markup=True)
 
     def report_finished(self) -> None:
         """Report each finished step once, also a failed one; of two parallel steps kfp.local may announce only one."""

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -168,8 +169,10 @@ def test_a_store_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def used(home: Path, tmp_path: Path) -> tuple[Path, str]:
+def used(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
     """A copy of a folder of runs, at a place with special characters, and a run in it with an artifact."""
+    (tmp_path / "links").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "links"))
     (tmp_path / "note.txt").write_text("hello")
     with mlflow_run.start_run("align") as run:
         run.log_artifact(tmp_path / "note.txt")

@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 from vlmflow.artifacts.hashing import file_sha256
 
 ABSENT = "absent"
-_SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", sys.prefix, sys.base_prefix)
+_SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr/lib", "/usr/share", "/lib", "/lib64",
+           *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))  # fmt: skip
 _EVENTS = ("open", "os.listdir", "os.scandir", "vlmflow.lookup", "socket.connect")
 _READ_ONLY = ~(os.O_WRONLY | os.O_RDWR)
 
@@ -36,7 +38,7 @@ class FileReads:
     """
 
     def __init__(self, exclude: Iterable[Path] = ()):
-        cache = os.environ.get("HF_HOME") or Path.home() / ".cache"
+        cache = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
         places = {str(Path(place).absolute()) for place in (*_SYSTEM, cache, *exclude)}
         self._excluded = tuple(f"{place}{os.sep}" for place in places)
         self._seen: dict[str, tuple[int, ...] | None] = {}  # path → its state when it was opened
