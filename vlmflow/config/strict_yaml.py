@@ -1,5 +1,7 @@
 """YAML in which a key may occur only once in a mapping."""
 
+import copy
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -26,4 +28,10 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or a mapping has a key twice.
     """
+    return copy.deepcopy(_parse(text))
+
+
+@lru_cache(maxsize=4)
+def _parse(text: str) -> Any:
+    """Parse a text once: a run reads its recipe for every step."""
     return yaml.load(text, _Loader)
