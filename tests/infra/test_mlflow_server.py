@@ -179,7 +179,6 @@ def test_a_late_server_is_waited_for_and_has_kept_its_data(
 
 def test_the_login_of_the_component_basic_auth(tmp_path: Path) -> None:
     """Also with `%` in the database's password, which the configuration file of the login escapes."""
-    pytest.importorskip("flask_wtf", reason="the lock does not contain Flask-WTF, which MLflow's login needs")
     import httpx
 
     postgres = Postgres(password="0123%abcd")
