@@ -191,10 +191,9 @@ class Job:
             logger.warning("%s: cannot be deleted: %s", self.name, error)
 
 
-def producer_environment(image: str) -> list[dict[str, str]]:
+def producer_environment(image: str) -> dict[str, str]:
     """Return the variables by which the cards of the artifacts that a container writes name KFP's run and `image`."""
-    values = {"VLMFLOW_KFP_RUN": os.environ.get("VLMFLOW_KFP_RUN", ""), "VLMFLOW_IMAGE": image}
-    return [{"name": name, "value": value} for name, value in values.items()]
+    return {"VLMFLOW_KFP_RUN": os.environ.get("VLMFLOW_KFP_RUN", ""), "VLMFLOW_IMAGE": image}
 
 
 @contextmanager

@@ -79,7 +79,8 @@ def manifest(name: str, workers: int) -> dict[str, Any]:
         template["metadata"]["labels"] = {**template["metadata"]["labels"], LABEL: name}
         for container in template["spec"]["containers"]:
             container["image"] = image_name("step")
-            container["env"] = [*container.get("env", []), *producer_environment(container["image"])]
+            variables = producer_environment(container["image"])
+            container["env"] = [*container.get("env", []), *({"name": n, "value": v} for n, v in variables.items())]
     return job
 
 

@@ -84,7 +84,10 @@ def manifest(name: str, training: TrainingConfig, function: str) -> dict[str, An
                 numProcPerNode=training.processes,
                 command=["python", "-m", "torch.distributed.run"],
                 args=["-m", "vlmflow.runtime.jobs.torchrun_entry", name, function],
-                env=[models.IoK8sApiCoreV1EnvVar(**variable) for variable in producer_environment(image_name("train"))],
+                env=[
+                    models.IoK8sApiCoreV1EnvVar(name=name, value=value)
+                    for name, value in producer_environment(image_name("train")).items()
+                ],
                 resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(requests=resources, limits=resources)
                 if resources
                 else None,
