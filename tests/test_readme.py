@@ -63,6 +63,8 @@ def test_every_command_exists() -> None:
             assert f"vlmflow {words[1]}" in help_text, command
             options = [word for word in words[2:] if word.startswith("--")]
             assert all(f"`{option}" in help_text for option in options), command
+        elif words[:2] == ["python", "-m"]:
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").exists(), command
         else:
             assert words[0] in {"dvc", "curl", "kubectl", "pip"}, command
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

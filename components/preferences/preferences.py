@@ -13,8 +13,8 @@ from typing import Any
 from components.preferences.config import PreferenceConfig
 from vlmflow.artifacts import dataset
 from vlmflow.artifacts.checkpoint import Checkpoint
-from vlmflow.artifacts.dataset import Dataset
-from vlmflow.config import recipes as recipes
+from vlmflow.artifacts.dataset import IMAGE_MARKER, Dataset
+from vlmflow.config import recipes
 from vlmflow.evaluation import objects
 from vlmflow.images.decoding import decode
 from vlmflow.inference.prompts import NAME_OBJECTS, question_turns
@@ -65,7 +65,8 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
         for row, answer in zip(questions, answers, strict=True):
             truth = dict(question_turns(row["messages"]))[NAME_OBJECTS]
             present, answered = objects.parse(truth, categories), objects.parse(answer, categories)
-            if any(category not in present for category in answered):
+            # A model that has learned little may write the image marker, which no text to train on may contain.
+            if any(category not in present for category in answered) and IMAGE_MARKER not in answer:
                 name = dataset.uid(row["uid"].encode(), truth, answer)
                 yield {"uid": name, "pair": row["pair"], "images": row["images"], "prompt": NAME_OBJECTS,
                        "chosen": truth, "rejected": answer, "source": "model", "split": "train"}  # fmt: skip
@@ -77,7 +78,7 @@ def collect_preferences(model: Path, conversations: Path, out: Path, recipe: str
         step="preferences",
         recipe=config.model_dump(),
         parents=parents,
-        notes={"asked": len(questions)},
+        notes={"asked": len(questions), "with_image_marker": sum(IMAGE_MARKER in answer for answer in answers)},
         revision=data.card.revision,
     )
     logger.info("%d of %d answers name an absent object", len(written), len(questions))
