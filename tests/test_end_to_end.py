@@ -143,7 +143,7 @@ def test_a_folder_of_user_images(images: Path, tmp_path: Path) -> None:
     done = vlmflow(tmp_path, "run", "recipes/mini.yaml", *[part for s in settings for part in ("--set", s)])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     results = json.loads((tmp_path / "latest" / "summary.json").read_text())["results"]
-    assert set(results["skipped"]) == {"ground", "ocr", "preferences", "align"}
+    assert set(results["skipped"]) == {"ground", "ocr", "preferences", "align", "deploy"}
     assert "no training conversation of task 'ground'" in results["skipped"]["ground"]
     assert results["rows"]["rows_in"] == 95
     assert "7.png" in (tmp_path / "latest" / "ingest" / "raw" / "quarantine.jsonl").read_text()
