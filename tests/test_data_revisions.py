@@ -168,8 +168,8 @@ def test_the_training_pipeline_fetches_every_dataset() -> None:
     for name, task in tasks.items():
         for given, artifact in task.inputs.artifacts.items():
             producer = artifact.task_output_artifact.producer_task
-            assert (producer == "fetch") == (given in ("raw", "pairs", "curated", "conversations", "ledger", "funnel")
-                                             or (name, given) == ("validate", "data"))  # fmt: skip
+            data = given in ("pairs", *NAMES) or (name, given) in (("validate", "data"), ("evaluate", "earlier"))
+            assert (producer == "fetch") == data, (name, given)
     assert tasks["fetch"].inputs.parameters["data_rev"].component_input_parameter == "data_rev"
     assert not load_placement().resources["fetch"].cache
 

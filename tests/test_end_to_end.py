@@ -62,6 +62,7 @@ def test_a_second_run_reuses_every_step_from_the_cache(finished_run: Path, summa
     assert again["results"] == summary["results"]
 
 
+@pytest.mark.soak
 def test_a_killed_run_resumes_with_the_same_results(finished_run: Path, summary: dict, tmp_path: Path) -> None:
     """The cache contains the steps up to `ocr`. The run is killed in `align`, after `preferences`, and restarted."""
     cache = tmp_path / ".step_cache"

@@ -8,7 +8,7 @@ import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 from great_expectations.expectations.metadata_types import FailureSeverity
 
-from vlmflow.training.finetuning.config import Task
+from vlmflow.artifacts.dataset import Task
 
 CRITICAL, WARNING = FailureSeverity.CRITICAL, FailureSeverity.WARNING
 SPLITS = ["train", "test"]

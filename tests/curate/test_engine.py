@@ -145,6 +145,7 @@ def test_verdicts_do_not_depend_on_workers_order_or_shards(
         assert kept(root) == kept(reference)
 
 
+@pytest.mark.soak
 def test_ray_gives_the_same_verdicts(
     tmp_path: Path, reference: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from vlmflow.errors import ModelError, ServiceError
 from vlmflow.tracking import mlflow_run, mlflow_store
 from vlmflow.tracking.registry import RegistryConfig, download, list_versions
 
+pytestmark = pytest.mark.soak
 artifacts = test_registration.artifacts  # a fixture: the outputs of the gate
 
 

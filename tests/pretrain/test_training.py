@@ -124,7 +124,7 @@ def test_images_are_augmented_only_if_the_config_sets_it(pairs: Path) -> None:
     _, plain, rows = prepare(pairs, section())
     _, augmenting, _ = prepare(pairs, section(augment=AugmentConfig(area=(0.3, 0.6))))
     assert torch.equal(plain(rows[:8])["pixel_values"], plain(rows[:8])["pixel_values"])
-    assert set(plain(rows[:8])) == {"pixel_values", "input_ids", "attention_mask"}
+    assert set(plain(rows[:8])) == {"pixel_values", "input_ids", "attention_mask", "caption_ids"}
     one, other = augmenting(rows[:8]), augmenting(rows[:8])
     assert not torch.equal(one["pixel_values"], other["pixel_values"])
     assert torch.equal(one["input_ids"], other["input_ids"])

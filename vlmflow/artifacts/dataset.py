@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from vlmflow.artifacts.producer import producer
 from vlmflow.errors import DataError
 
 VERSION = 1
+Task = Literal["caption", "objects", "vqa", "ground", "ocr", "classify", "statement"]  # of a conversation
+
 IMAGE_MARKER = "<image>"  # the position of an image in the text of a user; nothing else may contain it
 PARQUET_END = b"PAR1"  # the last bytes of a parquet file
 SHARD_ROWS = 8192

@@ -5,6 +5,7 @@ MLflow run of its pipeline, which is found by the KFP run ID.
 """
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -99,7 +100,8 @@ def _pipeline_scores(record: dict[str, Any]) -> dict[str, float]:
             scores = json.loads(file.read_text(encoding="utf-8"))
             prefix = "" if record["step"] == "gate" else f"{scores.get('stage') or record['label']}/"
             for name, score in scores["capabilities"].items():
-                found[f"{prefix}{name.replace(' ', '_')}"] = score["value"]
+                metric = f"{prefix}{name.replace(' ', '_')}"
+                found[re.sub(r"[^\w.: /-]", "", metric)] = score["value"]  # a sweep's stages are JSON
     return found
 
 

@@ -1,16 +1,15 @@
 """The sections `caption`, `ground` and `ocr` of a recipe: supervised fine-tuning."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from models.zoo import ZOO
+from vlmflow.artifacts.dataset import Task
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section, check_keys
 from vlmflow.training.augment_config import MildAugmentConfig
 from vlmflow.training.config import TrainingConfig
-
-Task = Literal["caption", "objects", "vqa", "ground", "ocr", "classify", "statement"]
 
 
 class EarlyStoppingConfig(Section):
