@@ -25,6 +25,7 @@ from vlmflow.runtime.prefork_client import PREFORK_ADDRESS, PreforkedProcess
 from vlmflow.runtime.process import limit_threads
 
 limit_threads()  # as in every step: a process forked after torch has started threads can hang
+os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"  # a run that lasts longer would have more metrics
 
 # Longest first, so that no worker starts a long file when the other one is almost done.
 LONGEST = ("tests/test_end_to_end", "tests/training", "tests/models/test_zoo", "tests/jobs", "tests/infra")
