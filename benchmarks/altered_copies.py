@@ -1,6 +1,6 @@
 """Recall and precision of the rule `altered_copy`, on parts of the two photos that scikit-learn ships.
 
-    python benchmarks/altered_copies.py
+    python -m benchmarks.altered_copies
 
 40 parts of the photos are the test split. Each alteration of each of them should be found among the training images
 (recall), and none of 400 other parts of the photos, which overlap no test image, should be (false positives).
@@ -8,6 +8,7 @@
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
 
 from vlmflow.images.altered_copies import find_altered_copies, small_images
@@ -56,6 +57,12 @@ def small(images: list[Image.Image]) -> np.ndarray:
     return small_images(np.stack([np.asarray(square.convert("YCbCr")) for square in squares]))
 
 
+def share(found: np.ndarray) -> str:
+    """Return the share of copies found, with its 95% interval (Wilson's); found: (N,) bool."""
+    low, high = binomtest(int(found.sum()), len(found)).proportion_ci(method="wilson")
+    return f"{found.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
 def main() -> None:
     """Print a table: a row for each alteration, a column for each threshold."""
     test, others = parts(np.random.default_rng(0))
@@ -64,10 +71,10 @@ def main() -> None:
     print("|---" * (1 + len(THRESHOLDS)) + "|")  # noqa: T201
     for name, alter in ALTERATIONS.items():
         altered = small([alter(image) for image in test])
-        found = [(find_altered_copies(altered, wanted, least).of >= 0).mean() for least in THRESHOLDS]
-        print(f"| {name} | " + " | ".join(f"{share:.2f}" for share in found) + " |")  # noqa: T201
-    false = [int((find_altered_copies(unrelated, wanted, least).of >= 0).sum()) for least in THRESHOLDS]
-    print(f"| false positives of {OTHERS} | " + " | ".join(map(str, false)) + " |")  # noqa: T201
+        found = [share(find_altered_copies(altered, wanted, least).of >= 0) for least in THRESHOLDS]
+        print(f"| {name} | " + " | ".join(found) + " |")  # noqa: T201
+    false = [share(find_altered_copies(unrelated, wanted, least).of >= 0) for least in THRESHOLDS]
+    print(f"| false positives of {OTHERS} | " + " | ".join(false) + " |")  # noqa: T201
 
 
 if __name__ == "__main__":

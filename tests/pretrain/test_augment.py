@@ -19,7 +19,8 @@ from vlmflow.training.augment import (
     rotate_hue,
     to_grayscale,
 )
-from vlmflow.training.pretraining.config import AugmentConfig, PretrainConfig, ViewConfig
+from vlmflow.training.augment_config import AugmentConfig, ViewConfig
+from vlmflow.training.pretraining.config import PretrainConfig
 
 
 def smooth_images(count: int = 4, side: int = 32) -> torch.Tensor:

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from vlmflow.training.augment import augment
+from vlmflow.training.augment_config import ViewConfig
 from vlmflow.training.collators import PairCollator, caption_ids
-from vlmflow.training.pretraining.config import PretrainConfig, ViewConfig
+from vlmflow.training.pretraining.config import PretrainConfig
 from vlmflow.training.pretraining.hard_negative_captions import HardNegativeCaptions
 
 

@@ -7,37 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from models.zoo import ZOO
 from vlmflow.config.nearest import nearest
 from vlmflow.config.section import Section, check_keys
-from vlmflow.training.augment_config import AugmentConfig
+from vlmflow.training.augment_config import AugmentConfig, ViewConfig
 from vlmflow.training.config import TrainingConfig
-
-
-class ViewConfig(AugmentConfig):
-    """The two views of an image that SLIP compares, with strong augmentation.
-
-    Source: Mu et al. 2021, section 4; the values are those of SimCLR's line (Chen et al. 2020, appendix A).
-    """
-
-    area: tuple[float, ...] = Field(
-        default=(0.08, 1.0), description="Range [least, most] of the crop's fraction of the image."
-    )
-    flip: float = Field(default=0.5, ge=0, le=1, description="Probability of a horizontal flip.")
-    brightness: float = Field(
-        default=0.4, ge=0, le=1, description="Largest change of the brightness factor from 1; 0 is off."
-    )
-    contrast: float = Field(
-        default=0.4, ge=0, le=1, description="Largest change of the contrast factor from 1; 0 is off."
-    )
-    saturation: float = Field(
-        default=0.4, ge=0, le=1, description="Largest change of the saturation factor from 1; 0 is off."
-    )
-    hue: float = Field(
-        default=0.1, ge=0, le=0.5, description="Largest hue rotation, where 1 is the full circle; 0 is off."
-    )
-    jitter: float = Field(
-        default=0.8, ge=0, le=1, description="Probability of changing brightness, contrast, saturation, hue."
-    )
-    grey: float = Field(default=0.2, ge=0, le=1, description="Probability of conversion to greyscale.")
-    blur: float = Field(default=0.5, ge=0, le=1, description="Probability of a Gaussian blur.")
 
 
 class PretrainConfig(Section):
